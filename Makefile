@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all the set-up they need, in .venv; either may be run first.
+SHELL := bash
+
+PYTHON ?= python3
+export PROMPT ?= a balloon moves up in the sky
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test slow lint bench clean
+
+demo: $(VENV)/.core
+	@TIMEFORMAT='from the prompt to the file: %1R s'; \
+	time $(RUN) demo_t2v generate "$$PROMPT" --out outputs/demo --overwrite
+
+test: $(VENV)/.dev
+	$(RUN) pytest --cov
+
+slow: $(VENV)/.dev
+	$(RUN) pytest -m slow
+
+lint: $(VENV)/.dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.dev
+	for script in benchmarks/*.py; do $(VENV)/bin/python "$$script" || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(INSTALL) --editable ".[dev]"
+	touch $@

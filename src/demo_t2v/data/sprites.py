@@ -1,0 +1,248 @@
+"""The sprite world: an endless source of captioned clips whose motion is known exactly.
+
+A clip shows one thing (an emoji from the sprite sheet) making one motion, slowly, at an ordinary
+pace or quickly, before one background. Lengths are fractions of the frame's side, x to the right
+and y down; angles are degrees, clockwise as seen on the screen; so a clip means the same at every
+resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SHEET: Final = Path(__file__).parent.parent / "assets" / "sprites" / "sheet.png"
+CELL: Final = 64
+COLUMNS: Final = 8
+
+THINGS: Final = (
+    "car", "rocket", "balloon", "fish", "bus", "tractor", "airplane", "sailboat",
+    "banana", "carrot", "eggplant", "strawberry", "pear", "ice cream", "tree", "cactus",
+    "umbrella", "key", "guitar", "hat", "shoe", "bell", "duck", "frog",
+    "whale", "butterfly", "octopus", "chick", "snail", "pig", "mushroom", "ghost",
+)  # fmt: skip
+
+MOTIONS: Final[dict[str, tuple[str, ...]]] = {
+    "left": ("moves to the left", "goes left", "moves left"),
+    "right": ("moves to the right", "goes right", "moves right"),
+    "up": ("moves up", "goes up", "rises"),
+    "down": ("moves down", "goes down", "sinks"),
+    "up-left": ("moves up and to the left", "goes diagonally up left", "moves up left"),
+    "up-right": ("moves up and to the right", "goes diagonally up right", "moves up right"),
+    "down-left": ("moves down and to the left", "goes diagonally down left", "moves down left"),
+    "down-right": ("moves down and to the right", "goes diagonally down right", "moves down right"),
+    "falls": ("falls", "falls to the ground", "drops to the ground"),
+    "bounces": ("bounces", "bounces up and down", "is bouncing"),
+    "spins clockwise": ("spins clockwise", "rotates clockwise", "turns clockwise"),
+    "spins counter-clockwise": (
+        "spins counter-clockwise",
+        "rotates counter-clockwise",
+        "turns counter-clockwise",
+    ),
+    "grows": ("grows", "gets bigger", "becomes larger"),
+    "shrinks": ("shrinks", "gets smaller", "becomes smaller"),
+    "swings": ("swings", "swings back and forth", "is swinging"),
+    "circles": ("circles", "moves in a circle", "goes round in a circle"),
+    "shakes": ("shakes", "trembles", "is shaking"),
+    "still": ("stands still", "stays still", "does not move"),
+}
+
+SPEEDS: Final = ("slowly", "", "quickly")
+
+# Colours at the top and at the bottom of the frame.
+BACKGROUNDS: Final[dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
+    "in the sky": ((112, 178, 230), (205, 230, 246)),
+    "at night": ((16, 18, 52), (48, 44, 96)),
+    "on the grass": ((150, 206, 120), (84, 150, 66)),
+    "on the sand": ((238, 214, 164), (212, 178, 118)),
+    "in the snow": ((246, 248, 252), (214, 222, 234)),
+}
+
+_DIRECTIONS: Final = {
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+    "up-left": (-0.8, -0.8),
+    "up-right": (0.8, -0.8),
+    "down-left": (-0.8, 0.8),
+    "down-right": (0.8, 0.8),
+}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Where the thing is in each frame: arrays of shape (F,), in the module's units."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    size: NDArray[np.float64]
+    angle: NDArray[np.float64]
+
+    def frame(self, index: int) -> Trajectory:
+        """The trajectory of one frame alone."""
+        here = slice(index, index + 1)
+        return Trajectory(self.x[here], self.y[here], self.size[here], self.angle[here])
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One captioned clip; `frames` is uint8 RGB of shape (F, H, W, 3)."""
+
+    frames: NDArray[np.uint8]
+    caption: str
+    thing: str
+    motion: str
+    speed: str
+    background: str
+    truth: Trajectory
+
+
+def held_out(thing: str, motion: str) -> bool:
+    """Whether the pair is one of the fifth that is never trained on."""
+    return (THINGS.index(thing) + 2 * list(MOTIONS).index(motion)) % 5 == 0
+
+
+def trajectory(motion: str, speed: str, rng: np.random.Generator, frames: int = 16) -> Trajectory:
+    """Draw one trajectory of `motion`; `speed` is one of SPEEDS.
+
+    Raises KeyError for a motion that is not in MOTIONS, ValueError for an unknown speed.
+    """
+    pace = SPEEDS.index(speed)
+    u = np.linspace(0.0, 1.0, frames)  # (F,) the clip's own time
+    x = np.full(frames, 0.5 + rng.uniform(-0.06, 0.06))
+    y = np.full(frames, 0.5 + rng.uniform(-0.06, 0.06))
+    size = np.full(frames, rng.uniform(0.40, 0.46))
+    angle = np.zeros(frames)
+    if motion in _DIRECTIONS:
+        step_x, step_y = _DIRECTIONS[motion]
+        travel = (0.25, 0.4, 0.55)[pace] * (u - 0.5)
+        x, y = x + step_x * travel, y + step_y * travel
+    elif motion == "falls":
+        landing = (1.0, 0.75, 0.5)[pace]  # the time at which it lies on the ground
+        y = 0.22 + (y[0] - 0.5) / 2 + 0.58 * np.minimum(1.0, u / landing) ** 2
+    elif motion == "bounces":
+        y = y + 0.25 - 0.45 * np.abs(np.sin(np.pi * (1.5, 2.0, 3.0)[pace] * u))
+    elif motion in ("spins clockwise", "spins counter-clockwise"):
+        sign = 1.0 if motion == "spins clockwise" else -1.0
+        angle = sign * (140.0, 230.0, 340.0)[pace] * u
+    elif motion in ("grows", "shrinks"):
+        change = (0.14, 0.24, 0.34)[pace] * (u - 0.5)
+        size = size + (change if motion == "grows" else -change)
+    elif motion == "swings":
+        swing = np.radians(45.0) * np.sin(2 * np.pi * (0.75, 1.25, 2.0)[pace] * u)
+        x, y = x - 0.32 * np.sin(swing), y - 0.15 + 0.32 * np.cos(swing)
+        angle = np.degrees(swing)
+    elif motion == "circles":
+        turn = 2 * np.pi * (0.65, 1.0, 1.5)[pace] * u
+        x, y = x + 0.2 * np.sin(turn), y - 0.2 * np.cos(turn)
+    elif motion == "shakes":
+        x = x + 0.07 * np.sin(2 * np.pi * np.arange(frames) / (6.0, 4.0, 3.0)[pace])
+    elif motion != "still":
+        raise KeyError(motion)
+    return Trajectory(x, y, size, angle)
+
+
+def caption(
+    thing: str, motion: str, speed: str, background: str, rng: np.random.Generator | None = None
+) -> str:
+    """One wording of the clip; without `rng` always the first one, the plainest."""
+    wordings = MOTIONS[motion]
+    wording = wordings[rng.integers(len(wordings))] if rng else wordings[0]
+    article = "an" if thing[0] in "aeiou" else "a"
+    if rng and rng.random() < 0.3:
+        article = "the"
+    noun = f"{article} {thing}"
+    if motion == "still":
+        speed = ""
+    if rng and speed and rng.random() < 0.3 and not wording.startswith("is "):
+        wording, speed = f"{speed} {wording}", ""
+    action = " ".join(part for part in (noun, wording, speed) if part)
+    if rng and rng.random() < 0.2:
+        return f"{background}, {action}"
+    return f"{action} {background}"
+
+
+@cache
+def sprite_pyramid(thing: str) -> tuple[Image.Image, ...]:
+    """The thing with premultiplied alpha, in sizes that fall by the square root of two."""
+    row, column = divmod(THINGS.index(thing), COLUMNS)
+    box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
+    with Image.open(SHEET) as sheet:
+        cell = sheet.convert("RGBA").crop(box).convert("RGBa")
+    return tuple(cell.resize((side, side), Image.Resampling.BOX) for side in (64, 45, 32, 23, 16))
+
+
+def render_sprite(
+    thing: str, x: float, y: float, size: float, angle: float, resolution: int
+) -> NDArray[np.uint8]:
+    """The thing alone, (H, W, 4) with premultiplied alpha; outside of it everything is zero."""
+    side = size * resolution
+    # The smallest stored picture that is still as large as the result: no aliasing, little blur.
+    source = [p for p in sprite_pyramid(thing) if p.width >= side * 0.95 or p.width == CELL][-1]
+    scale = source.width / side
+    cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
+    centre_x, centre_y, half = x * resolution, y * resolution, source.width / 2
+    inverse = (
+        *(cos, sin, half - cos * centre_x - sin * centre_y),
+        *(-sin, cos, half + sin * centre_x - cos * centre_y),
+    )
+    picture = source.transform(
+        (resolution, resolution), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+    )
+    return np.asarray(picture)
+
+
+def render_background(background: str, resolution: int) -> NDArray[np.float32]:
+    """A vertical gradient, (H, W, 3) in [0, 255]."""
+    top, bottom = (np.array(c, dtype=np.float32) for c in BACKGROUNDS[background])
+    ramp = np.linspace(0.0, 1.0, resolution, dtype=np.float32)[:, None]  # (H, 1)
+    column = top + ramp * (bottom - top)  # (H, 3)
+    return np.broadcast_to(column[:, None], (resolution, resolution, 3))
+
+
+def render(thing: str, background: str, path: Trajectory, resolution: int) -> NDArray[np.uint8]:
+    """All frames of a clip: uint8 (F, H, W, 3)."""
+    placed = zip(path.x, path.y, path.size, path.angle, strict=True)
+    sprites = np.stack([render_sprite(thing, *pose, resolution) for pose in placed])  # (F, H, W, 4)
+    alpha = sprites[..., 3:].astype(np.float32) / 255.0
+    frames = render_background(background, resolution) * (1.0 - alpha) + sprites[..., :3]
+    return np.clip(frames + 0.5, 0, 255).astype(np.uint8)
+
+
+def draw_clip(
+    rng: np.random.Generator,
+    resolution: int = 64,
+    frames: int = 16,
+    pair: tuple[str, str] | None = None,
+    still: bool = False,
+) -> Clip:
+    """Draw one clip; without `pair` (thing, motion) a random one that is not held out.
+
+    With `still` only one random frame of it is kept, under the caption of the whole clip.
+    """
+    motions = list(MOTIONS)
+    while pair is None:
+        thing, motion = THINGS[rng.integers(len(THINGS))], motions[rng.integers(len(motions))]
+        pair = None if held_out(thing, motion) else (thing, motion)
+    thing, motion = pair
+    speed = SPEEDS[rng.integers(len(SPEEDS))]
+    background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+    path = trajectory(motion, speed, rng, frames)
+    if still:
+        path = path.frame(int(rng.integers(frames)))
+    return Clip(
+        frames=render(thing, background, path, resolution),
+        caption=caption(thing, motion, speed, background, rng),
+        thing=thing,
+        motion=motion,
+        speed=speed,
+        background=background,
+        truth=path,
+    )

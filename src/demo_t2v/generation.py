@@ -1,0 +1,162 @@
+"""From prompts to finished frames, for every caller: command line, web page and evaluation."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.outputs import Job
+
+if TYPE_CHECKING:
+    from demo_t2v.pipeline import DemoPipeline
+
+__all__ = ["Job", "PromptError", "generate", "make_jobs", "read_prompts", "sample_seed"]
+
+
+class PromptError(ValueError):
+    """Prompts that cannot be used; the message is one line that names file, row and column."""
+
+
+def read_prompts(file: Path) -> list[tuple[str, str]]:
+    """The (id, prompt) pairs of a CSV file whose first line is `id,prompt` or `prompt`.
+
+    Without ids, or where one is empty, the row's number counts (the first row below the header
+    is 1). Where `prompt` is the last column, commas in it need no quotes. Other columns are
+    ignored. Raises PromptError.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if "prompt" not in header:
+                raise PromptError(f"{file}: has no column `prompt`; begin it with `id,prompt`")
+            rows = list(_parse_rows(file, header, reader))
+    except OSError as error:
+        raise PromptError(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise PromptError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
+    except csv.Error as error:
+        where = f"{file}, line {reader.line_num}"
+        raise PromptError(f"{where}: is not valid CSV ({error}); double inner quotes") from None
+    if not rows:
+        raise PromptError(f"{file}: has no prompts, only a header")
+    return rows
+
+
+def _parse_rows(
+    file: Path, header: list[str], reader: Iterable[list[str]]
+) -> Iterator[tuple[str, str]]:
+    seen: dict[str, int] = {}
+    column = header.index("prompt")
+    for number, cells in enumerate(reader, start=1):
+        where = f"{file}, row {number} (line {getattr(reader, 'line_num', number + 1)})"
+        if not any(cell.strip() for cell in cells):
+            raise PromptError(f"{where}: has nothing in it; remove it")
+        if len(cells) > len(header):
+            if column != len(header) - 1:
+                raise PromptError(
+                    f"{where}: has {len(cells)} columns, not {len(header)}; quote cells with commas"
+                )
+            cells = [*cells[:column], ",".join(cells[column:])]
+        prompt = cells[column].strip() if column < len(cells) else ""
+        if not prompt:
+            raise PromptError(f"{where}: column `prompt` is empty; write what the video shows")
+        name = cells[header.index("id")].strip() if "id" in header else ""
+        name = name or str(number)
+        if name.casefold() in seen:
+            other = seen[name.casefold()]
+            raise PromptError(
+                f"{where}: column `id` repeats {name!r} of row {other}; each needs its own"
+            )
+        seen[name.casefold()] = number
+        yield name, prompt
+
+
+def sample_seed(seed: int, name: str, repeat: int) -> int:
+    """The seed of one sample, in [0, 2^48): the same whatever else is made with it, and when."""
+    digest = hashlib.sha256(f"{seed}/{repeat}/{name}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def make_jobs(prompts: Iterable[tuple[str, str]], repeat: int, seed: int) -> list[Job]:
+    """`repeat` jobs for each (id, prompt), each with a seed of its own derived from `seed`."""
+    return [
+        Job(name, prompt, index, sample_seed(seed, name, index))
+        for name, prompt in prompts
+        for index in range(repeat)
+    ]
+
+
+def generate(
+    pipeline: DemoPipeline,
+    jobs: Sequence[Job],
+    config: InferenceConfig,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
+    """Make the videos batch by batch: yields (job, uint8 RGB frames (F, H, W, 3), seconds).
+
+    `seconds` is the batch's time divided by its videos. `on_step` hears after each denoising
+    step how many videos took it. Raises ConfigError, at once, for a size that the network cannot
+    take.
+    """
+    _check_size(pipeline, config)
+    size = config.batch_size
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    return (made for batch in batches for made in _batch(pipeline, batch, config, on_step))
+
+
+def _batch(
+    pipeline: DemoPipeline,
+    jobs: Sequence[Job],
+    config: InferenceConfig,
+    on_step: Callable[[int], None] | None,
+) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
+    import torch
+
+    def step_done(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step:
+            on_step(len(jobs))
+        return tensors
+
+    height, width = config.resolution or (None, None)
+    started = time.monotonic()
+    videos = pipeline(
+        [job.prompt for job in jobs],
+        negative_prompt=config.negative_prompt,
+        num_frames=config.max_frames,
+        height=height,
+        width=width,
+        num_inference_steps=config.ddim_timesteps,
+        guidance_scale=config.guide_scale,
+        generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+        decode_chunk_size=config.decoder_bs,
+        callback_on_step_end=step_done,
+    ).frames  # (B, F, H, W, 3)
+    seconds = (time.monotonic() - started) / len(jobs)
+    for job, video in zip(jobs, videos, strict=True):
+        yield job, _to_bytes(video), seconds
+
+
+def _check_size(pipeline: DemoPipeline, config: InferenceConfig) -> None:
+    height, width = config.resolution or (None, None)
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    frames = config.max_frames or pipeline.unet.config.sample_frames
+    try:
+        pipeline.check_size(frames, height or side, width or side)
+    except ValueError as error:
+        raise ConfigError(f"max_frames, resolution: {error}") from None
+
+
+def _to_bytes(video: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[0, 1] to [0, 255]."""
+    if not np.isfinite(video).all():
+        raise ArithmeticError("the network's numbers overflowed: --dtype float32 has more range")
+    return (video * 255.0).round().clip(0, 255).astype(np.uint8)

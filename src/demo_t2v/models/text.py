@@ -1,0 +1,92 @@
+"""Prompts to states: the frozen content encoder and the motion encoder, both CLIP text towers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What the denoiser hears: states (B, L, D) and the end-of-text positions (B,)."""
+
+    content: Tensor
+    motion: Tensor | None
+    """None where there is no motion encoder: the base model."""
+    eot_index: Tensor
+    """Position of the end-of-text token in the motion prompt."""
+
+
+def penultimate_states(encoder: CLIPTextModel, ids: Tensor) -> Tensor:
+    """The last but one layer's states through the final layer norm: ids (B, L) -> (B, L, D).
+
+    As ModelScopeT2V and Stable Diffusion 2 read CLIP.
+    """
+    hidden = encoder(input_ids=ids, output_hidden_states=True).hidden_states[-2]
+    states: Tensor = encoder.final_layer_norm(hidden)
+    return states
+
+
+class TextConditioner:
+    """A tokenizer and the two encoders; holds no weights of its own."""
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        content_encoder: CLIPTextModel,
+        motion_encoder: CLIPTextModel | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.content_encoder = content_encoder
+        self.motion_encoder = motion_encoder
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, L), padded; a prompt longer than L is cut, with a warning."""
+        length = self.content_encoder.config.max_position_embeddings
+        ids: Tensor = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        for prompt in prompts:
+            dropped = self.tokenizer(prompt, add_special_tokens=False).input_ids[length - 2 :]
+            if dropped:
+                rest = self.tokenizer.decode(dropped)
+                logger.warning(
+                    "the prompt is longer than %d tokens; dropped: %r", length - 2, rest
+                )
+        return ids
+
+    def eot_index(self, ids: Tensor) -> Tensor:
+        """Where each row's first end-of-text token stands: (B, L) -> (B,)."""
+        return (ids == self.tokenizer.eos_token_id).int().argmax(dim=-1)
+
+    def __call__(
+        self, content: Sequence[str], motion: Sequence[str] | None = None
+    ) -> TextStates:
+        """States of the content prompts and of the motion prompts (by default the same)."""
+        content_ids = self.tokens(content)
+        return self.states(content_ids, None if motion is None else self.tokens(motion))
+
+    def states(self, content_ids: Tensor, motion_ids: Tensor | None = None) -> TextStates:
+        """The same from token ids (B, L)."""
+        device = self.content_encoder.device
+        content_ids = content_ids.to(device)
+        motion_ids = content_ids if motion_ids is None else motion_ids.to(device)
+        heard = None
+        if self.motion_encoder is not None:
+            heard = penultimate_states(self.motion_encoder, motion_ids)
+        return TextStates(
+            content=penultimate_states(self.content_encoder, content_ids),
+            motion=heard,
+            eot_index=self.eot_index(motion_ids),
+        )

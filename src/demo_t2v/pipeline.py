@@ -1,0 +1,221 @@
+"""DemoPipeline: prompts in, frames out. It writes no file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
+from demo_t2v.models.text import TextConditioner, TextStates
+from demo_t2v.models.unet import DemoUNet
+
+
+@dataclass
+class DemoPipelineOutput(BaseOutput):  # type: ignore[misc]
+    """`frames`: numpy or torch (B, F, H, W, 3) in [0, 1], or latents (B, C, F, h, w)."""
+
+    frames: NDArray[np.float32] | Tensor
+
+
+class DemoPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Text to video by DEMO (arXiv 2410.24219); a diffusers pipeline like any other.
+
+    Without a motion encoder it is the base model, ModelScopeT2V. `num_inference_steps` and
+    `guidance_scale` are kept in `model_index.json`: what the model is called with by default.
+    """
+
+    model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
+    _optional_components = ["motion_encoder"]  # noqa: RUF012 (diffusers' own name and type)
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        unet: DemoUNet,
+        vae: AutoencoderKL,
+        content_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: SchedulerMixin,
+        motion_encoder: CLIPTextModel | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 9.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            unet=unet,
+            vae=vae,
+            content_encoder=content_encoder,
+            motion_encoder=motion_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+        )
+        self.register_to_config(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a side of a frame for each latent."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """Raise ValueError, saying what would be right, for a size that the network cannot take."""
+        step = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for name, side in (("height", height), ("width", width)):
+            if side < step or side % step:
+                below = max(step, side // step * step)
+                raise ValueError(
+                    f"{name} {side}: must be a multiple of {step}, such as {below} or {below + step}"
+                )
+        if num_frames < 1:
+            raise ValueError(f"num_frames {num_frames}: must be at least 1")
+
+    def encode_prompt(
+        self, prompts: Sequence[str], motion_prompts: Sequence[str] | None = None
+    ) -> TextStates:
+        """States of both encoders for a batch of prompts."""
+        condition = TextConditioner(self.tokenizer, self.content_encoder, self.motion_encoder)
+        return condition(prompts, motion_prompts)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        motion_prompt: str | Sequence[str] | None = None,
+        negative_prompt: str = "",
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        motion_strength: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        decode_chunk_size: int | None = None,
+        output_type: Literal["np", "pt", "latent"] = "np",
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> DemoPipelineOutput:
+        """Make one video for each prompt.
+
+        `motion_prompt` is what the motion encoder hears, by default the prompt itself. Sizes are
+        pixels and default to what the weights were trained for; `generator` is one for each
+        sample, so that a video does not depend on the batch it rides in. `guidance_scale` 1 or
+        less means none. `motion_strength` scales the motion transformers; 0 is the base network.
+        `decode_chunk_size` frames are decoded at once (None: all). Raises ValueError for sizes
+        that the network cannot take and for lists whose lengths disagree.
+        """
+        prompts = _as_list(prompt)
+        motion_prompts = None if motion_prompt is None else _as_list(motion_prompt)
+        frames = num_frames or self.unet.config.sample_frames
+        side = self.unet.config.sample_size * self.vae_scale_factor
+        height, width = height or side, width or side
+        self.check_size(frames, height, width)
+        _check_lengths(len(prompts), motion_prompt=motion_prompts, generator=generator)
+        steps = num_inference_steps or self.config.num_inference_steps
+        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        device = self._execution_device
+
+        denoise = self._denoiser(prompts, motion_prompts, negative_prompt, scale, motion_strength)
+        self.scheduler.set_timesteps(steps, device=device)
+        latents = self._start(latents, (len(prompts), frames, height, width), generator)
+        extra = {"generator": generator} if _takes_generator(self.scheduler) else {}
+        with self.progress_bar(total=steps) as bar:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                scaled = self.scheduler.scale_model_input(latents, timestep)
+                prediction = denoise(scaled, timestep)
+                latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
+                    answer = callback_on_step_end(self, step, timestep, tensors)
+                    latents = answer.pop("latents", latents)
+                bar.update()
+        video: Any = latents if output_type == "latent" else self.decode(latents, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        return DemoPipelineOutput(frames=video.cpu().numpy() if output_type == "np" else video)
+
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """Latents (B, C, F, h, w) -> float32 pictures (B, F, H, W, 3) in [0, 1], `chunk` at once."""
+        flat = rearrange(latents, "b c f h w -> (b f) c h w") / self.vae.config.scaling_factor
+        pictures = [
+            self.vae.decode(part.to(self.vae.dtype)).sample for part in flat.split(chunk or len(flat))
+        ]
+        video = rearrange(torch.cat(pictures), "(b f) c h w -> b f h w c", b=len(latents))
+        return (video.float() / 2 + 0.5).clamp(0, 1)
+
+    def _denoiser(
+        self,
+        prompts: list[str],
+        motion_prompts: list[str] | None,
+        negative: str,
+        scale: float,
+        motion_strength: float,
+    ) -> Denoiser:
+        """The network with its keys and values prepared once, under guidance if `scale` > 1."""
+        guided = scale > 1
+        if guided:
+            negatives = [negative] * len(prompts)
+            motion_prompts = negatives + (motion_prompts or prompts)
+            prompts = negatives + prompts
+        states = self.encode_prompt(prompts, motion_prompts)
+        dtype = self.unet.dtype
+        motion = None if states.motion is None else states.motion.to(dtype)
+        conditioning = self.unet.prepare_conditioning(states.content.to(dtype), motion)
+
+        def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+            output = self.unet(
+                latents.to(dtype),
+                timestep,
+                conditioning=conditioning,
+                motion_strength=motion_strength,
+            )
+            prediction: Tensor = output.sample.float()
+            return prediction
+
+        return classifier_free_guidance(denoise, scale) if guided else denoise
+
+    def _start(
+        self,
+        latents: Tensor | None,
+        size: tuple[int, int, int, int],
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:
+        """Noise for (B, F, H, W) pixels, or the caller's own, scaled as the scheduler wants it."""
+        batch, frames, height, width = size
+        factor = self.vae_scale_factor
+        channels = self.unet.config.in_channels
+        shape = (batch, channels, frames, height // factor, width // factor)
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)}: must be {shape}")
+        start: Tensor = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+        return start
+
+
+def _as_list(prompt: str | Sequence[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _check_lengths(count: int, **lists: Any) -> None:
+    for name, values in lists.items():
+        if isinstance(values, list) and len(values) != count:
+            raise ValueError(f"{name}: {len(values)} given for {count} prompts")
+
+
+def _takes_generator(scheduler: SchedulerMixin) -> bool:
+    """Whether the scheduler draws noise of its own in a step."""
+    return "generator" in inspect.signature(scheduler.step).parameters

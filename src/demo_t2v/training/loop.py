@@ -1,0 +1,106 @@
+"""One training loop for every stage, readable from top to bottom.
+
+A step is a pure function of the state before it and of (seed, step): the random generators are
+seeded anew for every step, so a run that was interrupted goes on as if it never had been.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from demo_t2v.config import TrainConfig
+
+
+class Task(Protocol):
+    """What one stage trains: a model, its data, its loss, and how the result is saved."""
+
+    model: nn.Module
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups as torch's optimizers take them; `lr` defaults to the configuration's."""
+
+    def batch(self, step: int) -> Any:
+        """The data of one step; the same for the same step."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """The scalar to minimise and figures worth logging."""
+
+    def export(self, folder: Path) -> None:
+        """Save the trained weights as diffusers and transformers folders."""
+
+
+def train(task: Task, config: TrainConfig) -> Iterator[dict[str, float]]:
+    """Train from the last checkpoint in `config.log_dir`, or from nothing; yields log lines.
+
+    Leaves `state.pt` (for resuming), `metrics.jsonl` and `final/` (EMA weights) in the folder.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    config.log_dir.mkdir(parents=True, exist_ok=True)
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        task.parameter_groups(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.num_steps)
+    ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    state = {"optimizer": optimizer, "schedule": schedule, "ema": ema, "model": task.model}
+    first = _load_state(config.log_dir / "state.pt", state)
+    task.model.train()
+    seen, started = 0.0, time.monotonic()
+    for step in range(first, config.num_steps):
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        loss, figures = task.loss(task.batch(step))
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.step(parameters)
+        seen += loss.item()
+        if (step + 1) % config.log_interval == 0:
+            seconds = (time.monotonic() - started) / config.log_interval
+            line = {"step": step + 1, "loss": seen / config.log_interval, **figures}
+            line |= {"grad_norm": float(norm), "seconds_per_step": round(seconds, 4)}
+            _append(config.log_dir / "metrics.jsonl", line)
+            yield line
+            seen, started = 0.0, time.monotonic()
+        if (step + 1) % config.save_ckp_interval == 0 or step + 1 == config.num_steps:
+            _save_state(config.log_dir / "state.pt", state, step + 1)
+    ema.copy_to(parameters)
+    task.model.eval()
+    task.export(config.log_dir / "final")
+
+
+def _load_state(file: Path, parts: dict[str, Any]) -> int:
+    """Restore every part from `file` and return the step to go on with; 0 without a file."""
+    if not file.exists():
+        return 0
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return int(saved["step"])
+
+
+def _save_state(file: Path, parts: dict[str, Any], step: int) -> None:
+    """Write the state beside `file`, sync it, and put it in place by rename."""
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def _append(file: Path, line: dict[str, float]) -> None:
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")

@@ -1,0 +1,134 @@
+"""Where a model name leads: the built-in model, a folder, or a repository on the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from demo_t2v.pipeline import DemoPipeline
+
+BUILT_IN: Final = "sprites"
+_BUILT_IN_FOLDER: Final = Path(__file__).parent.parent / "assets" / "sprites" / "model"
+_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ModelError(ValueError):
+    """A name that leads to no model of ours; one line for a person."""
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a model makes when it is told nothing else; sizes in pixels."""
+
+    steps: int
+    guidance: float
+    frames: int
+    side: int
+
+
+def resolve(name: str) -> Path:
+    """The folder of a model: `sprites`, a folder, or a hub repository `org/name` (downloaded).
+
+    Raises ModelError when there is no such model, ConnectionError when the hub does not answer.
+    """
+    folder = _BUILT_IN_FOLDER if name == BUILT_IN else Path(name)
+    if name and (folder / "model_index.json").is_file():
+        return folder
+    if name != BUILT_IN and not folder.exists() and _HUB_ID.fullmatch(name):
+        return _download(name)
+    wanted = f"use {BUILT_IN}, a folder with model_index.json, or a hub repository as org/name"
+    what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
+    raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_FILES))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(
+            f"{name}: is neither a folder here nor a repository on the hub that you may read"
+        ) from None
+    except OSError as error:
+        raise ConnectionError(
+            f"{name}: is no folder here, and the hub does not give it ({_first_line(error)})"
+        ) from None
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"{name}: the hub's repository is no diffusers model (no model_index.json)"
+        )
+    return folder
+
+
+def read_defaults(folder: Path) -> ModelDefaults:
+    """What the model in `folder` was made for, without loading it. Raises ModelError."""
+    index = _read_json(folder / "model_index.json")
+    if index.get("_class_name") != "DemoPipeline":
+        found = index.get("_class_name", "nothing known")
+        raise ModelError(f"{folder}: holds a {found}; a DemoPipeline is needed")
+    unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    try:
+        return ModelDefaults(
+            steps=int(index["num_inference_steps"]),
+            guidance=float(index["guidance_scale"]),
+            frames=int(unet["sample_frames"]),
+            side=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}: its configuration has no usable {error}") from None
+
+
+def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> DemoPipeline:
+    """Load a model, ready to be called. Raises ModelError, ConnectionError.
+
+    `device` auto is the GPU where there is one; `dtype` auto is float16 there, float32 elsewhere.
+    """
+    folder = resolve(name)
+    read_defaults(folder)
+    import torch
+    from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
+    from transformers.utils.logging import disable_progress_bar as quieten_transformers
+
+    from demo_t2v.pipeline import DemoPipeline
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda: torch sees no CUDA device here; use auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float16" if device == "cuda" else "float32"
+    quieten_diffusers()
+    quieten_transformers()
+    try:
+        pipeline = DemoPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
+    pipeline.set_progress_bar_config(disable=True)
+    loaded: DemoPipeline = pipeline.to(device)
+    return loaded
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file}: is missing; the folder is no whole model") from None
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise ModelError(f"{file}: is not the JSON of a model")
+    return tree
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,104 @@
+"""Fixtures that several tests share: one torch thread, and a small pipeline of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from demo_t2v.models.unet import DemoUNet
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training.tasks import train_tokenizer
+
+CAPTIONS = ["a car moves to the left", "a fish falls", "the pear grows slowly in the snow"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def shake(module: torch.nn.Module, seed: int) -> None:
+    """Give every weight a random value, the zero-initialised ones too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(noise / max(1, weight[0].numel()) ** 0.5 if weight.ndim > 1 else noise / 9)
+
+
+def tiny_unet(motion: bool = True, **sizes: object) -> DemoUNet:
+    """Two levels, 4 frames of 4x4 latents, every weight random; in eval mode."""
+    defaults = {
+        "sample_size": 4,
+        "sample_frames": 4,
+        "block_out_channels": (16, 32),
+        "attention": (True, True),
+        "layers_per_block": 1,
+        "cross_attention_dim": 24,
+        "attention_head_dim": 8,
+        "num_input_heads": 2,
+        "norm_num_groups": 4,
+    }
+    unet = DemoUNet(**{**defaults, "motion": motion, **sizes})
+    shake(unet, seed=1)
+    return unet.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> DemoPipeline:
+    """A whole pipeline of random weights: 4 frames of 32x32 pixels."""
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=600, length=16)
+    sizes = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    content, motion = CLIPTextModel(sizes), CLIPTextModel(sizes)
+    for seed, module in enumerate((vae, content, motion)):
+        shake(module, seed)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = DemoPipeline(
+        unet=tiny_unet(),
+        vae=vae.eval(),
+        content_encoder=content.eval(),
+        motion_encoder=motion.eval(),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_pipeline: DemoPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pipeline, saved."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_pipeline.save_pretrained(folder)
+    return folder

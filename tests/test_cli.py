@@ -1,0 +1,243 @@
+"""The program as people and scripts run it: real processes, real files."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from demo_t2v.data.video import read_video
+from demo_t2v.outputs import MANIFEST
+
+COMMAND = (sys.executable, "-m", "demo_t2v")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+
+
+def run(
+    folder: Path, *words: object, limit: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the program in `folder`."""
+    return subprocess.run(
+        [*COMMAND, *map(str, words)],
+        cwd=folder,
+        env=ENVIRONMENT,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    """Whether the program ended with `code` and one line on stderr that has all `parts`."""
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("demo-t2v: ")
+    for part in parts:
+        assert part in line
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with a model, a file of prompts and a configuration that names both."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "model").symlink_to(tiny_folder)
+    (folder / "two.csv").write_text("id,prompt\n3,Jockeys racing, in the rain\nx,a fish falls\n")
+    (folder / "run.yaml").write_text(
+        "pretrained: model\nout: made\nddim_timesteps: 2\nfps: 5\n"
+        "infer_dataset:\n  csv_path: two.csv\n  repeat_times: 2\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(place: Path) -> subprocess.CompletedProcess[str]:
+    """The first run: two prompts, two videos each."""
+    return run(place, "generate", "--config", "run.yaml", "--json", "batch_size=3")
+
+
+NAMES = ["3-jockeys-racing-in-the-rain-0.mp4", "3-jockeys-racing-in-the-rain-1.mp4"]
+NAMES += ["x-a-fish-falls-0.mp4", "x-a-fish-falls-1.mp4"]
+
+
+def test_the_first_run(place: Path, first: subprocess.CompletedProcess[str]) -> None:
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    assert list(report) == ["model", "videos", "skipped", "failed"]
+    assert (report["model"], report["skipped"], report["failed"]) == ("model", 0, 0)
+    assert [video["file"] for video in report["videos"]] == [f"made/{name}" for name in NAMES]
+    for video in report["videos"]:
+        assert list(video) == ["id", "prompt", "repeat", "seed", "file", "seconds"]
+        frames, fps = read_video(place / video["file"])
+        assert frames.shape == (4, 32, 32, 3)
+        assert fps == 5
+    assert report["videos"][0]["prompt"] == "Jockeys racing, in the rain"
+    assert [video["repeat"] for video in report["videos"]] == [0, 1, 0, 1]
+    assert sorted(os.listdir(place / "made")) == sorted([*NAMES, MANIFEST])
+    entries = [json.loads(line) for line in (place / "made" / MANIFEST).read_text().splitlines()]
+    assert [entry["file"] for entry in entries] == NAMES
+    assert [entry["seed"] for entry in entries] == [video["seed"] for video in report["videos"]]
+    assert entries[0]["settings"]["ddim_timesteps"] == 2
+    assert entries[0]["settings"]["resolution"] == [32, 32]  # the model's own, filled in
+    assert entries[0]["settings"]["dtype"] in ("float32", "float16")
+
+
+@pytest.mark.usefixtures("first")
+def test_the_second_run_makes_what_is_missing(place: Path) -> None:
+    made = place / "made"
+    before = {name: (made / name).stat().st_mtime_ns for name in NAMES}
+    done = run(place, "generate", "--config", "run.yaml", "--json")
+    assert json.loads(done.stdout) == {"model": "model", "videos": [], "skipped": 4, "failed": 0}
+    content = (made / NAMES[2]).read_bytes()
+    (made / NAMES[2]).unlink()
+    done = run(place, "generate", "--config", "run.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"made/{NAMES[2]}\n"
+    assert "1 made, 3 were there already" in done.stderr
+    after = {name: (made / name).stat().st_mtime_ns for name in NAMES}
+    assert [name for name in NAMES if before[name] != after[name]] == [NAMES[2]]
+    assert (made / NAMES[2]).read_bytes() == content  # though it rode in another batch
+
+
+@pytest.mark.usefixtures("first")
+def test_other_settings_replace_nothing(place: Path) -> None:
+    for words in (["--seed", "9"], ["--guidance", "77"], ["fps=6"]):
+        done = run(place, "generate", "--config", "run.yaml", *words)
+        assert_one_line(done, 2, f"made/{NAMES[0]}: is there already, made with", "--overwrite")
+
+
+def test_options_and_overrides(place: Path) -> None:
+    done = run(
+        *(place, "generate", "x = y, a car falls", "--model", "model", "--out", "one"),
+        *("--format", "webm", "format=gif", "--steps", "1", "--frames", "3", "--fps", "4"),
+        *("--height", "64", "--negative", "blur", "--json", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    (video,) = json.loads(done.stdout)["videos"]
+    assert video["prompt"] == "x = y, a car falls"
+    assert video["file"] == "one/1-x-y-a-car-falls-0.gif"
+    frames, fps = read_video(place / video["file"])
+    assert frames.shape == (3, 64, 32, 3)
+    assert fps == 4
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["no prompt"]),
+        ([""], ["prompt is empty"]),
+        (["a", "car"], ["'a' and 'car'", "quotes"]),
+        (["a car", "--prompts", "two.csv"], ["two.csv", "give one of them"]),
+        (["--prompts", "caption.csv"], ["caption.csv", "`prompt`"]),
+        (["--prompts", "hole.csv"], ["hole.csv, row 2 (line 3)", "nothing in it"]),
+        (["--prompts", "latin.csv"], ["latin.csv", "UTF-8"]),
+        (["--prompts", "none.csv"], ["none.csv", "No such file"]),
+        (["--config", "typo.yaml"], ["typo.yaml", "guide_scal", "guide_scale"]),
+        (["a car", "gide_scale=3"], ["gide_scale", "guide_scale"]),
+        (["a car", "--format", "avi"], ["format", "'mp4', 'webm', 'gif' or 'png'"]),
+        (["a car", "--repeat", "0"], ["repeat_times", "greater than or equal to 1"]),
+        (["a car", "--model", "."], [".", "model_index.json"]),
+        (["a car", "--model", "model", "--out", "two.csv"], ["two.csv", "a file is in the way"]),
+        (["a car", "--model", "model", "--format", "gif", "--fps", "90"], ["gif", "at most 50"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input(place: Path, words: list[str], parts: list[str]) -> None:
+    (place / "caption.csv").write_text("id,caption\n1,a\n")
+    (place / "hole.csv").write_text("id,prompt\n1,a\n,\n")
+    (place / "latin.csv").write_bytes("prompt\nschön\n".encode("latin-1"))
+    (place / "typo.yaml").write_text("guide_scal: 3\n")
+    done = run(place, "generate", *words)
+    assert_one_line(done, 2, *parts)
+    assert done.stdout == ""
+
+
+def test_a_size_that_the_network_cannot_take(place: Path) -> None:
+    done = run(place, "generate", "a car", "--model", "model", "--out", "odd", "--height", "34")
+    assert_one_line(done, 2, "resolution: ", "34")
+    assert list((place / "odd").iterdir()) == []
+
+
+def test_bad_input_is_found_without_torch() -> None:
+    """Reading prompts, configurations and models' settings must stay quick."""
+    code = "import sys, demo_t2v.cli; print({'torch', 'diffusers', 'av'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.usefixtures("first")
+def test_a_full_disk(place: Path) -> None:
+    """As a full disk, a limit on the size of files lets a write begin and then fail."""
+    full = place / "full"
+    shutil.copytree(place / "made", full)
+    size = (full / NAMES[1]).stat().st_size // 2
+    for name in NAMES[1:3]:
+        (full / name).unlink()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    words = ("generate", "--config", "run.yaml", "--out", "full", "--json")
+    done = run(place, *words, limit=limit)
+    assert_one_line(done, 1, f"full/{NAMES[1]}: File too large")
+    assert json.loads(done.stdout) == {"model": "model", "videos": [], "skipped": 2, "failed": 2}
+    assert sorted(os.listdir(full)) == sorted([NAMES[0], NAMES[3], MANIFEST])
+    for name in (NAMES[0], NAMES[3]):
+        assert (full / name).read_bytes() == (place / "made" / name).read_bytes()
+
+
+def test_ctrl_c(place: Path) -> None:
+    out = place / "stopped"
+    words = ("generate", "a car", "--config", "run.yaml", "--out", "stopped", "--repeat", "500")
+    process = subprocess.Popen(
+        [*COMMAND, *words, "--batch-size", "1", "--json"],
+        cwd=place,
+        env=ENVIRONMENT,
+        # Where this test runs in the background, Ctrl-C may be ignored and would stay so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        deadline = time.monotonic() + 240
+        while not (out / MANIFEST).exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr == "demo-t2v: stopped\n"
+    report = json.loads(stdout)
+    assert 1 <= len(report["videos"]) < 500
+    assert len(report["videos"]) + report["failed"] == 500
+    left = {path.name for path in out.iterdir()} - {MANIFEST}
+    assert {Path(video["file"]).name for video in report["videos"]} <= left
+    for name in left:  # whole ones, and nothing temporary
+        assert len(read_video(out / name)[0]) == 4
+
+
+def test_help_and_version(place: Path) -> None:
+    assert run(place, "--version").stdout.startswith("demo-t2v ")
+    for words in (["--help"], ["generate", "--help"], ["train", "--help"], ["evaluate", "--help"]):
+        done = run(place, *words)
+        assert done.returncode == 0
+        assert "Usage: demo-t2v" in done.stdout
+    assert run(place, "generate", "--nonsense").returncode == 2
+
+
+def test_a_bad_training_configuration(place: Path) -> None:
+    (place / "train.yaml").write_text("task: clip\nlog_dir: a\nnum_stepz: 3\n")
+    done = run(place, "train", "--config", "train.yaml", "num_steps=1", "batch_size=1", "lr=1")
+    assert_one_line(done, 2, "train.yaml: unknown key num_stepz; did you mean num_steps?")

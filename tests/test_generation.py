@@ -1,0 +1,152 @@
+"""Prompt files, seeds, and batches."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.generation import PromptError, generate, make_jobs, read_prompts, sample_seed
+from demo_t2v.weights.hub import load_pipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "prompts.csv"
+    file.write_bytes(text.encode())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("id,prompt\n1,a car\nb,a fish\n", [("1", "a car"), ("b", "a fish")]),
+        ("id,prompt\n3,Jockeys racing, in the rain", [("3", "Jockeys racing, in the rain")]),
+        ('id,prompt\n3,"Jockeys racing, in the rain"', [("3", "Jockeys racing, in the rain")]),
+        ('id,prompt\n3,a 6" ruler, bent', [("3", 'a 6" ruler, bent')]),
+        ('id,prompt\n3,"say ""hi"""', [("3", 'say "hi"')]),
+        ("prompt\na car\na fish, asleep\n", [("1", "a car"), ("2", "a fish, asleep")]),
+        ("\ufeffid,prompt\r\n1,a café\r\n", [("1", "a café")]),
+        ("prompt,id\na car,7\n", [("7", "a car")]),
+        (" ID , Prompt ,\n1,a car,x", [("1", "a car")]),
+        ("id,prompt\n,a car\n", [("1", "a car")]),
+    ],
+)
+def test_prompt_files(tmp_path: Path, text: str, prompts: list[tuple[str, str]]) -> None:
+    assert read_prompts(write(tmp_path, text)) == prompts
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "has no column `prompt`; begin it with `id,prompt`"),
+        ("id,caption\n1,a\n", "has no column `prompt`"),
+        ("id,prompt\n", "has no prompts, only a header"),
+        ("id,prompt\n1,a\n\n2,b\n", "row 2 (line 3): has nothing in it"),
+        ("id,prompt\n1,a\n , \n", "row 2 (line 3): has nothing in it"),
+        ("id,prompt\n1,a\n2, \n", "row 2 (line 3): column `prompt` is empty"),
+        ("id,prompt\n1,a\n2\n", "row 2 (line 3): column `prompt` is empty"),
+        ('id,prompt\n1,"a\nb"\n1,c\n', "row 2 (line 4): column `id` repeats '1' of row 1"),
+        ("id,prompt\nA,a\na,c\n", "row 2 (line 3): column `id` repeats 'a' of row 1"),
+        ("id,prompt\n2,a\n,c\n", "row 2 (line 3): column `id` repeats '2' of row 1"),
+        ("prompt,id\na, b,1\n", "row 1 (line 2): has 3 columns, not 2; quote"),
+        ('id,prompt\n1,a\n2,"b\n3,c\n', "line 4: is not valid CSV"),
+        ('id,prompt\n1,"a" b\n', "line 2: is not valid CSV"),
+    ],
+)
+def test_bad_prompt_files(tmp_path: Path, text: str, line: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(PromptError) as error:
+        read_prompts(file)
+    assert str(error.value).startswith(str(file))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_prompt_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes("id,prompt\n1,schön".encode("latin-1"))
+    with pytest.raises(PromptError, match=r"latin\.csv: is not UTF-8"):
+        read_prompts(tmp_path / "latin.csv")
+    with pytest.raises(PromptError, match=r"none\.csv: cannot be read \(No such file"):
+        read_prompts(tmp_path / "none.csv")
+    with pytest.raises(PromptError, match="cannot be read"):
+        read_prompts(tmp_path)
+
+
+words = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r\n"), min_size=1
+).filter(lambda text: text == text.strip())
+
+
+@given(prompts=st.lists(words, min_size=1))
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
+) -> None:
+    stream = io.StringIO()
+    rows = [(str(number), prompt) for number, prompt in enumerate(prompts)]
+    csv.writer(stream).writerows([("id", "prompt"), *rows])
+    assert read_prompts(write(tmp_path_factory.mktemp("csv"), stream.getvalue())) == rows
+
+
+@given(st.lists(st.sampled_from(["a car", "a fish", "at night"]), min_size=1))
+def test_unquoted_commas_belong_to_the_prompt(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[str]
+) -> None:
+    prompt = ", ".join(parts)
+    file = write(tmp_path_factory.mktemp("csv"), f"id,prompt\n1,{prompt}\n")
+    assert read_prompts(file) == [("1", prompt)]
+
+
+def test_the_examples_that_ship() -> None:
+    assert len(read_prompts(ROOT / "prompts" / "examples.csv")) == 8
+
+
+def test_seeds_depend_on_nothing_but_seed_id_and_repeat() -> None:
+    few = make_jobs([("b", "y")], repeat=2, seed=5)
+    many = make_jobs([("a", "x"), ("b", "z")], repeat=4, seed=5)
+    assert [job.seed for job in few] == [job.seed for job in many[4:6]]
+    assert len({job.seed for job in many}) == 8
+    assert sample_seed(5, "b", 0) == 0xE079E5402D18  # recorded: old seeds keep their videos
+    assert sample_seed(6, "b", 0) != sample_seed(5, "b", 0)
+
+
+@pytest.fixture(scope="module")
+def config() -> InferenceConfig:
+    return InferenceConfig(ddim_timesteps=2, guide_scale=3.0, batch_size=2)
+
+
+def test_videos_do_not_depend_on_their_batch(tiny_folder: Path, config: InferenceConfig) -> None:
+    pipeline = load_pipeline(str(tiny_folder), "cpu")
+    jobs = make_jobs([("a", "a car falls"), ("b", "a fish"), ("c", "a fish")], repeat=1, seed=1)
+    steps: list[int] = []
+    together = list(generate(pipeline, jobs, config, steps.append))
+    assert steps == [2, 2, 1, 1]
+    assert [job for job, _, _ in together] == jobs
+    for job, frames, seconds in together:
+        assert frames.shape == (4, 32, 32, 3)
+        assert frames.dtype == np.uint8
+        assert seconds > 0
+        (alone,) = generate(pipeline, [job], config)
+        assert np.abs(alone[1].astype(int) - frames).max() <= 1
+    assert np.abs(together[1][1].astype(int) - together[2][1]).max() > 1  # their seeds differ
+
+
+def test_sizes_are_checked_at_once(tiny_folder: Path, config: InferenceConfig) -> None:
+    pipeline = load_pipeline(str(tiny_folder), "cpu")
+    wrong = config.model_copy(update={"resolution": (33, 32)})
+    with pytest.raises(ConfigError, match=r"resolution: .*33"):
+        generate(pipeline, [], wrong)
+
+
+def test_overflow_is_said_and_not_saved(tiny_folder: Path, config: InferenceConfig) -> None:
+    pipeline = load_pipeline(str(tiny_folder), "cpu")
+    pipeline.unet.conv_out.bias.data.fill_(float("nan"))
+    (job,) = make_jobs([("a", "a car")], repeat=1, seed=1)
+    with pytest.raises(ArithmeticError, match="float32"):
+        list(generate(pipeline, [replace(job, id="b")], config))

@@ -1,0 +1,186 @@
+"""File names, the manifest, and what a second run still has to make."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from demo_t2v.data.video import VideoError, read_video
+from demo_t2v.outputs import (
+    MANIFEST,
+    Job,
+    OutputError,
+    OutputFolder,
+    file_name,
+    read_manifest,
+    slug,
+)
+
+SETTINGS = {"fps": 8, "format": "mp4", "resolution": [32, 32], "guide_scale": 7.5, "dtype": "auto"}
+FRAMES: NDArray[np.uint8] = np.full((3, 32, 32, 3), 90, dtype=np.uint8)
+ROCKET = Job("7", "A rocket moves up, quickly!", 0, 123)
+FISH = Job("8", "A fish", 1, 456)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> OutputFolder:
+    made = OutputFolder(tmp_path / "out", "sprites", SETTINGS)
+    made.prepare()
+    return made
+
+
+def test_names_are_the_readable_ones() -> None:
+    assert file_name(ROCKET, "mp4") == "7-a-rocket-moves-up-quickly-0.mp4"
+    assert file_name(ROCKET, "png") == "7-a-rocket-moves-up-quickly-0"
+    assert slug("Café à la crème", 60) == "cafe-a-la-creme"
+    assert re.fullmatch(r"[0-9a-f]{8}", slug("猫が走る", 60))
+    assert re.fullmatch(r"a-in-kyoto-[0-9a-f]{8}", slug("a 猫 in Kyoto", 60))
+
+
+@given(text=st.text(), length=st.integers(20, 80))
+def test_slugs_are_safe(text: str, length: int) -> None:
+    made = slug(text, length)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", made)
+    assert len(made) <= length
+
+
+@given(st.sampled_from(["con", "NUL", "../../x", "/etc/passwd", "C:\\x", "a\0b", ".", "x" * 999]))
+def test_names_stay_in_the_folder_and_in_its_limits(text: str) -> None:
+    name = file_name(Job(text, text, 999, 0), "webm")
+    assert re.fullmatch(r"[a-z0-9-]+\.webm", name)
+    assert len(name) < 120
+    assert name.partition(".")[0] not in {"con", "nul", "prn", "aux"}
+
+
+@given(st.text(alphabet="ab猫犬é ", max_size=100), st.text(alphabet="ab猫犬é ", max_size=100))
+def test_texts_that_differ_in_letters_have_different_names(one: str, other: str) -> None:
+    def letters(text: str) -> list[str]:
+        return text.replace("é", "e").split()
+
+    if letters(one) != letters(other):
+        assert slug(one, 40) != slug(other, 40)
+
+
+def test_a_saved_video_is_finished(folder: OutputFolder) -> None:
+    assert folder.missing([ROCKET, FISH]) == [ROCKET, FISH]
+    file = folder.save(ROCKET, FRAMES, 1.25)
+    assert read_video(file)[0].shape == FRAMES.shape
+    assert folder.missing([ROCKET, FISH]) == [FISH]
+    assert folder.missing([ROCKET, FISH], overwrite=True) == [ROCKET, FISH]
+    (line,) = (folder.path / MANIFEST).read_text().splitlines()
+    assert json.loads(line) == {
+        "id": "7",
+        "prompt": "A rocket moves up, quickly!",
+        "repeat": 0,
+        "seed": 123,
+        "file": "7-a-rocket-moves-up-quickly-0.mp4",
+        "seconds": 1.25,
+        "model": "sprites",
+        "settings": SETTINGS,
+    }
+    assert sorted(os.listdir(folder.path)) == [file.name, MANIFEST]
+
+
+def test_what_is_deleted_is_missing(folder: OutputFolder) -> None:
+    folder.save(ROCKET, FRAMES, 1.0)
+    folder.save(FISH, FRAMES, 1.0).unlink()
+    assert folder.missing([ROCKET, FISH]) == [FISH]
+
+
+def test_what_the_manifest_does_not_know_is_missing(folder: OutputFolder) -> None:
+    folder.save(ROCKET, FRAMES, 1.0)
+    (folder.path / MANIFEST).unlink()
+    assert folder.missing([ROCKET]) == [ROCKET]
+
+
+@pytest.mark.parametrize(
+    ("job", "change", "names"),
+    [
+        (replace(ROCKET, seed=5), {}, "seed 123, not 5"),
+        (replace(ROCKET, prompt="a rocket moves up quickly"), {}, "prompt 'A rocket"),
+        (ROCKET, {"settings": {**SETTINGS, "guide_scale": 3.0}}, "guide_scale 7.5, not 3.0"),
+        (ROCKET, {"model": "other"}, "model 'sprites', not 'other'"),
+    ],
+)
+def test_what_was_made_otherwise_is_not_replaced(
+    folder: OutputFolder, job: Job, change: dict[str, object], names: str
+) -> None:
+    folder.save(ROCKET, FRAMES, 1.0)
+    other = replace(folder, **change)  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match="--overwrite") as error:
+        other.missing([FISH, job])
+    assert names in str(error.value)
+    assert "\n" not in str(error.value)
+    assert other.missing([FISH, job], overwrite=True) == [FISH, job]
+    other.save(job, FRAMES, 2.0)
+    assert other.missing([FISH, job]) == [FISH]
+
+
+def test_auto_takes_what_is_there(folder: OutputFolder) -> None:
+    half = replace(folder, settings={**SETTINGS, "dtype": "float16"})
+    half.save(ROCKET, FRAMES, 1.0)
+    assert folder.missing([ROCKET]) == []
+    with pytest.raises(OutputError, match="dtype 'float16', not 'float32'"):
+        replace(folder, settings={**SETTINGS, "dtype": "float32"}).missing([ROCKET])
+
+
+def test_two_jobs_of_one_file(folder: OutputFolder) -> None:
+    with pytest.raises(OutputError, match=r"'1-a' and '1'"):
+        folder.missing([Job("1-a", "b", 0, 1), Job("1", "a b", 0, 2)])
+
+
+def test_a_torn_line_costs_only_itself(folder: OutputFolder) -> None:
+    folder.save(ROCKET, FRAMES, 1.0)
+    manifest = folder.path / MANIFEST
+    manifest.write_bytes(manifest.read_bytes() + b'{"id": "8", "file": "8-a-fi')
+    assert folder.missing([ROCKET, FISH]) == [FISH]
+    folder.save(FISH, FRAMES, 1.0)
+    assert folder.missing([ROCKET, FISH]) == []
+    assert set(read_manifest(folder.path)) == {folder.file(ROCKET).name, folder.file(FISH).name}
+
+
+@given(garbage=st.binary())
+def test_a_spoiled_manifest_is_no_reason_to_stop(
+    tmp_path_factory: pytest.TempPathFactory, garbage: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("out")
+    (folder / MANIFEST).write_bytes(garbage + b'\n{"file": "a"}\n[]\n3\n{"file": 3}\n')
+    assert read_manifest(folder)["a"] == {"file": "a"}
+
+
+def test_frames_replace_frames(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path, "sprites", {**SETTINGS, "format": "png"})
+    folder.save(ROCKET, FRAMES, 1.0)
+    made = folder.save(ROCKET, FRAMES[:2], 1.0)
+    assert sorted(os.listdir(made)) == ["0000.png", "0001.png"]
+    assert folder.missing([ROCKET]) == []
+
+
+def test_a_failed_write_leaves_the_old_video_and_nothing_else(folder: OutputFolder) -> None:
+    file = folder.save(ROCKET, FRAMES, 1.0)
+    whole = file.read_bytes()
+    with pytest.raises(VideoError):
+        folder.save(ROCKET, FRAMES[:, :31, :31], 1.0)
+    assert file.read_bytes() == whole
+    assert sorted(os.listdir(folder.path)) == [file.name, MANIFEST]
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    for path in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(OutputError, match="a file is in the way"):
+            OutputFolder(path, "sprites", SETTINGS).prepare()
+
+
+def test_formats_are_checked_before_anything_is_made(tmp_path: Path) -> None:
+    fast = {**SETTINGS, "format": "gif", "fps": 60}
+    with pytest.raises(VideoError, match="at most 50"):
+        OutputFolder(tmp_path / "out", "sprites", fast).prepare()
+    assert not (tmp_path / "out").exists()

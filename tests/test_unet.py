@@ -1,0 +1,224 @@
+"""The denoiser: published figures, and what must hold whatever the weights are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_unet
+from golden import make_input, make_state, manifest, recorded, relative_error, weight
+
+from demo_t2v.models.unet import DemoUNet
+from demo_t2v.weights.names import denoiser_from_published, denoiser_to_published
+
+
+def small_network() -> DemoUNet:
+    return DemoUNet(
+        block_out_channels=(64, 128, 256, 256), attention_head_dim=32, num_input_heads=2
+    ).eval()
+
+
+def published_state(unet: DemoUNet) -> dict[str, torch.Tensor]:
+    """Weights made from the published names, in the published shapes, for `unet`'s sizes."""
+    published = denoiser_to_published(unet.state_dict(), unet)
+    return {key: weight(key, tensor.shape) for key, tensor in published.items()}
+
+
+def test_small_network_matches_the_recorded_figures() -> None:
+    unet = small_network()
+    unet.load_state_dict(denoiser_from_published(published_state(unet), unet))
+    figures = recorded("unet_small.safetensors")
+    with torch.no_grad():
+        output = unet(
+            make_input("x", (2, 4, 8, 16, 16)),
+            torch.tensor([10, 500]),
+            make_input("content", (2, 77, 1024)),
+            make_input("motion", (2, 77, 1024)),
+            eot_index=torch.tensor([5, 9]),
+        )
+    assert relative_error(output.sample, figures["eps"]) < 1e-4
+    assert output.eot_attention is not None and len(output.eot_attention) == 16
+    for number, ours in enumerate(output.eot_attention):
+        assert relative_error(ours, figures[f"eot_attention.{number:02d}"]) < 1e-4
+
+
+@pytest.mark.slow
+def test_full_network_matches_the_recorded_figures() -> None:
+    with torch.device("meta"):
+        unet = DemoUNet().eval()
+    state = make_state("demo_unet_keys.json")
+    unet.load_state_dict(denoiser_from_published(state, unet), assign=True)
+    with torch.no_grad():
+        output = unet(
+            make_input("full.x", (1, 4, 4, 16, 16)),
+            torch.tensor([321]),
+            make_input("full.content", (1, 77, 1024)),
+            make_input("full.motion", (1, 77, 1024)),
+        )
+    assert relative_error(output.sample, recorded("unet_full.safetensors")["eps"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("keys_json", "motion"),
+    [("demo_unet_keys.json", True), ("modelscope_unet_keys.json", False)],
+)
+def test_every_published_name_and_shape_has_its_place(keys_json: str, motion: bool) -> None:
+    with torch.device("meta"):
+        unet = DemoUNet(motion=motion)
+        published = {key: torch.empty(shape) for key, shape in manifest(keys_json).items()}
+    converted = denoiser_from_published(published, unet)
+    assert {k: v.shape for k, v in converted.items()} == {
+        k: v.shape for k, v in unet.state_dict().items()
+    }
+    back = denoiser_to_published(converted, unet)
+    assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in published.items()}
+
+
+def test_conversion_names_missing_surplus_and_misshapen_tensors() -> None:
+    unet = small_network()
+    state = published_state(unet)
+    state["surplus.weight"] = state.pop("out.2.bias")
+    with pytest.raises(ValueError, match=r"out\.2\.bias"):
+        denoiser_from_published(state, unet)
+    with pytest.raises(ValueError, match=r"surplus\.weight"):
+        denoiser_from_published(published_state(unet) | {"surplus.weight": torch.zeros(1)}, unet)
+    with pytest.raises(ValueError, match=r"out\.2\.bias"):
+        denoiser_from_published(published_state(unet) | {"out.2.bias": torch.zeros(5)}, unet)
+
+
+def inputs(batch: int = 2) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, 4, 4, 4, 4), (batch, 7, 24), (batch, 7, 24)]
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+@torch.no_grad()
+def test_strength_zero_is_the_base_network() -> None:
+    demo, base = tiny_unet(), tiny_unet(motion=False)
+    base.load_state_dict({k: v for k, v in demo.state_dict().items() if k in base.state_dict()})
+    x, content, motion = inputs()
+    expected = base(x, 7, content).sample
+    assert torch.equal(demo(x, 7, content, motion, motion_strength=0.0).sample, expected)
+    whole = demo(x, 7, content, motion).sample
+    assert not torch.allclose(whole, expected, atol=1e-2)
+
+
+@torch.no_grad()
+def test_motion_transformers_without_output_change_nothing() -> None:
+    demo, base = tiny_unet(), tiny_unet(motion=False)
+    base.load_state_dict({k: v for k, v in demo.state_dict().items() if k in base.state_dict()})
+    for name, weight in demo.named_parameters():
+        if "motion_attentions" in name and ".proj_out." in name:
+            weight.zero_()
+    x, content, motion = inputs()
+    assert torch.equal(demo(x, 7, content, motion).sample, base(x, 7, content).sample)
+
+
+@torch.no_grad()
+def test_prepared_conditioning_is_the_states() -> None:
+    unet = tiny_unet()
+    x, content, motion = inputs()
+    prepared = unet.prepare_conditioning(content, motion)
+    assert torch.equal(
+        unet(x, 7, conditioning=prepared).sample, unet(x, 7, content, motion).sample
+    )
+
+
+def test_keys_and_values_are_computed_once_for_a_prompt() -> None:
+    unet = tiny_unet()
+    x, content, motion = inputs()
+    seen: list[torch.Size] = []
+    for block in unet.blocks:
+        for attention in (*block.attentions, *block.motion_attentions):
+            projection = attention.transformer_blocks[0].attn2.to_k
+            projection.register_forward_hook(lambda m, args, out: seen.append(args[0].shape))
+    prepared = unet.prepare_conditioning(content, motion)
+    unet(x, 7, conditioning=prepared)
+    unet(x, 3, conditioning=prepared)
+    # 2 + 1 + 4 layers with a content and a motion transformer each; B samples of L tokens.
+    assert seen == [torch.Size([2, 7, 24])] * 14
+
+
+@torch.no_grad()
+def test_asking_for_maps_does_not_change_the_answer() -> None:
+    unet = tiny_unet()
+    x, content, motion = inputs()
+    output = unet(x, 7, content, motion, eot_index=torch.tensor([2, 6]))
+    torch.testing.assert_close(output.sample, unet(x, 7, content, motion).sample)
+    assert [tuple(m.shape) for m in output.eot_attention] == [
+        (2, 4, 4, 4), (2, 2, 2, 4), (2, 2, 2, 4), (2, 2, 2, 4), (2, 2, 2, 4), (2, 4, 4, 4),
+        (2, 4, 4, 4),
+    ]  # fmt: skip
+    assert all(((m > 0) & (m < 1)).all() for m in output.eot_attention)
+
+
+@torch.no_grad()
+def test_samples_do_not_hear_one_another() -> None:
+    unet = tiny_unet()
+    x, content, motion = inputs(3)
+    together = unet(x, torch.tensor([1, 50, 900]), content, motion).sample
+    alone = unet(x[1:2], 50, content[1:2], motion[1:2]).sample
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_motion_states_matter_where_the_content_does_not() -> None:
+    unet = tiny_unet()
+    x, content, motion = inputs()
+    first = unet(x, 7, content, motion).sample
+    second = unet(x, 7, content, motion.flip(1) * 2).sample
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    x, content, motion = inputs()
+    gradients = []
+    for checkpointing in (False, True):
+        unet = tiny_unet()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet(x, 7, content, motion).sample.square().mean().backward()
+        gradients.append([p.grad for p in unet.parameters()])
+    assert len(gradients[0]) > 100
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_motion_starts_as_a_copy_of_content() -> None:
+    unet = tiny_unet()
+    unet.init_motion_from_content()
+    for block in unet.blocks:
+        pairs = zip(block.motion_attentions.parameters(), block.attentions.parameters(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_a_new_network_starts_without_its_transformers() -> None:
+    """Every transformer's output is zero at first, so content states change nothing yet."""
+    unet = DemoUNet(**{k: v for k, v in tiny_unet().config.items() if not k.startswith("_")}).eval()
+    x, content, motion = inputs()
+    with torch.no_grad():
+        assert torch.equal(
+            unet(x, 7, content, motion).sample, unet(x, 7, 2 * content, -motion).sample
+        )
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (4, 5), (1, 1)])
+def test_sizes_that_do_not_fit_are_refused(height: int, width: int) -> None:
+    x = torch.zeros(1, 4, 4, height, width)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        tiny_unet()(x, 7, torch.zeros(1, 7, 24), torch.zeros(1, 7, 24))
+
+
+@torch.no_grad()
+def test_other_frame_counts_and_sizes_run() -> None:
+    unet = tiny_unet()
+    _, content, motion = inputs()
+    assert unet(torch.randn(2, 4, 9, 6, 2), 7, content, motion).sample.shape == (2, 4, 9, 6, 2)
+
+
+def test_save_and_load_keep_every_weight(tmp_path) -> None:
+    unet = tiny_unet()
+    unet.save_pretrained(tmp_path)
+    loaded = DemoUNet.from_pretrained(tmp_path)
+    assert loaded.config.motion is True
+    for name, weight in unet.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
