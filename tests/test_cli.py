@@ -17,6 +17,7 @@ from demo_t2v.data.video import read_video
 from demo_t2v.outputs import MANIFEST
 
 COMMAND = (sys.executable, "-m", "demo_t2v")
+TIMEOUT = 600  # seconds; only a program that hangs takes so long
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
 
@@ -31,7 +32,7 @@ def run(
         preexec_fn=limit,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=TIMEOUT,
         check=False,
     )
 
@@ -50,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A folder with a model, a file of prompts and a configuration that names both."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "model").symlink_to(tiny_folder)
-    (folder / "two.csv").write_text("id,prompt\n3,Jockeys racing, in the rain\nx,a fish falls\n")
+    (folder / "two.csv").write_text("id,prompt\n3,a fish falls, in the snow\nx,a car falls\n")
     (folder / "run.yaml").write_text(
         "pretrained: model\nout: made\nddim_timesteps: 2\nfps: 5\n"
         "infer_dataset:\n  csv_path: two.csv\n  repeat_times: 2\n"
@@ -64,8 +65,8 @@ def first(place: Path) -> subprocess.CompletedProcess[str]:
     return run(place, "generate", "--config", "run.yaml", "--json", "batch_size=3")
 
 
-NAMES = ["3-jockeys-racing-in-the-rain-0.mp4", "3-jockeys-racing-in-the-rain-1.mp4"]
-NAMES += ["x-a-fish-falls-0.mp4", "x-a-fish-falls-1.mp4"]
+NAMES = ["3-a-fish-falls-in-the-snow-0.mp4", "3-a-fish-falls-in-the-snow-1.mp4"]
+NAMES += ["x-a-car-falls-0.mp4", "x-a-car-falls-1.mp4"]
 
 
 def test_the_first_run(place: Path, first: subprocess.CompletedProcess[str]) -> None:
@@ -79,7 +80,7 @@ def test_the_first_run(place: Path, first: subprocess.CompletedProcess[str]) -> 
         frames, fps = read_video(place / video["file"])
         assert frames.shape == (4, 32, 32, 3)
         assert fps == 5
-    assert report["videos"][0]["prompt"] == "Jockeys racing, in the rain"
+    assert report["videos"][0]["prompt"] == "a fish falls, in the snow"
     assert [video["repeat"] for video in report["videos"]] == [0, 1, 0, 1]
     assert sorted(os.listdir(place / "made")) == sorted([*NAMES, MANIFEST])
     entries = [json.loads(line) for line in (place / "made" / MANIFEST).read_text().splitlines()]
@@ -211,12 +212,12 @@ def test_ctrl_c(place: Path) -> None:
         text=True,
     )
     with process:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + TIMEOUT
         while not (out / MANIFEST).exists() and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, stderr
     assert stderr == "demo-t2v: stopped\n"
     report = json.loads(stdout)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_unet
-from golden import make_input, make_state, manifest, recorded, relative_error, weight
 
+from conftest import tiny_unet
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.weights.names import denoiser_from_published, denoiser_to_published
+from golden import make_input, make_state, manifest, recorded, relative_error, weight
 
 
 def small_network() -> DemoUNet:
@@ -36,7 +36,7 @@ def test_small_network_matches_the_recorded_figures() -> None:
             eot_index=torch.tensor([5, 9]),
         )
     assert relative_error(output.sample, figures["eps"]) < 1e-4
-    assert output.eot_attention is not None and len(output.eot_attention) == 16
+    assert len(output.eot_attention) == 16
     for number, ours in enumerate(output.eot_attention):
         assert relative_error(ours, figures[f"eot_attention.{number:02d}"]) < 1e-4
 
@@ -106,9 +106,9 @@ def test_strength_zero_is_the_base_network() -> None:
 def test_motion_transformers_without_output_change_nothing() -> None:
     demo, base = tiny_unet(), tiny_unet(motion=False)
     base.load_state_dict({k: v for k, v in demo.state_dict().items() if k in base.state_dict()})
-    for name, weight in demo.named_parameters():
+    for name, parameter in demo.named_parameters():
         if "motion_attentions" in name and ".proj_out." in name:
-            weight.zero_()
+            parameter.zero_()
     x, content, motion = inputs()
     assert torch.equal(demo(x, 7, content, motion).sample, base(x, 7, content).sample)
 
@@ -118,9 +118,7 @@ def test_prepared_conditioning_is_the_states() -> None:
     unet = tiny_unet()
     x, content, motion = inputs()
     prepared = unet.prepare_conditioning(content, motion)
-    assert torch.equal(
-        unet(x, 7, conditioning=prepared).sample, unet(x, 7, content, motion).sample
-    )
+    assert torch.equal(unet(x, 7, conditioning=prepared).sample, unet(x, 7, content, motion).sample)
 
 
 def test_keys_and_values_are_computed_once_for_a_prompt() -> None:
@@ -130,7 +128,7 @@ def test_keys_and_values_are_computed_once_for_a_prompt() -> None:
     for block in unet.blocks:
         for attention in (*block.attentions, *block.motion_attentions):
             projection = attention.transformer_blocks[0].attn2.to_k
-            projection.register_forward_hook(lambda m, args, out: seen.append(args[0].shape))
+            projection.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
     prepared = unet.prepare_conditioning(content, motion)
     unet(x, 7, conditioning=prepared)
     unet(x, 3, conditioning=prepared)
@@ -187,8 +185,8 @@ def test_motion_starts_as_a_copy_of_content() -> None:
     unet = tiny_unet()
     unet.init_motion_from_content()
     for block in unet.blocks:
-        pairs = zip(block.motion_attentions.parameters(), block.attentions.parameters(), strict=True)
-        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+        copies, originals = block.motion_attentions.state_dict(), block.attentions.state_dict()
+        assert all(torch.equal(copies[name], originals[name]) for name in originals)
 
 
 def test_a_new_network_starts_without_its_transformers() -> None:
@@ -220,5 +218,5 @@ def test_save_and_load_keep_every_weight(tmp_path) -> None:
     unet.save_pretrained(tmp_path)
     loaded = DemoUNet.from_pretrained(tmp_path)
     assert loaded.config.motion is True
-    for name, weight in unet.state_dict().items():
-        assert torch.equal(weight, loaded.state_dict()[name]), name
+    for name, saved in unet.state_dict().items():
+        assert torch.equal(saved, loaded.state_dict()[name]), name

@@ -143,6 +143,23 @@ def train(
             typer.echo("  ".join(f"{name} {value:.5g}" for name, value in line.items()), err=True)
 
 
+@evaluate.command()
+def sprites(
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FOLDER|HUB_ID", help="The model to score.")
+    ] = "sprites",
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The figures.")] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Score the base denoiser of the same training too.")
+    ] = False,
+) -> None:
+    """How often a video shows the thing and the motion that were asked for."""
+    with _one_line_errors():
+        from demo_t2v.evaluation.sprites import main as run
+
+        run(model, out=out, base=base)
+
+
 @dataclass
 class _Report:
     """What a run did, as `--json` prints it."""

@@ -103,6 +103,11 @@ class DenoiserTraining(TrainConfig):
     latents: Path
     """Where the encoded clips are kept."""
     clips: Annotated[int, Field(ge=1)] = 16_000
+    data_seed: int = 0
+    """Which clips; `seed` is for the weights, the noise and the order."""
+    still_steps: Annotated[int, Field(ge=0)] = 0
+    """The first steps see single frames, `max_frames` times as many: an image model comes first,
+    as ModelScopeT2V began with Stable Diffusion."""
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
     p_zero: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the samples that are trained with the empty prompt, for guidance."""

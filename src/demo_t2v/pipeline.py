@@ -23,13 +23,13 @@ from demo_t2v.models.unet import DemoUNet
 
 
 @dataclass
-class DemoPipelineOutput(BaseOutput):  # type: ignore[misc]
+class DemoPipelineOutput(BaseOutput):
     """`frames`: numpy or torch (B, F, H, W, 3) in [0, 1], or latents (B, C, F, h, w)."""
 
     frames: NDArray[np.float32] | Tensor
 
 
-class DemoPipeline(DiffusionPipeline):  # type: ignore[misc]
+class DemoPipeline(DiffusionPipeline):
     """Text to video by DEMO (arXiv 2410.24219); a diffusers pipeline like any other.
 
     Without a motion encoder it is the base model, ModelScopeT2V. `num_inference_steps` and
@@ -60,9 +60,15 @@ class DemoPipeline(DiffusionPipeline):  # type: ignore[misc]
             tokenizer=tokenizer,
             scheduler=scheduler,
         )
+        self._interrupt = False
         self.register_to_config(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
         )
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked, by `pipe._interrupt = True`, for no further steps."""
+        return self._interrupt
 
     @property
     def vae_scale_factor(self) -> int:
@@ -75,9 +81,8 @@ class DemoPipeline(DiffusionPipeline):  # type: ignore[misc]
         for name, side in (("height", height), ("width", width)):
             if side < step or side % step:
                 below = max(step, side // step * step)
-                raise ValueError(
-                    f"{name} {side}: must be a multiple of {step}, such as {below} or {below + step}"
-                )
+                right = f"a multiple of {step}, such as {below} or {below + step}"
+                raise ValueError(f"{name} {side}: must be {right}")
         if num_frames < 1:
             raise ValueError(f"num_frames {num_frames}: must be at least 1")
 
@@ -119,26 +124,32 @@ class DemoPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         prompts = _as_list(prompt)
         motion_prompts = None if motion_prompt is None else _as_list(motion_prompt)
-        frames = num_frames or self.unet.config.sample_frames
         side = self.unet.config.sample_size * self.vae_scale_factor
-        height, width = height or side, width or side
+        frames = _default(num_frames, self.unet.config.sample_frames)
+        height, width = _default(height, side), _default(width, side)
+        steps = _default(num_inference_steps, self.config.num_inference_steps)
+        scale = _default(guidance_scale, self.config.guidance_scale)
         self.check_size(frames, height, width)
         _check_lengths(len(prompts), motion_prompt=motion_prompts, generator=generator)
-        steps = num_inference_steps or self.config.num_inference_steps
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        device = self._execution_device
+        _check_known("output_type", [output_type], ["np", "pt", "latent"])
+        _check_known("callback tensor", callback_on_step_end_tensor_inputs, ["latents"])
+        if steps < 1:
+            raise ValueError(f"num_inference_steps {steps}: must be at least 1")
 
         denoise = self._denoiser(prompts, motion_prompts, negative_prompt, scale, motion_strength)
-        self.scheduler.set_timesteps(steps, device=device)
+        self.scheduler.set_timesteps(steps, device=self._execution_device)
         latents = self._start(latents, (len(prompts), frames, height, width), generator)
         extra = {"generator": generator} if _takes_generator(self.scheduler) else {}
-        with self.progress_bar(total=steps) as bar:
+        self._interrupt = False
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    break
                 scaled = self.scheduler.scale_model_input(latents, timestep)
                 prediction = denoise(scaled, timestep)
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
-                    tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                     answer = callback_on_step_end(self, step, timestep, tensors)
                     latents = answer.pop("latents", latents)
                 bar.update()
@@ -147,10 +158,11 @@ class DemoPipeline(DiffusionPipeline):  # type: ignore[misc]
         return DemoPipelineOutput(frames=video.cpu().numpy() if output_type == "np" else video)
 
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Latents (B, C, F, h, w) -> float32 pictures (B, F, H, W, 3) in [0, 1], `chunk` at once."""
+        """Latents (B, C, F, h, w) -> float32 (B, F, H, W, 3) in [0, 1], `chunk` frames at once."""
         flat = rearrange(latents, "b c f h w -> (b f) c h w") / self.vae.config.scaling_factor
         pictures = [
-            self.vae.decode(part.to(self.vae.dtype)).sample for part in flat.split(chunk or len(flat))
+            self.vae.decode(part.to(self.vae.dtype)).sample
+            for part in flat.split(chunk or len(flat))
         ]
         video = rearrange(torch.cat(pictures), "(b f) c h w -> b f h w c", b=len(latents))
         return (video.float() / 2 + 0.5).clamp(0, 1)
@@ -167,8 +179,9 @@ class DemoPipeline(DiffusionPipeline):  # type: ignore[misc]
         guided = scale > 1
         if guided:
             negatives = [negative] * len(prompts)
-            motion_prompts = negatives + (motion_prompts or prompts)
             prompts = negatives + prompts
+            if motion_prompts is not None:
+                motion_prompts = negatives + motion_prompts
         states = self.encode_prompt(prompts, motion_prompts)
         dtype = self.unet.dtype
         motion = None if states.motion is None else states.motion.to(dtype)
@@ -210,7 +223,19 @@ def _as_list(prompt: str | Sequence[str]) -> list[str]:
     return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
+def _default(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _check_known(name: str, given: Sequence[str], known: list[str]) -> None:
+    for value in given:
+        if value not in known:
+            raise ValueError(f"{name} {value!r}: must be {' or '.join(known)}")
+
+
 def _check_lengths(count: int, **lists: Any) -> None:
+    if count < 1:
+        raise ValueError("prompt: none given")
     for name, values in lists.items():
         if isinstance(values, list) and len(values) != count:
             raise ValueError(f"{name}: {len(values)} given for {count} prompts")

@@ -213,7 +213,8 @@ def render(thing: str, background: str, path: Trajectory, resolution: int) -> ND
     sprites = np.stack([render_sprite(thing, *pose, resolution) for pose in placed])  # (F, H, W, 4)
     alpha = sprites[..., 3:].astype(np.float32) / 255.0
     frames = render_background(background, resolution) * (1.0 - alpha) + sprites[..., :3]
-    return np.clip(frames + 0.5, 0, 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.clip(frames + 0.5, 0, 255).astype(np.uint8)
+    return rounded
 
 
 def draw_clip(

@@ -12,44 +12,77 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from demo_t2v.data.sprites import BACKGROUNDS, THINGS, Trajectory, render_background, render_sprite
-
-Floats = NDArray[np.float32]
+from demo_t2v.data.sprites import THINGS, Trajectory, render_sprite
+from demo_t2v.evaluation.scene import SIDE, Floats, Scene, shrink
 
 COARSE: Final = 16
-FINE: Final = 32
+FINE: Final = SIDE
 SIZES: Final = tuple(0.21 * 1.15**step for step in range(9))  # 0.21 ... 0.64
 ANGLES: Final = {COARSE: tuple(range(0, 360, 24)), FINE: tuple(range(0, 360, 15))}
 SHIFTS: Final = {COARSE: 1, FINE: 2}  # pixels to each side of the first guess
 CANDIDATES: Final = 4
-BACKGROUND_TOLERANCE: Final = 40 / 255
 ANGLE_STEP_COST: Final = 0.05  # of a turn by 45 degrees from one frame to the next, in shares
+_STEPS: Final = np.diag([0.01, 0.01, 0.01, 4.0])  # small moves of x, y, size and angle
 SIZE_STEP_COST: Final = 0.02  # of a change of size by one grid step
 
 
 @dataclass(frozen=True)
 class Match:
-    """The thing that fits a video of F frames best, and how well in every pose."""
+    """How well one thing fits a video of F frames in every pose, and its paths through them."""
 
+    scene: Scene
     thing: str
-    background: str
     guess: NDArray[np.float64]
     """(F, 2) the y and x, in frame sides, that the shifts of `shares` are counted from."""
     shares: Floats
     """(F, V, V, A, S) the explained share for V shifts of y and x, A angles and S sizes."""
-    rival: NDArray[np.float64]
-    """(F,) the best share of any other thing, each frame on its own."""
 
     @cached_property
     def free(self) -> tuple[Trajectory, NDArray[np.float64]]:
         """The likeliest path of the thing, and the share (F,) that it explains; at most about 1."""
         return self._refine(_likeliest_path(self.shares.max((1, 2)).astype(np.float64)))
+
+    @cached_property
+    def polished(self) -> tuple[Trajectory, NDArray[np.float64]]:
+        """The free path, exact."""
+        return self.polish(self.free[0])
+
+    def polish(self, track: Trajectory) -> tuple[Trajectory, NDArray[np.float64]]:
+        """A path moved to where the rendered sprite fits best, and its exact shares (F,)."""
+        poses = np.stack([track.x, track.y, track.size, track.angle], 1)
+        difference = self.scene.difference.astype(np.float64)
+        shares = np.zeros(len(poses))
+        for frame, pose in enumerate(poses):
+            left = difference[frame] - self._sprite(pose)
+            for _ in range(2):  # Gauss-Newton
+                slopes = np.stack(
+                    [self._sprite(pose + step) - difference[frame] + left for step in _STEPS], -1
+                ).reshape(-1, len(_STEPS))  # (N * N * 3, 4) for one step in each direction
+                normal = slopes.T @ slopes
+                normal += np.diag(0.01 * normal.diagonal() + 1e-6)
+                move = np.clip(np.linalg.solve(normal, slopes.T @ left.ravel()), -4, 4)
+                trial = pose + move @ _STEPS
+                rest = difference[frame] - self._sprite(trial)
+                if (rest**2).sum() >= (left**2).sum():
+                    break
+                pose, left = trial, rest
+            poses[frame] = pose
+            explained = (difference[frame] ** 2).sum() - (left**2).sum()
+            shares[frame] = explained / self.scene.energy[frame]
+        return Trajectory(*poses.T), shares
+
+    def _sprite(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
+        """S of a pose (x, y, size, angle), (N, N, 3)."""
+        x, y, size, angle = pose
+        drawn = render_sprite(self.thing, x, y, max(size, 0.05), angle, 2 * SIDE)
+        sprite = shrink(drawn[None].astype(np.float32) / 255, SIDE)[0].astype(np.float64)
+        return np.asarray(sprite[..., :3] - sprite[..., 3:] * self.scene.behind[:, None])
 
     def along(self, angles: NDArray[np.float64]) -> tuple[Trajectory, NDArray[np.float64]]:
         """The same where the thing must keep to (F,) given angles, to a step of the grid (15)."""
@@ -88,110 +121,52 @@ class Match:
         return Trajectory(x, y, size, turn), np.minimum(peak, 1.0)
 
 
-def find_thing(frames: NDArray[np.uint8]) -> Match:
-    """Match a video, uint8 RGB (F, H, W, 3) with H = W a multiple of 32, with every thing.
-
-    The thing is decided by the evidence of all frames together. Raises ValueError for other shapes.
-    """
-    count, height, width, channels = frames.shape
-    if channels != 3 or height != width or height % FINE or frames.dtype != np.uint8:
-        raise ValueError(
-            f"a video of shape {frames.shape} and type {frames.dtype} cannot be matched: "
-            f"it should be uint8 RGB (F, H, W, 3) with H = W a multiple of {FINE}"
-        )
-    pixels = _shrink(frames.astype(np.float32) / 255, FINE)
-    name, rows = fit_background(pixels)
-    behind = (rows + render_background(name, FINE)[:, 0] / 255) / 2  # see `_features`
-    centres = _centres(pixels - rows[:, None])  # (F, 2) y and x in frame sides
-    small = _shrink(pixels, COARSE), *(r.reshape(COARSE, -1, 3).mean(1) for r in (rows, behind))
-    coarse = _shares(_features(*small), centres, THINGS, COARSE)
-    evidence = coarse.reshape(*coarse.shape[:2], -1).max(-1)  # (T, F)
-    order = np.argsort(-np.clip(evidence, 0, None).sum(1))[:CANDIDATES]
-    features = _features(pixels, rows, behind)
-    fine = {}
-    for index in order:
-        guess = _coarse_centres(coarse[index], centres)
-        fine[THINGS[index]] = (guess, _shares(features, guess, (THINGS[index],), FINE)[0])
-    best = {thing: table.reshape(count, -1).max(1) for thing, (_, table) in fine.items()}
-    thing = max(best, key=lambda t: float(np.clip(best[t], 0, None).sum()))
-    rival = np.max([best[t] for t in best if t != thing], axis=0)
-    return Match(thing, name, *fine[thing], rival.astype(np.float64))
+def find_things(scene: Scene) -> tuple[Match, Match]:
+    """The two things that match a video best, by the evidence of all its frames together."""
+    coarse = _shares(_features(scene, COARSE), scene.centres, THINGS, COARSE)
+    features = _features(scene, FINE)
+    matches = []
+    for index in np.argsort(-_evidence(coarse.reshape(*coarse.shape[:2], -1).max(-1)))[:CANDIDATES]:
+        guess = _coarse_centres(coarse[index], scene.centres)
+        shares = _shares(features, guess, (THINGS[index],), FINE)[0]
+        matches.append(Match(scene, THINGS[index], guess, shares))
+    matches.sort(key=lambda match: -_evidence(match.free[1]))
+    first, second = sorted(matches[:2], key=lambda match: -_evidence(match.polished[1]))
+    return first, second
 
 
-def fit_background(pixels: Floats) -> tuple[str, Floats]:
-    """The known background nearest to (F, N, N, 3) in [0, 1], and its colour in each row, (N, 3).
-
-    The rows are a straight line per channel through all pixels that look like the background, so a
-    slight shift of its colours does no harm.
-    """
-    side = pixels.shape[1]
-    known = {name: render_background(name, side)[:, 0] / 255 for name in BACKGROUNDS}
-
-    def near(rows: Floats, tolerance: float) -> NDArray[np.bool_]:
-        return np.asarray(np.abs(pixels - rows[:, None]).max(-1) < tolerance)
-
-    name = max(known, key=lambda n: int(near(known[n], BACKGROUND_TOLERANCE).sum()))
-    rows, height = known[name], np.linspace(-1, 1, side)
-    apart = (pixels - rows[:, None])[near(rows, BACKGROUND_TOLERANCE)]  # (P, 3)
-    if len(apart):  # most of these pixels are background: their median is its shift
-        rows = rows + np.median(apart, axis=0)
-    for _ in range(2):
-        here = near(rows, BACKGROUND_TOLERANCE / 2)  # (F, N, N)
-        weight = here.sum((0, 2)).astype(np.float64)  # (N,)
-        if np.count_nonzero(weight) < 2:
-            break
-        total = np.einsum("fyxc,fyx->yc", pixels, here)
-        basis = np.stack([np.ones(side), height], 1)  # (N, 2)
-        line = np.linalg.lstsq((basis.T * weight) @ basis, basis.T @ total, rcond=None)[0]
-        rows = (basis @ line).astype(np.float32)
-    return name, rows
+def _evidence(shares: NDArray[Any]) -> NDArray[np.float64]:
+    """Shares (..., F) added up; a frame that speaks against a thing counts no more than none."""
+    return np.asarray(np.clip(shares, 0, None).sum(-1), dtype=np.float64)
 
 
-def _shrink(pixels: Floats, side: int) -> Floats:
-    count, height, width, channels = pixels.shape
-    blocks = pixels.reshape(count, side, height // side, side, width // side, channels)
-    return np.asarray(blocks.mean((2, 4)))
-
-
-def _centres(difference: Floats) -> NDArray[np.float64]:
-    """The middle of what is no background, (F, 2) as y and x in frame sides."""
-    mass = np.minimum(np.abs(difference).max(-1), 0.3)  # (F, N, N) about the sprite's opacity
-    mass = np.clip(mass - 0.06, 1e-6, None)
-    at = (np.arange(mass.shape[1]) + 0.5) / mass.shape[1]
-    total = mass.sum((1, 2))
-    return np.stack([mass.sum(2) @ at / total, mass.sum(1) @ at / total], 1)
-
-
-def _features(pixels: Floats, rows: Floats, behind: Floats) -> Floats:
-    """What a sprite's features (see `_bank`) are multiplied with: (F, N, N, 9), shares of <D, D>.
-
-    D is measured from the fitted background `rows` (N, 3), and S from `behind`, halfway to the known
-    one: where the fit differs, the picture's tint or its background alone may be off.
-    """
-    difference = pixels - rows[:, None]
-    background = np.broadcast_to(behind[:, None], pixels.shape)
-    energy = (difference**2).sum((1, 2, 3), keepdims=True) + 1e-3
+def _features(scene: Scene, side: int) -> Floats:
+    """What a sprite's features (see `_bank`) are multiplied with, (F, N, N, 9), by <D, D>."""
+    scale = scene.energy[:, None, None, None] * (side / SIDE) ** 2
+    difference = shrink(scene.difference, side)
+    background = scene.behind.reshape(side, -1, 3).mean(1)[:, None]  # (N, 1, 3)
+    background = np.broadcast_to(background, difference.shape)
     parts = [
         2 * difference,
         -2 * (difference * background).sum(-1, keepdims=True),
-        -np.ones_like(pixels[..., :1]),
+        -np.ones_like(difference[..., :1]),
         2 * background,
         -(background**2).sum(-1, keepdims=True),
     ]
-    return np.asarray(np.concatenate(parts, -1) / energy, dtype=np.float32)
+    return np.asarray(np.concatenate(parts, -1) / scale, dtype=np.float32)
 
 
 @cache
 def _bank(thing: str, side: int) -> Floats:
-    """Every pose of the thing in the middle of a frame of `side` pixels: (A * S, side * side * 9)."""
+    """Every pose of the thing in the middle of a frame of N = `side`: (A * S, N * N * 9)."""
     poses = np.stack(
         [
-            render_sprite(thing, 0.5, 0.5, size, angle, 2 * FINE)
+            render_sprite(thing, 0.5, 0.5, size, angle, 2 * SIDE)
             for angle in ANGLES[side]
             for size in SIZES
         ]
     )  # (A * S, 64, 64, 4)
-    sprite = _shrink(poses.astype(np.float32) / 255, side)
+    sprite = shrink(poses.astype(np.float32) / 255, side)
     colour, opacity = sprite[..., :3], sprite[..., 3:]
     square = (colour**2).sum(-1, keepdims=True)
     parts = [colour, opacity, square, opacity * colour, opacity**2]
@@ -201,7 +176,7 @@ def _bank(thing: str, side: int) -> Floats:
 def _shares(
     features: Floats, centres: NDArray[np.float64], things: tuple[str, ...], side: int
 ) -> Floats:
-    """The explained share for every pose near `centres`: (T, F, V, V, A, S), V shifts of y and x."""
+    """The share of every pose near `centres`: (T, F, V, V, A, S), V shifts of y and x."""
     count, reach = len(features), SHIFTS[side]
     padded = np.pad(features, ((0, 0), (side, side), (side, side), (0, 0)))
     windows = sliding_window_view(padded, (side, side), (1, 2))  # (F, Y, X, 9, side, side)
@@ -224,7 +199,7 @@ def _coarse_centres(table: Floats, centres: NDArray[np.float64]) -> NDArray[np.f
     width = table.shape[1]
     best = table.max((3, 4)).reshape(len(table), -1).argmax(1)
     shift = np.stack(np.divmod(best, width), 1) - SHIFTS[COARSE]
-    return (_pixel(centres, COARSE) + shift) / COARSE
+    return np.asarray((_pixel(centres, COARSE) + shift) / COARSE, dtype=np.float64)
 
 
 def _likeliest_path(table: NDArray[np.float64]) -> NDArray[np.int64]:

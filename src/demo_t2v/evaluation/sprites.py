@@ -1,100 +1,210 @@
-"""Is the video what its prompt asked for? A thing and a motion read from the picture itself."""
+"""The sprite score: does a model make the thing and the motion that a prompt asks for?
+
+A fixed list of prompts names pairs (thing, motion) that were trained on and pairs that never were;
+the videos are judged by `scoring`, which knows no network. The same
+prompts drawn by the sprite world itself give the ceiling.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.data.sprites import MOTIONS, SPEEDS, Trajectory, trajectory
-from demo_t2v.evaluation.matching import Match, find_thing
+from demo_t2v.config import InferenceConfig
+from demo_t2v.data.sprites import (
+    BACKGROUNDS,
+    MOTIONS,
+    SPEEDS,
+    THINGS,
+    caption,
+    held_out,
+    render,
+    trajectory,
+)
+from demo_t2v.evaluation.report import Judged, Report, Subject, check_writable, save, tables
+from demo_t2v.evaluation.scene import SIDE
+from demo_t2v.evaluation.scoring import Finding, score_video
+from demo_t2v.generation import generate, make_jobs
+from demo_t2v.weights.hub import load_pipeline, read_defaults, resolve
 
-SHARE_FOUND: Final = 0.45
-"""A frame of which the thing explains less does not show it."""
-RIVAL_LEAD: Final = 0.05
-"""A frame that another thing explains by so much better shows that one."""
-FOUND_FRAMES: Final = 0.8
-"""The thing must be found in this part of the frames."""
-TOLERANCE: Final = np.array([0.03, 0.03, 0.025])
-"""What counts as one unit of deviation in x, y and size (frame sides)."""
-SHARE_TOLERANCE: Final = 0.05
-"""So much less explained, because of the angles that a motion wants, is one unit squared."""
-LARGEST_DEVIATION: Final = 1.5
-"""A track farther (root mean square) from every motion is none of them."""
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Case", "EvaluationError", "Finding", "evaluate", "list_prompts", "main", "score_video"]
+
+TRAINED: Final = 216
+HELD_OUT: Final = 108
+CEILING: Final = "real clips"
+_SPEED_SHARES: Final = (0.25, 0.5, 0.25)  # slowly, at an ordinary pace, quickly
+
+
+class EvaluationError(ValueError):
+    """A model or a number of prompts that cannot be scored; one line for a person."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a video shows; None where it shows no thing, or no motion, that holds over the frames."""
+class Case:
+    """One prompt of the list, and what it asks for. `seed` is the video's own."""
 
-    thing: str | None
-    motion: str | None
-    track: Trajectory
-    """Where the best matching thing is, whether or not it matches well."""
-    share: NDArray[np.float64]
-    """(F,) how much of each frame's picture it explains; at most 1, can be negative."""
-    best: str
-    """The best matching thing, whether or not it matches well."""
+    id: str
+    prompt: str
+    thing: str
+    motion: str
+    speed: str
     background: str
-    deviation: float
-    """How far the track is from the nearest motion, in units of TOLERANCE."""
-
-    def right(self, thing: str, motion: str) -> tuple[bool, bool]:
-        """Whether the content and the motion are the ones asked for."""
-        return self.thing == thing, self.motion == motion
+    held_out: bool
+    seed: int
 
 
-def score_video(frames: NDArray[np.uint8]) -> Finding:
-    """Find the thing in a video, uint8 RGB (F, H, W, 3), and name it and its motion.
+def list_prompts(trained: int = TRAINED, held: int = HELD_OUT, seed: int = 0) -> list[Case]:
+    """The fixed list: different pairs, first `trained` trained ones, then `held` held-out ones.
 
-    Raises ValueError for a shape that cannot be matched.
+    Motions are balanced exactly, things as nearly as the pairs allow. Raises EvaluationError where
+    there are not so many pairs.
     """
-    match = find_thing(frames)
-    track, share = match.free
-    found = (share >= SHARE_FOUND) & (share >= match.rival - RIVAL_LEAD)
-    shown = bool(found.mean() >= FOUND_FRAMES)
-    motion, deviation = classify(match, found) if shown else (None, np.inf)
-    thing = match.thing if shown else None
-    return Finding(thing, motion, track, share, match.thing, match.background, deviation)
+    cases: list[Case] = []
+    for name, count, held_pairs in (("trained", trained, False), ("held-out", held, True)):
+        rng = np.random.default_rng((seed, held_pairs))
+        for number, (thing, motion) in enumerate(_choose_pairs(count, held_pairs, rng)):
+            speed = str(rng.choice(SPEEDS, p=_SPEED_SHARES))
+            background = str(rng.choice(list(BACKGROUNDS)))
+            words = caption(thing, motion, speed, background)
+            key = f"{name}-{number:03d}"
+            job = make_jobs([(key, words)], 1, seed)[0]
+            cases.append(Case(key, words, thing, motion, speed, background, held_pairs, job.seed))
+    return cases
 
 
-def classify(match: Match, found: NDArray[np.bool_]) -> tuple[str | None, float]:
-    """The motion nearest to what the thing does in the frames with `found` (F,), and how near.
+def _choose_pairs(count: int, held: bool, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Different pairs: the motions in turn, each with a thing that has come least so far."""
+    left = {m: [t for t in THINGS if held_out(t, m) == held] for m in MOTIONS}
+    most = sum(map(len, left.values()))
+    if not 0 <= count <= most:
+        kind = "held-out" if held else "trained"
+        raise EvaluationError(f"{count} {kind} pairs: there are {most} of them")
+    used = dict.fromkeys(THINGS, 0)
+    pairs: list[tuple[str, str]] = []
+    while len(pairs) < count:
+        for motion in [m for m in MOTIONS if left[m]][: count - len(pairs)]:
+            rng.shuffle(left[motion])
+            thing = min(left[motion], key=used.__getitem__)
+            left[motion].remove(thing)
+            used[thing] += 1
+            pairs.append((thing, motion))
+    return pairs
 
-    Where the thing started, and its size, are free. Its angles are not, but count only by what the
-    picture says: a ball that does not turn is also a ball that spins.
+
+def evaluate(
+    model: str,
+    *,
+    base: str | None = None,
+    trained: int = TRAINED,
+    held: int = HELD_OUT,
+    settings: InferenceConfig | None = None,
+    on_video: Callable[[str], None] | None = None,
+) -> Report:
+    """Score a model, where named also the base denoiser `base`, and the sprite world itself.
+
+    `settings` says how videos are made (batch, steps, device, ...; its prompts and model do not
+    count). `on_video` hears the subject's name after each video. Raises EvaluationError,
+    weights.hub.ModelError.
     """
-    weight = found / found.sum()
-    _, free = match.free
-    best: tuple[float, str | None] = (np.inf, None)
-    for angles, shapes in _templates(len(found)):
-        track, share = match.along(np.array(angles))
-        loss = weight @ np.clip(free - share, 0, None) / SHARE_TOLERANCE
-        for motion, shape in shapes:
-            apart = (_places(track) - shape) / TOLERANCE  # (F, 3)
-            apart = apart - weight @ apart
-            deviation = float(np.sqrt(weight @ (apart**2).sum(1) + loss))
-            best = min(best, (deviation, motion))
-    deviation, nearest = best
-    return (nearest if deviation <= LARGEST_DEVIATION else None), deviation
+    settings = settings or InferenceConfig(batch_size=16)
+    cases = list_prompts(trained, held, settings.inference_seed)
+    models = {"model": model} | ({"base": base} if base else {})
+    sizes = {role: _check_size(name, settings) for role, name in models.items()}
+    frames, side = sizes["model"]
+    subjects = []
+    for role, name in models.items():
+        made = _generate(cases, settings.model_copy(update={"pretrained": name}))
+        subjects.append(Subject(role, name, _judge(cases, made, role, on_video)))
+    drawn = (_draw(case, frames, side) for case in cases)
+    subjects.append(Subject(CEILING, "sprite world", _judge(cases, drawn, CEILING, on_video)))
+    return Report(settings.inference_seed, subjects)
 
 
-_Shapes = list[tuple[str, NDArray[np.float64]]]
+def _check_size(name: str, settings: InferenceConfig) -> tuple[int, int]:
+    """Frames and side of the videos that the model will make."""
+    defaults = read_defaults(resolve(name))
+    height, width = settings.resolution or (defaults.side, defaults.side)
+    if height != width or height % SIDE:
+        raise EvaluationError(
+            f"{name}: makes videos of {height}x{width} pixels; "
+            f"the sprite score needs squares of a multiple of {SIDE}"
+        )
+    return settings.max_frames or defaults.frames, height
 
 
-@cache
-def _templates(frames: int) -> tuple[tuple[tuple[float, ...], _Shapes], ...]:
-    """Every motion at every speed as the generator draws it: by angles (F,), the places (F, 3)."""
-    groups: dict[tuple[float, ...], _Shapes] = {}
-    for motion in MOTIONS:
-        for speed in SPEEDS:
-            path = trajectory(motion, speed, np.random.default_rng(0), frames)
-            groups.setdefault(tuple(path.angle), []).append((motion, _places(path)))
-    return tuple(groups.items())
+def _generate(cases: list[Case], settings: InferenceConfig) -> Iterator[NDArray[np.uint8]]:
+    prompts = [(case.id, case.prompt) for case in cases]
+    pipeline = load_pipeline(settings.pretrained, settings.device, settings.dtype)
+    jobs = make_jobs(prompts, 1, settings.inference_seed)
+    return (frames for _, frames, _ in generate(pipeline, jobs, settings))
 
 
-def _places(path: Trajectory) -> NDArray[np.float64]:
-    return np.stack([path.x, path.y, path.size], 1)  # (F, 3)
+def _draw(case: Case, frames: int, side: int) -> NDArray[np.uint8]:
+    path = trajectory(case.motion, case.speed, np.random.default_rng(case.seed), frames)
+    return render(case.thing, case.background, path, side)
+
+
+def _judge(
+    cases: list[Case],
+    videos: Iterator[NDArray[np.uint8]],
+    role: str,
+    on_video: Callable[[str], None] | None,
+) -> list[Judged]:
+    judged = []
+    for case, frames in zip(cases, videos, strict=True):
+        finding = score_video(frames)
+        judged.append(
+            Judged(
+                id=case.id,
+                prompt=case.prompt,
+                held_out=case.held_out,
+                thing=case.thing,
+                motion=case.motion,
+                background=case.background,
+                seen_thing=finding.thing,
+                seen_motion=finding.motion,
+                seen_background=finding.background,
+                share=float(finding.share.mean()),
+                deviation=finding.deviation,
+            )
+        )
+        if on_video:
+            on_video(role)
+    return judged
+
+
+def main(
+    model: str, out: Path | None = None, base: str | None = None, console: Console | None = None
+) -> None:
+    """What the command line calls: a bar on stderr, tables on stdout, figures as JSON in `out`."""
+    from rich.console import Console
+
+    if out is not None:
+        check_writable(out)
+    console = console or Console()
+    with _progress((TRAINED + HELD_OUT) * (3 if base else 2)) as on_video:
+        report = evaluate(model, base=base, on_video=on_video)
+    if out is not None:
+        save(report, out)
+    for table in tables(report):
+        console.print(table)
+
+
+@contextmanager
+def _progress(videos: int) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("videos", total=videos)
+        yield lambda subject: bar.update(task, advance=1, description=subject)

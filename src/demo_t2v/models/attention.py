@@ -30,7 +30,9 @@ class KeysValues:
 class Attention(nn.Module):
     """Multi-head attention without biases on queries, keys and values."""
 
-    def __init__(self, channels: int, heads: int, head_dim: int, context: int | None, dropout: float):
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, context: int | None, dropout: float
+    ):
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
@@ -79,7 +81,7 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., inner)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return value * F.gelu(gate)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -99,7 +101,9 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the states (or to itself once more), feed-forward."""
 
-    def __init__(self, channels: int, heads: int, head_dim: int, context: int | None, dropout: float):
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, context: int | None, dropout: float
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, heads, head_dim, None, dropout)

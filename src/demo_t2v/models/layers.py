@@ -42,9 +42,8 @@ class TemporalConv(nn.Module):
         self.conv3 = self._stage(channels, groups, nn.Dropout(dropout))
         self.conv4 = self._stage(channels, groups, nn.Dropout(dropout))
         # The layer starts as the identity.
-        last = self.conv4[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for weight in self.conv4[-1].parameters():
+            nn.init.zeros_(weight)
 
     @staticmethod
     def _stage(channels: int, groups: int, *dropout: nn.Module) -> nn.Sequential:
@@ -56,15 +55,15 @@ class TemporalConv(nn.Module):
         height = x.shape[2]
         h = rearrange(x, "(b f) c h w -> b c f (h w)", f=frames).contiguous()
         h = self.conv4(self.conv3(self.conv2(self.conv1(h))))
-        return x + rearrange(h, "b c f (h w) -> (b f) c h w", h=height)
+        return x + rearrange(h, "b c f (h w) -> (b f) c h w", h=height)  # type: ignore[no-any-return]
 
 
 class FrameConv(nn.Conv3d):
     """A (3, 1, 1) convolution, computed in two dimensions, which is faster on most devices."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input (B, C, F, H*W) -> the same shape."""
-        return F.conv2d(input, self.weight[..., 0], self.bias, padding=(1, 0))
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, F, H*W) -> the same shape."""
+        return F.conv2d(x, self.weight[..., 0], self.bias, padding=(1, 0))
 
 
 class Downsample(nn.Module):

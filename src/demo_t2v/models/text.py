@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -57,22 +56,19 @@ class TextConditioner:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        for prompt in prompts:
+        for prompt in dict.fromkeys(prompts):
             dropped = self.tokenizer(prompt, add_special_tokens=False).input_ids[length - 2 :]
             if dropped:
                 rest = self.tokenizer.decode(dropped)
-                logger.warning(
-                    "the prompt is longer than %d tokens; dropped: %r", length - 2, rest
-                )
+                logger.warning("the prompt is longer than %d tokens; dropped: %r", length - 2, rest)
         return ids
 
     def eot_index(self, ids: Tensor) -> Tensor:
         """Where each row's first end-of-text token stands: (B, L) -> (B,)."""
-        return (ids == self.tokenizer.eos_token_id).int().argmax(dim=-1)
+        ends: Tensor = ids == self.tokenizer.eos_token_id
+        return ends.int().argmax(dim=-1)
 
-    def __call__(
-        self, content: Sequence[str], motion: Sequence[str] | None = None
-    ) -> TextStates:
+    def __call__(self, content: Sequence[str], motion: Sequence[str] | None = None) -> TextStates:
         """States of the content prompts and of the motion prompts (by default the same)."""
         content_ids = self.tokens(content)
         return self.states(content_ids, None if motion is None else self.tokens(motion))
@@ -82,11 +78,11 @@ class TextConditioner:
         device = self.content_encoder.device
         content_ids = content_ids.to(device)
         motion_ids = content_ids if motion_ids is None else motion_ids.to(device)
-        heard = None
+        content, motion = penultimate_states(self.content_encoder, content_ids), None
         if self.motion_encoder is not None:
-            heard = penultimate_states(self.motion_encoder, motion_ids)
+            motion = penultimate_states(self.motion_encoder, motion_ids)
         return TextStates(
-            content=penultimate_states(self.content_encoder, content_ids),
-            motion=heard,
+            content=content,
+            motion=motion,
             eot_index=self.eot_index(motion_ids),
         )

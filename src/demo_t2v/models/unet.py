@@ -10,6 +10,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -126,7 +127,7 @@ class Block(nn.Module):
         """One layer: x (B*F, C, H, W) -> (B*F, C', H, W) and, if asked for, its motion map."""
         memory = next(memories) if layer < len(self.attentions) else None
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            result: tuple[Tensor, Tensor | None] = self._gradient_checkpointing_func(
+            result: tuple[Tensor, Tensor | None] = self._gradient_checkpointing_func(  # type: ignore[operator]
                 self._layer, layer, x, run, memory
             )
             return result
@@ -148,7 +149,7 @@ class Block(nn.Module):
         return x, on_eot
 
 
-class DemoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class DemoUNet(ModelMixin, ConfigMixin):
     """Latent video denoiser; the defaults are the published sizes (1,684.86 M parameters).
 
     With `motion=False` it is exactly ModelScopeT2V's base network (arXiv 2308.06571; 1,411.23 M).
@@ -158,7 +159,7 @@ class DemoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     _supports_gradient_checkpointing = True
 
-    @register_to_config  # type: ignore[misc]
+    @register_to_config
     def __init__(
         self,
         sample_size: int = 32,
@@ -189,7 +190,7 @@ class DemoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.time_embedding = TimestepEmbedding(first, sizes.time_channels)
         self.transformer_in = sizes.transformer("temporal", first, num_input_heads)
-        self.down_blocks = nn.ModuleList()
+        self.down_blocks: list[Block] = nn.ModuleList()  # type: ignore[assignment]
         skips, width = [first], first
         for level, out in enumerate(widths):
             channels = [(width if i == 0 else out, out) for i in range(depth)]
@@ -200,11 +201,9 @@ class DemoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             skips += [out] * (depth if final else depth + 1)
             width = out
         self.mid_block = Block([(last, last)] * 2, sizes, attention=1)
-        self.up_blocks = nn.ModuleList()
+        self.up_blocks: list[Block] = nn.ModuleList()  # type: ignore[assignment]
         for level, out in reversed(list(enumerate(widths))):
-            channels = [
-                ((width if i == 0 else out) + skips.pop(), out) for i in range(depth + 1)
-            ]
+            channels = [((width if i == 0 else out) + skips.pop(), out) for i in range(depth + 1)]
             self.up_blocks.append(
                 Block(channels, sizes, (depth + 1) * attention[level], "up" if level else None)
             )
@@ -215,8 +214,9 @@ class DemoUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def blocks(self) -> list[Block]:
         """All blocks in the order of the forward pass."""
-        return [*self.down_blocks, self.mid_block, *self.up_blocks]  # type: ignore[list-item]
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
 
+    @apply_forward_hook
     def prepare_conditioning(self, content: Tensor, motion: Tensor | None = None) -> Conditioning:
         """Keys and values of the states (B, L, D), once for a prompt and all of its steps."""
         return tuple(m for block in self.blocks for m in block.memories(content, motion))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ def _encode(
 ) -> Iterator[tuple[Tensor, str]]:
     """Each clip's scaled posterior means (C, F, h, w), and its caption."""
     for index in indices:
-        rng = np.random.default_rng([config.seed, index])
+        rng = np.random.default_rng([config.data_seed, index])
         clip = draw_clip(rng, config.resolution, config.max_frames)
         pixels = rearrange(torch.from_numpy(clip.frames), "f h w c -> f c h w").float() / 127.5 - 1
         means = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
@@ -73,6 +72,6 @@ def fingerprint(config: DenoiserTraining, vae: AutoencoderKL) -> str:
     weights = hashlib.sha256()
     for tensor in vae.state_dict().values():
         weights.update(tensor.contiguous().numpy().tobytes())
-    sizes = (config.seed, config.resolution, config.max_frames, vae.config.scaling_factor)
+    sizes = (config.data_seed, config.resolution, config.max_frames, vae.config.scaling_factor)
     weights.update(repr(sizes).encode())
     return weights.hexdigest()[:16]

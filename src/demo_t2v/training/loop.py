@@ -24,7 +24,9 @@ from demo_t2v.config import TrainConfig
 class Task(Protocol):
     """What one stage trains: a model, its data, its loss, and how the result is saved."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups as torch's optimizers take them; `lr` defaults to the configuration's."""
@@ -54,9 +56,11 @@ def train(task: Task, config: TrainConfig) -> Iterator[dict[str, float]]:
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.num_steps)
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     state = {"optimizer": optimizer, "schedule": schedule, "ema": ema, "model": task.model}
-    first = _load_state(config.log_dir / "state.pt", state)
+    first, seen = _load_state(config.log_dir / "state.pt", state)
+    metrics = config.log_dir / "metrics.jsonl"
+    _forget_after(metrics, first)
     task.model.train()
-    seen, started = 0.0, time.monotonic()
+    started = time.monotonic()
     for step in range(first, config.num_steps):
         torch.manual_seed(config.seed * 1_000_003 + step)
         loss, figures = task.loss(task.batch(step))
@@ -71,34 +75,44 @@ def train(task: Task, config: TrainConfig) -> Iterator[dict[str, float]]:
             seconds = (time.monotonic() - started) / config.log_interval
             line = {"step": step + 1, "loss": seen / config.log_interval, **figures}
             line |= {"grad_norm": float(norm), "seconds_per_step": round(seconds, 4)}
-            _append(config.log_dir / "metrics.jsonl", line)
+            _append(metrics, line)
             yield line
             seen, started = 0.0, time.monotonic()
         if (step + 1) % config.save_ckp_interval == 0 or step + 1 == config.num_steps:
-            _save_state(config.log_dir / "state.pt", state, step + 1)
+            _save_state(config.log_dir / "state.pt", state, step + 1, seen)
     ema.copy_to(parameters)
     task.model.eval()
     task.export(config.log_dir / "final")
 
 
-def _load_state(file: Path, parts: dict[str, Any]) -> int:
-    """Restore every part from `file` and return the step to go on with; 0 without a file."""
+def _load_state(file: Path, parts: dict[str, Any]) -> tuple[int, float]:
+    """Restore every part from `file`: the step to go on with, and the losses not yet logged."""
     if not file.exists():
-        return 0
+        return 0, 0.0
     saved = torch.load(file, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(saved[name])
-    return int(saved["step"])
+    return int(saved["step"]), float(saved.get("seen", 0.0))
 
 
-def _save_state(file: Path, parts: dict[str, Any], step: int) -> None:
+def _save_state(file: Path, parts: dict[str, Any], step: int, seen: float) -> None:
     """Write the state beside `file`, sync it, and put it in place by rename."""
     partial = file.with_suffix(".partial")
     with partial.open("wb") as stream:
-        torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, stream)
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(states | {"step": step, "seen": seen}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(file)
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """Drop the lines of steps that will be taken again, and one that was cut short."""
+    if file.exists():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        file.write_text("".join(kept), encoding="utf-8")
 
 
 def _append(file: Path, line: dict[str, float]) -> None:

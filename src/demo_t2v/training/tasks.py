@@ -148,7 +148,8 @@ class DenoiserTask:
         content = CLIPTextModel.from_pretrained(config.clip / "text_encoder")
         motion = copy.deepcopy(content) if self.unet.config.motion else None
         tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
-        self.condition = TextConditioner(tokenizer, content.requires_grad_(False).eval(), motion)
+        content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
+        self.condition = TextConditioner(tokenizer, content, motion)
         self.tokens = self.condition.tokens([*self.captions, ""])  # (N + 1, L)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
@@ -169,12 +170,20 @@ class DenoiserTask:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Latents (B, C, F, h, w) and token ids (B, L); every epoch in an order of its own."""
-        count, size = len(self.captions), self.config.batch_size
+        frames, size = self.latents.shape[2], self.config.batch_size
+        stills = step < self.config.still_steps
+        if stills:
+            size *= frames
+        count = len(self.captions)
         places = range(step * size, (step + 1) * size)
         chosen = [self._order(place // count)[place % count] for place in places]
+        latents = self.latents[chosen]
+        if stills:
+            frame = torch.randint(frames, (size,))
+            latents = latents[torch.arange(size), :, frame].unsqueeze(2)  # (B, C, 1, h, w)
         dropped = torch.rand(size) < self.config.p_zero
         ids = self.tokens[chosen].where(~dropped[:, None], self.tokens[-1])
-        return self.latents[chosen].float(), ids
+        return latents.float(), ids
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         latents, ids = batch
@@ -218,15 +227,16 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
     """A new denoiser for latents (N, C, F, h, w), or one that starts from `config.base`."""
     _, channels, frames, side, _ = latents
     if config.base is None:
-        return DemoUNet(
+        new: DemoUNet = DemoUNet(
             sample_size=side,
             sample_frames=frames,
             in_channels=channels,
             out_channels=channels,
             **config.model,
         )
+        return new
     base = DemoUNet.from_pretrained(config.base / "unet")
-    unet = DemoUNet.from_config({**base.config, **config.model})
+    unet: DemoUNet = DemoUNet.from_config({**base.config, **config.model})
     unet.load_state_dict(base.state_dict(), strict=False)
     if unet.config.motion and not base.config.motion:
         unet.init_motion_from_content()
@@ -234,7 +244,8 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
 
 
 def make_task(config: AnyTraining) -> Task:
-    """The task that a training configuration names."""
+    """The task that a training configuration names; new weights are drawn from its seed."""
+    torch.manual_seed(config.seed)
     match config:
         case AutoencoderTraining():
             return AutoencoderTask(config)
@@ -251,11 +262,11 @@ def train_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTo
     word is unknown, and the end-of-text token has the highest number.
     """
     end = "</w>"
-    learned = CLIPTokenizer().train_new_from_iterator(captions, vocab_size)
+    learned = CLIPTokenizer().train_new_from_iterator(captions, vocab_size)  # type: ignore[no-untyped-call]
     model = json.loads(learned.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = letters + [letter + end for letter in letters] + ["".join(pair) for pair in merges]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)  # type: ignore[arg-type]

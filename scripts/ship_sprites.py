@@ -1,0 +1,64 @@
+"""Put the trained `sprites` model into the package, in half precision, with its loss curves.
+
+python scripts/ship_sprites.py runs/sprites
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from demo_t2v.models.unet import DemoUNet
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.weights.hub import BUILT_IN_FOLDER
+
+STAGES = ("autoencoder", "clip", "base", "demo")
+WIDTH, HEIGHT, MARGIN = 320, 180, 30
+
+
+def curve(stage: str, lines: list[dict[str, float]]) -> str:
+    """One stage's loss over its steps as an SVG group, the loss on a logarithmic scale."""
+    steps = torch.tensor([line["step"] for line in lines])
+    losses = torch.tensor([line["loss"] for line in lines]).log10()
+    low, high = losses.min(), losses.max()
+    x = MARGIN + (WIDTH - 2 * MARGIN) * steps / steps.max()
+    y = MARGIN + (HEIGHT - 2 * MARGIN) * (high - losses) / (high - low)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    left, right = MARGIN, WIDTH - MARGIN
+    return (
+        f'<text x="{left}" y="18" font-weight="bold">{stage}</text>'
+        f'<text x="{right}" y="{HEIGHT - 10}" text-anchor="end">{int(steps.max())} steps</text>'
+        f'<text x="{left}" y="{MARGIN + 10}">{10 ** float(high):.3g}</text>'
+        f'<text x="{left}" y="{HEIGHT - 10}">{10 ** float(low):.3g}</text>'
+        f'<polyline fill="none" stroke="#2563eb" points="{points}"/>'
+    )
+
+
+def main() -> None:
+    runs = Path(sys.argv[1])
+    target = BUILT_IN_FOLDER
+    DemoPipeline.from_pretrained(runs / "demo" / "final", dtype=torch.float16).save_pretrained(
+        target
+    )
+    base = DemoUNet.from_pretrained(runs / "base-longer" / "final" / "unet", dtype=torch.float16)
+    base.save_pretrained(target.parent / "base")
+    groups = []
+    for place, stage in enumerate(STAGES):
+        text = (runs / stage / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        groups.append(f'<g transform="translate({place * WIDTH},0)">{curve(stage, lines)}</g>')
+    (target.parent / "curves.svg").write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(STAGES)}" height="{HEIGHT}" '
+        f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+        f"{''.join(groups)}</svg>\n",
+        encoding="utf-8",
+    )
+    size = sum(file.stat().st_size for file in target.parent.rglob("*.safetensors")) / 2**20
+    print(f"wrote {target}: {size:.1f} MiB of weights")
+
+
+if __name__ == "__main__":
+    main()

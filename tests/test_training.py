@@ -1,0 +1,335 @@
+"""The stages of training, in order, tiny: real clips, real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from demo_t2v import config as configs
+from demo_t2v.config import AnyTraining, ConfigError
+from demo_t2v.models.unet import DemoUNet
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training import latents as latents_module
+from demo_t2v.training.latents import encoded_clips
+from demo_t2v.training.loop import train
+from demo_t2v.training.tasks import make_task
+
+ROOT = Path(__file__).parent.parent
+SHARED = {"resolution": 32, "max_frames": 4, "log_interval": 2, "save_ckp_interval": 4}
+SHARED |= {"warmup_steps": 2, "threads": 1}
+AUTOENCODER = {
+    "task": "autoencoder", "num_steps": 40, "batch_size": 4, "lr": 3e-3,
+    "model": {
+        "down_block_types": ["DownEncoderBlock2D"] * 3, "layers_per_block": 1,
+        "up_block_types": ["UpDecoderBlock2D"] * 3, "block_out_channels": [8, 8, 8],
+        "latent_channels": 4, "norm_num_groups": 4,
+    },
+}  # fmt: skip
+TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2}
+TOWER |= {"num_attention_heads": 2}
+CLIP = {
+    "task": "clip", "num_steps": 8, "batch_size": 8, "lr": 1e-3, "vocab_size": 600,
+    "model": {
+        "projection_dim": 16,
+        "text_config": {**TOWER, "max_position_embeddings": 24},
+        "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
+    },
+}  # fmt: skip
+DENOISER = {
+    "task": "denoiser", "num_steps": 8, "batch_size": 2, "lr": 2e-3, "clips": 12,
+    "model": {
+        "block_out_channels": [8, 16], "attention": [True, True], "layers_per_block": 1,
+        "cross_attention_dim": 24, "attention_head_dim": 8, "num_input_heads": 1,
+        "norm_num_groups": 4, "dropout": 0.1, "motion": False,
+    },
+}  # fmt: skip
+
+
+def load(folder: Path, stage: dict[str, Any], log_dir: str, *overrides: str) -> Any:
+    """A configuration, written as YAML into `folder` and read back."""
+    inside = {"log_dir": str(folder / log_dir)}
+    if stage["task"] == "denoiser":
+        inside |= {
+            "autoencoder": str(folder / "autoencoder/final"),
+            "clip": str(folder / "clip/final"),
+        }
+        inside |= {"latents": str(folder / "latents")}
+    file = folder / f"{log_dir}.yaml"
+    file.write_text(yaml.safe_dump({**SHARED, **stage, **inside}))
+    return configs.load(AnyTraining, file, overrides)
+
+
+def run(config: Any) -> list[dict[str, float]]:
+    return list(train(make_task(config), config))
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of the log without what a clock says."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every exported tensor below `folder`."""
+    return {
+        f"{file.relative_to(folder)}/{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latents_module, "SHARD", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All four stages in order; the folder has a run for each."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = f"base={folder}/base/final"
+    run(load(folder, AUTOENCODER, "autoencoder"))
+    run(load(folder, CLIP, "clip"))
+    run(load(folder, DENOISER, "base"))
+    run(load(folder, DENOISER, "demo", base, "model={motion: true}", "motion_lr=1e-5"))
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "clip", "base", "demo"])
+def test_every_stage_leaves_its_files(stages: Path, stage: str) -> None:
+    names = {file.name for file in (stages / stage).iterdir()}
+    assert names == {"final", "state.pt", "metrics.jsonl"}
+    config = yaml.safe_load((stages / f"{stage}.yaml").read_text())
+    lines = metrics(stages / stage)
+    assert [line["step"] for line in lines] == list(range(2, config["num_steps"] + 1, 2))
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+
+
+def test_a_few_dozen_steps_make_a_better_autoencoder(stages: Path) -> None:
+    task = make_task(load(stages, AUTOENCODER, "autoencoder"))
+    unseen = torch.cat([task.batch(step) for step in range(1000, 1004)])
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        losses.append(task.loss(unseen)[0].item())
+        trained = AutoencoderKL.from_pretrained(stages / "autoencoder/final/vae")
+        task.model.load_state_dict(trained.state_dict())
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_the_autoencoder_scales_its_latents_to_unit_variance(stages: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(stages / "autoencoder/final/vae")
+    assert vae.config.sample_size == 32
+    latents, _ = encoded_clips(load(stages, DENOISER, "base"))
+    assert 0.5 < latents.float().std() < 2
+
+
+def test_clip_leaves_an_encoder_and_its_tokenizer(stages: Path) -> None:
+    final = stages / "clip/final"
+    tokenizer = CLIPTokenizer.from_pretrained(final / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(final / "text_encoder")
+    assert encoder.config.vocab_size == len(tokenizer)
+    assert encoder.config.eos_token_id == tokenizer.eos_token_id != 2
+    whole = load_file(final / "clip/model.safetensors")
+    for name, tensor in encoder.state_dict().items():
+        matches = [w for key, w in whole.items() if key in (name, f"text_model.{name}")]
+        assert any(torch.equal(tensor, match) for match in matches), name
+
+
+@pytest.mark.parametrize(("stage", "motion"), [("base", False), ("demo", True)])
+def test_the_trained_folder_is_a_pipeline(stages: Path, stage: str, motion: bool) -> None:
+    pipeline = DemoPipeline.from_pretrained(stages / stage / "final")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.config.motion is motion
+    assert (pipeline.motion_encoder is not None) is motion
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    frames = pipeline("a car falls in the snow", num_inference_steps=3).frames
+    assert frames.shape == (1, 4, 32, 32, 3)
+    assert np.isfinite(frames).all()
+
+
+def test_demo_starts_as_copies_of_the_base(stages: Path) -> None:
+    base = DemoUNet.from_pretrained(stages / "base/final/unet")
+    config = load(stages, DENOISER, "fresh", f"base={stages}/base/final", "model={motion: true}")
+    task = make_task(config)
+    assert task.unet.config.motion is True
+    state = task.unet.state_dict()
+    for name, tensor in base.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+        if ".attentions." in name:
+            assert torch.equal(state[name.replace("attentions", "motion_attentions")], tensor), name
+    content, motion = task.condition.content_encoder, task.condition.motion_encoder
+    assert motion is not content
+    for ours, theirs in zip(motion.parameters(), content.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.requires_grad
+        assert not theirs.requires_grad
+
+
+def test_demo_trains_the_motion_encoder_and_leaves_the_content_encoder(stages: Path) -> None:
+    before = weights(stages / "clip/final/text_encoder")
+    assert_same_weights(stages / "demo/final/content_encoder", stages / "clip/final/text_encoder")
+    moved = weights(stages / "demo/final/motion_encoder")
+    assert any(not torch.equal(moved[name], before[name]) for name in before)
+    steps = [(moved[name] - before[name]).abs().max().item() for name in before]
+    assert max(steps) < 1e-3  # eight steps of its own, lower rate
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps", "interval"),
+    [(AUTOENCODER, 8, 1), (AUTOENCODER, 8, 3), (CLIP, 5, 1), (DENOISER, 6, 3)],
+    ids=["autoencoder-1", "autoencoder-3", "clip-1", "denoiser-3"],
+)
+def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
+    stages: Path, tmp_path: Path, stage: dict[str, Any], steps: int, interval: int
+) -> None:
+    """Stopped between two checkpoints; with interval 3 the checkpoints lie between log lines."""
+    times = (f"num_steps={steps}", f"log_interval={interval}", "save_ckp_interval=2")
+    for name in ("autoencoder", "clip", "latents"):
+        (tmp_path / name).symlink_to(stages / name)
+    whole, parts = (load(tmp_path, stage, name, *times) for name in ("whole", "parts"))
+    run(whole)
+    stopped = train(make_task(parts), parts)
+    assert len(list(islice(stopped, 3 // interval))) == 3 // interval
+    stopped.close()
+    saved = torch.load(parts.log_dir / "state.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert not (parts.log_dir / "final").exists()
+    torch.manual_seed(99)  # whatever was drawn in between
+    run(parts)
+    assert_same_weights(parts.log_dir / "final", whole.log_dir / "final")
+    assert metrics(parts.log_dir) == metrics(whole.log_dir)
+    assert len(metrics(whole.log_dir)) == steps // interval
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    runs = [
+        load(tmp_path, AUTOENCODER, f"run{number}", "num_steps=2", f"seed={seed}")
+        for number, seed in enumerate((1, 1, 2))
+    ]
+    for config in runs:
+        run(config)
+    first, again, other = (config.log_dir / "final" for config in runs)
+    assert_same_weights(first, again)
+    ours, theirs = weights(first), weights(other)
+    assert all(not torch.equal(ours[n], theirs[n]) for n in ours if n.endswith("conv1.weight"))
+
+
+def test_a_finished_training_is_only_exported_again(tmp_path: Path) -> None:
+    config = load(tmp_path, AUTOENCODER, "short", "num_steps=2")
+    run(config)
+    first, lines = weights(config.log_dir / "final"), metrics(config.log_dir)
+    assert run(config) == []
+    again = weights(config.log_dir / "final")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert metrics(config.log_dir) == lines
+
+
+def test_a_log_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
+    config = load(tmp_path, AUTOENCODER, "cut", "num_steps=4", "save_ckp_interval=2")
+    stopped = train(make_task(config), config)
+    next(stopped)
+    stopped.close()
+    with (config.log_dir / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "lo')
+    run(config)
+    assert [line["step"] for line in metrics(config.log_dir)] == [2, 4]
+
+
+def copy_of(config: Any, tmp_path: Path) -> Any:
+    return config.model_copy(update={"latents": tmp_path / "latents"})
+
+
+def test_latents_are_encoded_once(stages: Path, tmp_path: Path) -> None:
+    config = copy_of(load(stages, DENOISER, "base"), tmp_path)
+    latents, captions = encoded_clips(config)
+    assert latents.shape == (12, 4, 4, 8, 8)
+    assert latents.dtype == torch.float16
+    assert len(captions) == 12
+    files = sorted(config.latents.iterdir())
+    assert [file.name for file in files] == [f"0000{number}.safetensors" for number in range(3)]
+    times = [file.stat().st_mtime_ns for file in files]
+    again, same = encoded_clips(config)
+    assert torch.equal(again, latents)
+    assert same == captions
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def test_an_interrupted_encoding_goes_on(stages: Path, tmp_path: Path) -> None:
+    config = copy_of(load(stages, DENOISER, "base"), tmp_path)
+    whole, captions = encoded_clips(config)
+    files = sorted(config.latents.iterdir())
+    times = [file.stat().st_mtime_ns for file in files]
+    files[1].rename(files[1].with_suffix(".1.partial"))
+    files[1].with_suffix(".1.partial").write_bytes(b"cut short")
+    again, same = encoded_clips(config)
+    assert torch.equal(again, whole)
+    assert same == captions
+    assert [files[n].stat().st_mtime_ns for n in (0, 2)] == [times[0], times[2]]
+
+
+def test_latents_of_another_autoencoder_are_refused(stages: Path, tmp_path: Path) -> None:
+    config = copy_of(load(stages, DENOISER, "base"), tmp_path)
+    encoded_clips(config)
+    vae = AutoencoderKL.from_pretrained(config.autoencoder / "vae")
+    with torch.no_grad():
+        vae.encoder.conv_in.bias += 0.1
+    vae.save_pretrained(tmp_path / "other/vae")
+    other = config.model_copy(update={"autoencoder": tmp_path / "other"})
+    with pytest.raises(ConfigError, match="made by another autoencoder; delete"):
+        encoded_clips(other)
+
+
+def test_every_epoch_has_each_clip_once_and_an_order_of_its_own(stages: Path) -> None:
+    task = make_task(load(stages, DENOISER, "base", "batch_size=3", "p_zero=0"))
+    assert len(task.captions) == 12
+    latents, ids = zip(*(task.batch(step) for step in range(8)), strict=True)
+    epochs = [torch.cat(latents[:4]), torch.cat(latents[4:])]
+    known = {clip.float().numpy().tobytes() for clip in task.latents}
+    for epoch in epochs:
+        assert {clip.numpy().tobytes() for clip in epoch} == known
+    assert not torch.equal(*epochs)
+    stored = {
+        clip.float().numpy().tobytes(): row
+        for clip, row in zip(task.latents, task.tokens[:-1], strict=True)
+    }
+    for clip, row in zip(torch.cat(latents), torch.cat(ids), strict=True):
+        assert torch.equal(stored[clip.numpy().tobytes()], row)
+
+
+def test_p_zero_is_the_share_of_empty_prompts(stages: Path) -> None:
+    task = make_task(load(stages, DENOISER, "base", "batch_size=12", "p_zero=0.25"))
+    empty = task.condition.tokens([""])
+    torch.manual_seed(0)
+    rows = torch.cat([task.batch(step)[1] for step in range(50)])
+    assert 0.18 < (rows == empty).all(dim=1).float().mean() < 0.32
+    always = make_task(load(stages, DENOISER, "base", "p_zero=1"))
+    assert (always.batch(0)[1] == empty).all()
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("configs/sprites/*.yaml")), ids=lambda file: file.stem
+)
+def test_the_shipped_stages_load(file: Path) -> None:
+    config = configs.load(AnyTraining, file)
+    assert config.log_dir == Path("runs/sprites") / file.stem
