@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import BUILT_IN_FOLDER
+from demo_t2v.weights.hub import BUILT_IN
 
 STAGES = ("autoencoder", "clip", "base", "demo")
 WIDTH, HEIGHT, MARGIN = 320, 180, 30
@@ -39,25 +38,23 @@ def curve(stage: str, lines: list[dict[str, float]]) -> str:
 
 def main() -> None:
     runs = Path(sys.argv[1])
-    target = BUILT_IN_FOLDER
-    DemoPipeline.from_pretrained(runs / "demo" / "final", dtype=torch.float16).save_pretrained(
-        target
-    )
-    base = DemoUNet.from_pretrained(runs / "base-longer" / "final" / "unet", dtype=torch.float16)
-    base.save_pretrained(target.parent / "base")
+    for name, run in (("sprites", "demo"), ("sprites-base", "base-longer")):
+        trained = DemoPipeline.from_pretrained(runs / run / "final", dtype=torch.float16)
+        trained.save_pretrained(BUILT_IN[name])
+    assets = BUILT_IN["sprites"].parent
     groups = []
     for place, stage in enumerate(STAGES):
         text = (runs / stage / "metrics.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
         groups.append(f'<g transform="translate({place * WIDTH},0)">{curve(stage, lines)}</g>')
-    (target.parent / "curves.svg").write_text(
+    (assets / "curves.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(STAGES)}" height="{HEIGHT}" '
         f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
         f"{''.join(groups)}</svg>\n",
         encoding="utf-8",
     )
-    size = sum(file.stat().st_size for file in target.parent.rglob("*.safetensors")) / 2**20
-    print(f"wrote {target}: {size:.1f} MiB of weights")
+    size = sum(file.stat().st_size for file in assets.rglob("*.safetensors")) / 2**20
+    print(f"wrote {assets}: {size:.1f} MiB of weights")
 
 
 if __name__ == "__main__":

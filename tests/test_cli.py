@@ -242,3 +242,9 @@ def test_a_bad_training_configuration(place: Path) -> None:
     (place / "train.yaml").write_text("task: clip\nlog_dir: a\nnum_stepz: 3\n")
     done = run(place, "train", "--config", "train.yaml", "num_steps=1", "batch_size=1", "lr=1")
     assert_one_line(done, 2, "train.yaml: unknown key num_stepz; did you mean num_steps?")
+
+
+def test_a_model_that_cannot_be_scored(place: Path) -> None:
+    for words in (["--model", "nowhere"], ["--model", "model", "--base", "nowhere"]):
+        done = run(place, "evaluate", "sprites", *words)
+        assert_one_line(done, 2, "nowhere: is no model")

@@ -150,13 +150,13 @@ def test_real_clips_score_nearly_all_right():
     """A small sample of the ceiling, clean, and blurred, tinted and noisy."""
     rng = np.random.default_rng(7)
     right = Counter()
-    for _ in range(16):
+    for _ in range(12):
         real = draw_clip(rng)
         asked = (real.thing, real.motion)
         right["clean"] += seen(real.frames) == asked
         right["spoiled"] += seen(spoil(real.frames, rng, blur=1.0, tint=0.03)) == asked
-    assert right["clean"] == 16
-    assert right["spoiled"] >= 15
+    assert right["clean"] == 12
+    assert right["spoiled"] >= 11
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 64), (16, 64, 32, 3), (16, 40, 40, 3), (0, 64, 64, 3)])
@@ -223,8 +223,8 @@ def test_a_model_its_base_and_the_ceiling_are_scored_alike(tiny_folder: Path, tm
     report = evaluate(
         str(tiny_folder),
         base=str(tiny_folder),
-        trained=6,
-        held=3,
+        trained=3,
+        held=2,
         settings=InferenceConfig(batch_size=4, max_frames=4, device="cpu", ddim_timesteps=2),
         on_video=lambda role: heard.update([role]),
     )
@@ -234,12 +234,12 @@ def test_a_model_its_base_and_the_ceiling_are_scored_alike(tiny_folder: Path, tm
     assert [entry.name for entry in file.parent.iterdir()] == ["score.json"]
     subjects = json.loads(file.read_text())["subjects"]
     assert [subject["role"] for subject in subjects] == ["model", "base", "real clips"]
-    assert heard == {"model": 9, "base": 9, "real clips": 9}
+    assert heard == {"model": 5, "base": 5, "real clips": 5}
     assert subjects[0]["trained"]["both"] == {
-        "right": 0, "count": 6, "share": 0.0, "95%": pytest.approx([0.0, 0.3903], abs=1e-3)
+        "right": 0, "count": 3, "share": 0.0, "95%": pytest.approx([0.0, 0.5615], abs=1e-3)
     }  # fmt: skip
     assert subjects[0]["videos"] == subjects[1]["videos"]
-    assert subjects[2]["trained"]["content"]["right"] == 6
+    assert subjects[2]["trained"]["content"]["right"] == 3
     console = Console(record=True, width=120)
     for table in tables(report):
         console.print(table)

@@ -187,8 +187,10 @@ def test_demo_starts_as_copies_of_the_base(stages: Path) -> None:
 
 
 def test_demo_trains_the_motion_encoder_and_leaves_the_content_encoder(stages: Path) -> None:
-    before = weights(stages / "clip/final/text_encoder")
-    assert_same_weights(stages / "demo/final/content_encoder", stages / "clip/final/text_encoder")
+    before = weights(stages / "clip/final/content_encoder")
+    assert_same_weights(
+        stages / "demo/final/content_encoder", stages / "clip/final/content_encoder"
+    )
     moved = weights(stages / "demo/final/motion_encoder")
     assert any(not torch.equal(moved[name], before[name]) for name in before)
     steps = [(moved[name] - before[name]).abs().max().item() for name in before]
@@ -325,6 +327,44 @@ def test_p_zero_is_the_share_of_empty_prompts(stages: Path) -> None:
     assert 0.18 < (rows == empty).all(dim=1).float().mean() < 0.32
     always = make_task(load(stages, DENOISER, "base", "p_zero=1"))
     assert (always.batch(0)[1] == empty).all()
+
+
+def test_the_first_autoencoder_steps_see_squares_round_the_thing(tmp_path: Path) -> None:
+    task = make_task(load(tmp_path, AUTOENCODER, "ae", "crop=16", "crop_steps=3", "batch_size=8"))
+    squares, whole = task.batch(2), task.batch(3)
+    assert squares.shape == (8, 3, 16, 16)
+    assert whole.shape == (8, 3, 32, 32)
+    # A quarter of the area holds the thing, so it varies more than the whole does.
+    frames = torch.cat([task.batch(step) for step in range(3, 9)])
+    crops = torch.cat([task.batch(step % 3) for step in range(6)])
+    assert crops.std(dim=(2, 3)).mean() > 1.2 * frames.std(dim=(2, 3)).mean()
+
+
+def test_the_first_denoiser_steps_see_single_frames(stages: Path) -> None:
+    task = make_task(load(stages, DENOISER, "base", "batch_size=2", "still_steps=5", "p_zero=0"))
+    stills, ids = task.batch(4)
+    assert stills.shape == (8, 4, 1, 8, 8)
+    assert task.batch(5)[0].shape == (2, 4, 4, 8, 8)
+    frames = {
+        frame.numpy().tobytes(): tokens
+        for clip, tokens in zip(task.latents.float(), task.tokens[:-1], strict=True)
+        for frame in clip.unbind(dim=1)
+    }
+    for still, row in zip(stills, ids, strict=True):
+        assert torch.equal(frames[still[:, 0].numpy().tobytes()], row)
+    assert torch.isfinite(task.loss((stills, ids))[0])
+
+
+def test_demo_can_go_on_from_demo_saved_in_half_precision(stages: Path, tmp_path: Path) -> None:
+    half = DemoPipeline.from_pretrained(stages / "demo/final", dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    task = make_task(load(stages, DENOISER, "base", f"base={tmp_path}/half", "model={}"))
+    assert task.unet.config.motion is True
+    for network in (task.unet, task.condition.motion_encoder):
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+    trained = half.motion_encoder.state_dict()
+    for name, tensor in task.condition.motion_encoder.state_dict().items():
+        assert torch.equal(tensor.half(), trained[name]), name
 
 
 @pytest.mark.parametrize(

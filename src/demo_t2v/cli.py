@@ -150,14 +150,14 @@ def sprites(
     ] = "sprites",
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The figures.")] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="Score the base denoiser of the same training too.")
-    ] = False,
+        str, typer.Option(metavar="NAME|FOLDER", help="What to compare it with; '' for nothing.")
+    ] = "sprites-base",
 ) -> None:
     """How often a video shows the thing and the motion that were asked for."""
     with _one_line_errors():
         from demo_t2v.evaluation.sprites import main as run
 
-        run(model, out=out, base=base)
+        run(model, out=out, base=base or None)
 
 
 @dataclass

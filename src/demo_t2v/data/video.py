@@ -47,6 +47,7 @@ def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format)
     muxing = {"movflags": "+faststart"} if format == "mp4" else {}
     with av.open(str(file), "w", format=format, options=muxing) as container:
         stream = container.add_stream(codec, rate=fps, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
         pictures = _timed(frames, fps)
@@ -105,7 +106,10 @@ def _with_palette(
     height, width = frames.shape[1:3]
     graph = av.filter.Graph()
     source = graph.add_buffer(
-        width=width, height=height, format="rgb24", time_base=Fraction(1, fps)
+        width=width,
+        height=height,
+        format=av.VideoFormat("rgb24", width, height),
+        time_base=Fraction(1, fps),
     )
     split, sink = graph.add("split"), graph.add("buffersink")
     palette = graph.add("palettegen", "reserve_transparent=0")

@@ -28,7 +28,7 @@ def encoded_clips(config: DenoiserTraining) -> tuple[Tensor, list[str]]:
     Shards that exist already are read, the others are made, so an interrupted run goes on.
     Raises ConfigError when they were made by another autoencoder.
     """
-    vae = AutoencoderKL.from_pretrained(config.autoencoder / "vae").eval()
+    vae = AutoencoderKL.from_pretrained(config.autoencoder / "vae", dtype=torch.float32).eval()
     config.latents.mkdir(parents=True, exist_ok=True)
     shards = [_shard(config, vae, number) for number in range(-(-config.clips // SHARD))]
     latents = torch.cat([shard[0] for shard in shards])[: config.clips]

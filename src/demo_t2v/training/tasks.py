@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +129,7 @@ class ClipTask:
 
     def export(self, folder: Path) -> None:
         self.model.save_pretrained(folder / "clip")
-        CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "text_encoder")
+        CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "content_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
 
@@ -145,8 +144,13 @@ class DenoiserTask:
         self.config = config
         self.latents, self.captions = encoded_clips(config)
         self.unet = make_denoiser(config, self.latents.shape)
-        content = CLIPTextModel.from_pretrained(config.clip / "text_encoder")
-        motion = copy.deepcopy(content) if self.unet.config.motion else None
+        content = load_encoder(config.clip / "content_encoder")
+        motion = None
+        if self.unet.config.motion:
+            trained = config.base / "motion_encoder" if config.base else None
+            motion = load_encoder(
+                trained if trained and trained.exists() else config.clip / "content_encoder"
+            )
         tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
@@ -204,7 +208,7 @@ class DenoiserTask:
         )
         DemoPipeline(
             unet=self.unet,
-            vae=AutoencoderKL.from_pretrained(self.config.autoencoder / "vae"),
+            vae=AutoencoderKL.from_pretrained(self.config.autoencoder / "vae", dtype=torch.float32),
             content_encoder=self.condition.content_encoder,
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
@@ -223,6 +227,12 @@ class DenoiserTask:
     _epoch: tuple[int, Sequence[int]] = (-1, ())
 
 
+def load_encoder(folder: Path) -> CLIPTextModel:
+    """A text encoder in full precision, however it was saved."""
+    encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
+    return encoder
+
+
 def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
     """A new denoiser for latents (N, C, F, h, w), or one that starts from `config.base`."""
     _, channels, frames, side, _ = latents
@@ -235,7 +245,7 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
             **config.model,
         )
         return new
-    base = DemoUNet.from_pretrained(config.base / "unet")
+    base = DemoUNet.from_pretrained(config.base / "unet", dtype=torch.float32)
     unet: DemoUNet = DemoUNet.from_config({**base.config, **config.model})
     unet.load_state_dict(base.state_dict(), strict=False)
     if unet.config.motion and not base.config.motion:

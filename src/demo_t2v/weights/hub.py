@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
 
-BUILT_IN: Final = "sprites"
-_BUILT_IN_FOLDER: Final = Path(__file__).parent.parent / "assets" / "sprites" / "model"
+_ASSETS: Final = Path(__file__).parent.parent / "assets" / "sprites"
+BUILT_IN: Final[Mapping[str, Path]] = {
+    "sprites": _ASSETS / "model",
+    "sprites-base": _ASSETS / "base",  # the base denoiser that DEMO is compared with
+}
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
@@ -35,16 +39,16 @@ class ModelDefaults:
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model: `sprites`, a folder, or a hub repository `org/name` (downloaded).
+    """The folder of a model: built in, a folder, or a hub repository `org/name` (downloaded).
 
     Raises ModelError when there is no such model, ConnectionError when the hub does not answer.
     """
-    folder = _BUILT_IN_FOLDER if name == BUILT_IN else Path(name)
+    folder = BUILT_IN.get(name, Path(name))
     if name and (folder / "model_index.json").is_file():
         return folder
-    if name != BUILT_IN and not folder.exists() and _HUB_ID.fullmatch(name):
+    if name not in BUILT_IN and not folder.exists() and _HUB_ID.fullmatch(name):
         return _download(name)
-    wanted = f"use {BUILT_IN}, a folder with model_index.json, or a hub repository as org/name"
+    wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
     raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
 
@@ -108,7 +112,7 @@ def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> 
     if dtype == "auto":
         dtype = "float16" if device == "cuda" else "float32"
     quieten_diffusers()
-    quieten_transformers()
+    quieten_transformers()  # type: ignore[no-untyped-call]
     try:
         pipeline = DemoPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
