@@ -39,7 +39,7 @@ class ModelDefaults:
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model: built in, a folder, or a hub repository `org/name` (downloaded).
+    """The folder of a model: built in (`sprites`), a folder, or a hub repository (downloaded).
 
     Raises ModelError when there is no such model, ConnectionError when the hub does not answer.
     """
