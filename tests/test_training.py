@@ -147,7 +147,7 @@ def test_the_autoencoder_scales_its_latents_to_unit_variance(stages: Path) -> No
 def test_clip_leaves_an_encoder_and_its_tokenizer(stages: Path) -> None:
     final = stages / "clip/final"
     tokenizer = CLIPTokenizer.from_pretrained(final / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(final / "text_encoder")
+    encoder = CLIPTextModel.from_pretrained(final / "content_encoder")
     assert encoder.config.vocab_size == len(tokenizer)
     assert encoder.config.eos_token_id == tokenizer.eos_token_id != 2
     whole = load_file(final / "clip/model.safetensors")
