@@ -113,6 +113,9 @@ class DenoiserTraining(TrainConfig):
     """Share of the samples that are trained with the empty prompt, for guidance."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the motion encoder; None: the same as `lr`."""
+    ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 20
+    guide_scale: Annotated[float, Field(ge=0)] = 4.0
+    """Steps and guidance that the saved pipeline uses by default."""
 
 
 AnyTraining = Annotated[

@@ -213,8 +213,8 @@ class DenoiserTask:
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
             scheduler=sampler,
-            num_inference_steps=20,
-            guidance_scale=4.0,
+            num_inference_steps=self.config.ddim_timesteps,
+            guidance_scale=self.config.guide_scale,
         ).save_pretrained(folder)
 
     def _order(self, epoch: int) -> Sequence[int]:
