@@ -14,7 +14,6 @@ import torch
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import BUILT_IN
 
-STAGES = ("autoencoder", "clip", "base", "demo")
 WIDTH, HEIGHT, MARGIN = 320, 180, 30
 
 
@@ -43,12 +42,13 @@ def main() -> None:
         trained.save_pretrained(BUILT_IN[name])
     assets = BUILT_IN["sprites"].parent
     groups = []
-    for place, stage in enumerate(STAGES):
-        text = (runs / stage / "metrics.jsonl").read_text(encoding="utf-8")
-        lines = [json.loads(line) for line in text.splitlines()]
-        groups.append(f'<g transform="translate({place * WIDTH},0)">{curve(stage, lines)}</g>')
+    curves = sorted(runs.glob("*/metrics.jsonl"), key=lambda file: file.stat().st_mtime)
+    for place, file in enumerate(curves):
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        drawn = curve(file.parent.name, lines)
+        groups.append(f'<g transform="translate({place * WIDTH},0)">{drawn}</g>')
     (assets / "curves.svg").write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(STAGES)}" height="{HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(curves)}" height="{HEIGHT}" '
         f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
         f"{''.join(groups)}</svg>\n",
         encoding="utf-8",

@@ -109,6 +109,10 @@ class DenoiserTraining(TrainConfig):
     """The first steps see single frames, `max_frames` times as many: an image model comes first,
     as ModelScopeT2V began with Stable Diffusion."""
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
+    """The last beta of the noise schedule. Small latents with many frames alike want more noise:
+    else a clip's motion shows through the noise at nearly every timestep, and need not be
+    learned from its caption (arXiv 2301.11093)."""
     p_zero: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the samples that are trained with the empty prompt, for guidance."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None

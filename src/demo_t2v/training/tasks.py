@@ -160,7 +160,7 @@ class DenoiserTask:
             self.model["motion_encoder"] = motion
         self.noise = DDPMScheduler(
             beta_start=0.00085,
-            beta_end=0.012,
+            beta_end=config.beta_end,
             beta_schedule="scaled_linear",
             prediction_type=config.prediction_type,
         )
