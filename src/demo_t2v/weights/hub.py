@@ -100,6 +100,7 @@ def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> 
     folder = resolve(name)
     read_defaults(folder)
     import torch
+    from diffusers.utils import is_accelerate_available
     from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
     from transformers.utils.logging import disable_progress_bar as quieten_transformers
 
@@ -114,7 +115,9 @@ def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> 
     quieten_diffusers()
     quieten_transformers()  # type: ignore[no-untyped-call]
     try:
-        pipeline = DemoPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
+        pipeline = DemoPipeline.from_pretrained(
+            folder, dtype=getattr(torch, dtype), low_cpu_mem_usage=is_accelerate_available()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
     pipeline.set_progress_bar_config(disable=True)
