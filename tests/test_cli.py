@@ -16,6 +16,7 @@ import pytest
 from demo_t2v.data.video import read_video
 from demo_t2v.outputs import MANIFEST
 
+ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "demo_t2v")
 TIMEOUT = 600  # seconds; only a program that hangs takes so long
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
@@ -249,3 +250,17 @@ def test_a_model_that_cannot_be_scored(place: Path) -> None:
     for words in (["--model", "nowhere"], ["--model", "model", "--base", "nowhere"]):
         done = run(place, "evaluate", "sprites", *words)
         assert_one_line(done, 2, "nowhere: is no model")
+
+
+def test_a_stage_is_trained_and_goes_on(tmp_path: Path) -> None:
+    stage = ROOT / "configs/sprites/autoencoder.yaml"
+    small = ("log_dir=run", "batch_size=1", "log_interval=1", "threads=1", "resolution=32")
+    small += ("crop=16", "model.block_out_channels=[8, 8, 8, 8]")
+    first = run(tmp_path, "train", "--config", stage, *small, "num_steps=1")
+    assert first.returncode == 0, first.stderr
+    assert "step 1" in first.stderr
+    assert (tmp_path / "run/final/vae/config.json").is_file()
+    second = run(tmp_path, "train", "--config", stage, *small, "num_steps=2")
+    assert second.returncode == 0, second.stderr
+    assert "step 2" in second.stderr
+    assert "step 1 " not in second.stderr
