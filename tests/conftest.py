@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.tasks import train_tokenizer
+from golden import published_sampler
 
 CAPTIONS = ["a car moves to the left", "a fish falls", "the pear grows slowly in the snow"]
 
@@ -74,21 +75,13 @@ def tiny_pipeline() -> DemoPipeline:
     content, motion = CLIPTextModel(sizes), CLIPTextModel(sizes)
     for seed, module in enumerate((vae, content, motion)):
         shake(module, seed)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
     pipeline = DemoPipeline(
         unet=tiny_unet(),
         vae=vae.eval(),
         content_encoder=content.eval(),
         motion_encoder=motion.eval(),
         tokenizer=tokenizer,
-        scheduler=scheduler,
+        scheduler=published_sampler(),
         num_inference_steps=3,
         guidance_scale=3.0,
     )

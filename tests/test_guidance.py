@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from demo_t2v.diffusion.guidance import classifier_free_guidance
-from golden import make_input, recorded, relative_error
-
-
-def published_sampler() -> DDIMScheduler:
-    """DDIM as ModelScopeT2V samples: leading timesteps from 1, and a last step to the first."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+from golden import make_input, published_sampler, recorded, relative_error
 
 
 def toy_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
