@@ -305,28 +305,29 @@ def test_latents_of_another_autoencoder_are_refused(stages: Path, tmp_path: Path
 def test_every_epoch_has_each_clip_once_and_an_order_of_its_own(stages: Path) -> None:
     task = make_task(load(stages, DENOISER, "base", "batch_size=3", "p_zero=0"))
     assert len(task.captions) == 12
-    latents, ids = zip(*(task.batch(step) for step in range(8)), strict=True)
+    latents, rows = zip(*(task.batch(step) for step in range(8)), strict=True)
     epochs = [torch.cat(latents[:4]), torch.cat(latents[4:])]
     known = {clip.float().numpy().tobytes() for clip in task.latents}
     for epoch in epochs:
         assert {clip.numpy().tobytes() for clip in epoch} == known
     assert not torch.equal(*epochs)
-    stored = {
-        clip.float().numpy().tobytes(): row
-        for clip, row in zip(task.latents, task.tokens[:-1], strict=True)
-    }
-    for clip, row in zip(torch.cat(latents), torch.cat(ids), strict=True):
-        assert torch.equal(stored[clip.numpy().tobytes()], row)
+    for clip, row in zip(torch.cat(latents), torch.cat(rows), strict=True):
+        assert torch.equal(task.latents[row].float(), clip)
+
+
+def test_a_caption_is_heard_as_the_content_encoder_says_it(stages: Path) -> None:
+    task = make_task(load(stages, DENOISER, "base"))
+    heard = task.condition([task.captions[3], ""]).content
+    assert torch.allclose(task.content[[3, -1]], heard, atol=1e-6)
 
 
 def test_p_zero_is_the_share_of_empty_prompts(stages: Path) -> None:
     task = make_task(load(stages, DENOISER, "base", "batch_size=12", "p_zero=0.25"))
-    empty = task.condition.tokens([""])
     torch.manual_seed(0)
     rows = torch.cat([task.batch(step)[1] for step in range(50)])
-    assert 0.18 < (rows == empty).all(dim=1).float().mean() < 0.32
+    assert 0.18 < (rows == len(task.captions)).float().mean() < 0.32
     always = make_task(load(stages, DENOISER, "base", "p_zero=1"))
-    assert (always.batch(0)[1] == empty).all()
+    assert (always.batch(0)[1] == len(always.captions)).all()
 
 
 def test_the_first_autoencoder_steps_see_squares_round_the_thing(tmp_path: Path) -> None:
@@ -340,19 +341,23 @@ def test_the_first_autoencoder_steps_see_squares_round_the_thing(tmp_path: Path)
     assert crops.std(dim=(2, 3)).mean() > 1.2 * frames.std(dim=(2, 3)).mean()
 
 
-def test_the_first_denoiser_steps_see_single_frames(stages: Path) -> None:
-    task = make_task(load(stages, DENOISER, "base", "batch_size=2", "still_steps=5", "p_zero=0"))
-    stills, ids = task.batch(4)
-    assert stills.shape == (8, 4, 1, 8, 8)
-    assert task.batch(5)[0].shape == (2, 4, 4, 8, 8)
-    frames = {
-        frame.numpy().tobytes(): tokens
-        for clip, tokens in zip(task.latents.float(), task.tokens[:-1], strict=True)
-        for frame in clip.unbind(dim=1)
-    }
-    for still, row in zip(stills, ids, strict=True):
-        assert torch.equal(frames[still[:, 0].numpy().tobytes()], row)
-    assert torch.isfinite(task.loss((stills, ids))[0])
+def test_an_image_denoiser_sees_single_frames_and_the_base_starts_from_it(stages: Path) -> None:
+    still = "stills=true", "model.temporal=false", "batch_size=6", "p_zero=0"
+    task = make_task(load(stages, DENOISER, "stills", *still))
+    frames, rows = task.batch(4)
+    assert frames.shape == (6, 4, 1, 8, 8)
+    for frame, row in zip(frames[:, :, 0], rows, strict=True):
+        assert any(torch.equal(frame, seen) for seen in task.latents[row].float().unbind(dim=1))
+    for _ in train(task, load(stages, DENOISER, "stills", *still)):
+        pass
+    overrides = f"base={stages}/stills/final", "model={temporal: true}"
+    base = make_task(load(stages, DENOISER, "on-stills", *overrides)).unet
+    assert base.config.temporal is True
+    learned = task.unet.state_dict()
+    for name, tensor in base.state_dict().items():
+        assert ("temp" in name or "transformer_in" in name) == (name not in learned), name
+        if name in learned:
+            assert torch.equal(tensor, learned[name]), name
 
 
 def test_demo_can_go_on_from_demo_saved_in_half_precision(stages: Path, tmp_path: Path) -> None:

@@ -181,6 +181,15 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         torch.testing.assert_close(plain, checkpointed)
 
 
+def test_without_its_temporal_layers_it_is_an_image_network() -> None:
+    unet = tiny_unet(motion=False, temporal=False).eval()
+    frames, text = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 5, unet.config.cross_attention_dim)
+    with torch.no_grad():
+        clip = unet(frames, 7, text).sample
+        single = unet(frames[:, :, 1:2], 7, text).sample
+    assert torch.allclose(clip[:, :, 1:2], single, atol=1e-5)
+
+
 def test_motion_starts_as_a_copy_of_content() -> None:
     unet = tiny_unet()
     unet.init_motion_from_content()

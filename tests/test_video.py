@@ -1,15 +1,27 @@
 """Reading and writing video files."""
 
 from fractions import Fraction
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo_t2v.data.video import Format, VideoError, read_video, write_video
+from demo_t2v.data.video import (
+    Format,
+    Sampling,
+    VideoError,
+    read_video,
+    sample_video,
+    write_video,
+)
+from numbered import damage, numbers, write_numbered
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +131,220 @@ def test_a_full_device_is_an_error(frames: NDArray[np.uint8], kind: Format) -> N
         pytest.skip("there is no /dev/full here")
     with pytest.raises(OSError, match=r"No space left|disk full"):
         write_video(frames, full, fps=8, format=kind)
+
+
+EVERY_TENTH = [10 * i for i in range(16)]
+# Every third of a second at 25 frames a second is every 8 1/3 frames, rounded down.
+AT_25_FPS = [0, 8, 16, 25, 33, 41, 50, 58, 66, 75, 83, 91, 100, 108, 116, 125]
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "expected"),
+    [
+        (151, 30, EVERY_TENTH),  # the shortest video that three a second fit into
+        (126, 25, AT_25_FPS),
+        (46, 30, list(range(0, 46, 3))),  # too short: spread over all of it
+        (60, 30, [0, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59]),  # 59/15 apart
+        (16, 30, list(range(16))),
+        (16, 2, list(range(16))),  # slower than three a second: none is taken twice
+    ],
+)
+def test_sampled_indices(total: int, rate: int, expected: list[int]) -> None:
+    assert Sampling(16, 3.0).indices(total, Fraction(rate), np.random.default_rng(0)) == expected
+
+
+@given(
+    st.integers(1, 40),
+    st.floats(0.1, 60),
+    st.integers(1, 5000),
+    st.fractions(1, 120, max_denominator=1001),
+    st.integers(0, 2**32),
+)
+def test_indices_rise_inside_of_the_video(
+    frames: int, fps: float, total: int, rate: Fraction, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    if total < frames:
+        with pytest.raises(VideoError, match=f"has {total} frames, a clip takes {frames}"):
+            Sampling(frames, fps).indices(total, rate, rng)
+        return
+    chosen = Sampling(frames, fps).indices(total, rate, rng)
+    assert len(chosen) == frames
+    assert chosen[0] >= 0
+    assert chosen[-1] < total
+    assert all(b > a for a, b in pairwise(chosen))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "options"),
+    [
+        ("mp4", "libx264", {"g": "40"}),
+        ("mp4", "libx264", {"g": "40", "x264-params": "open-gop=1:bframes=8:b-adapt=0"}),
+        ("mp4", "libx264", {"bf": "0"}),
+        ("webm", "libvpx-vp9", {"g": "40", "cpu-used": "8", "deadline": "realtime"}),
+        ("matroska", "libx264", {"g": "40"}),
+        ("mpegts", "libx264", {"g": "40"}),
+        ("avi", "mpeg4", {"g": "12"}),
+    ],
+)
+def test_a_clip_shows_the_frames_of_its_times(
+    tmp_path: Path, container: str, codec: str, options: dict[str, str]
+) -> None:
+    file = write_numbered(tmp_path / "a", 170, format=container, codec=codec, **options)
+    starts = set()
+    for seed in range(12):
+        clip = sample_video(file, Sampling(16, 3.0, 64), np.random.default_rng(seed))
+        start, *_ = seen = numbers(clip)
+        assert seen == [start + index for index in EVERY_TENTH]
+        starts.add(start)
+    assert starts <= set(range(20))
+    assert len(starts) > 5
+
+
+@pytest.mark.parametrize(
+    ("b_frames", "expected"),
+    [
+        # 30 frames in 2.89 s, of which every 5.8th is taken, in its middle: at 0.048, 0.53,
+        # 1.11, 1.69, 2.26 and 2.84 s.
+        ("0", [0, 8, 16, 20, 24, 28]),
+        # With B-frames an mp4 states 2.73 s: at 0.045, 0.50, 1.05, 1.59, 2.14 and 2.68 s.
+        ("3", [0, 8, 16, 20, 23, 27]),
+    ],
+)
+def test_a_variable_rate_keeps_its_pace(tmp_path: Path, b_frames: str, expected: list[int]) -> None:
+    """One second of 16 frames, then 14 in two: frames are found by time, not by their number."""
+    times = [round(62.5 * i) for i in range(16)] + [round(1000 + i * 2000 / 14) for i in range(14)]
+    file = write_numbered(tmp_path / "a.mp4", 30, milliseconds=times, bf=b_frames)
+    clip = sample_video(file, Sampling(6, 10 / 5.8, 64), np.random.default_rng(0))
+    assert numbers(clip) == expected
+
+
+def test_only_what_the_clip_needs_is_decoded(tmp_path: Path) -> None:
+    """Damage before the clip's keyframe does no harm, damage inside of the clip is found."""
+    keyframes = {"g": "30", "x264-params": "scenecut=0"}
+    file = damage(write_numbered(tmp_path / "a.mp4", 180, **keyframes), 30, 59)
+    sampling, whole, damaged = Sampling(8, 15.0, 64), 0, 0
+    for seed in range(40):
+        first, *_, last = sampling.indices(180, Fraction(30), np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        if last < 28 or first >= 60:
+            assert numbers(sample_video(file, sampling, rng)) == list(range(first, first + 15, 2))
+            whole += 1
+        elif last >= 32 and first < 58:
+            with pytest.raises(VideoError, match=r"damaged|no video that FFmpeg can read"):
+                sample_video(file, sampling, rng)
+            damaged += 1
+    assert whole > 10
+    assert damaged > 3
+
+
+def test_what_follows_a_damaged_frame_is_damaged_too(tmp_path: Path) -> None:
+    """FFmpeg hides the damage, and marks only the one frame: others lean on it all the same."""
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    file = tmp_path / "a.mp4"
+    write_video(np.stack([np.roll(texture, n, axis=1) for n in range(90)]), file, 30, "mp4")
+    damage(file, 10, 10, whole=0.7)
+    sampling = Sampling(4, 30.0, 64)
+    seeds = range(30)
+    starts = [sampling.indices(90, Fraction(30), np.random.default_rng(s))[0] for s in seeds]
+    late = next(seed for seed in seeds if 20 < starts[seed] < 60)
+    with pytest.raises(VideoError, match=r"damaged|no video that FFmpeg can read"):
+        sample_video(file, sampling, np.random.default_rng(late))
+
+
+def test_a_video_that_is_shorter_than_it_states(tmp_path: Path) -> None:
+    """Matroska states its length at the beginning; its last frame is cut off here."""
+    file = write_numbered(tmp_path / "a.mkv", 31, format="matroska", bf="0")
+    with av.open(str(file)) as container:
+        *_, last, _ = container.demux(video=0)
+    file.write_bytes(file.read_bytes()[: last.pos])
+    # Every other frame: the last one is on the screen for a frame longer.
+    clip = sample_video(file, Sampling(16, 15.0, 64), np.random.default_rng(0))
+    assert numbers(clip) == [*range(0, 30, 2), 29]
+    with pytest.raises(VideoError, match="ends before the length that it states"):
+        sample_video(file, Sampling(31, 30.0, 64), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (64, 64), (70, 64), (256, 320)])
+def test_the_middle_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    file = write_numbered(tmp_path / "a.mp4", 20, size=size)
+    for side in (32, 64, 100):
+        clip = sample_video(file, Sampling(4, 15.0, side), np.random.default_rng(1))
+        assert clip.shape == (4, side, side, 3)
+        start = numbers(clip)[0]
+        assert numbers(clip) == [start, start + 2, start + 4, start + 6]
+        red = clip[..., 0].astype(int) - clip[..., 1]
+        assert (red[:, 4:-4, 4:-4] < 60).all()  # what lies round the square was cut off
+
+
+def test_colours_survive_scaling(tmp_path: Path) -> None:
+    gray = np.full((6, 72, 128, 3), 255, dtype=np.uint8)
+    gray[:, ::2] = 0  # thin lines, which are gray from far away: four to each new pixel
+    write_video(gray, tmp_path / "a.mp4", 10, "mp4")
+    clip = sample_video(tmp_path / "a.mp4", Sampling(3, 10.0, 18), np.random.default_rng(0))
+    assert np.abs(clip[:, 3:-3, 3:-3].astype(float) - 127).max() < 12
+
+
+@pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, -1), (180, 2)])
+def test_a_stated_rotation_is_heeded(tmp_path: Path, rotation: int, turns: int) -> None:
+    straight = write_numbered(tmp_path / "a.mp4", 20)
+    turned = write_numbered(tmp_path / "b.mp4", 20, rotation=rotation)
+    clips = [
+        sample_video(file, Sampling(4, 30.0, 64), np.random.default_rng(3))
+        for file in (straight, turned)
+    ]
+    np.testing.assert_array_equal(clips[1], np.rot90(clips[0], turns, axes=(1, 2)))
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    """A frame 64 by 64 whose pixels are twice as wide as high is shown 128 by 64."""
+    file = write_numbered(tmp_path / "a.mp4", 20, pixel=Fraction(2))
+    clip = sample_video(file, Sampling(4, 30.0, 64), np.random.default_rng(3))
+    # Only the middle half is seen: four of the eight stripes, those of bits 2 to 5.
+    bits = clip[:, 32, [8, 24, 40, 56]].mean(-1) > 128
+    seen = (bits @ (4 << np.arange(4))).tolist()
+    start = Sampling(4, 30.0, 64).indices(20, Fraction(30), np.random.default_rng(3))[0]
+    assert seen == [(start + index) & 0b111100 for index in range(4)]
+
+
+def test_clips_from_memory(tmp_path: Path) -> None:
+    file = write_numbered(tmp_path / "a.mp4", 60)
+    sampling = Sampling(4, 3.0, 64)
+    one = sample_video(file, sampling, np.random.default_rng(5))
+    other = sample_video(BytesIO(file.read_bytes()), sampling, np.random.default_rng(5))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_what_cannot_be_sampled(tmp_path: Path) -> None:
+    rng, sampling = np.random.default_rng(0), Sampling(16, 3.0, 64)
+    short = write_numbered(tmp_path / "short.mp4", 9)
+    with pytest.raises(VideoError, match=r"^has 9 frames, a clip takes 16$"):
+        sample_video(short, sampling, rng)
+    text = tmp_path / "text.mp4"
+    text.write_text("this is no video\n" * 50)
+    with pytest.raises(VideoError, match=r"^is no video that FFmpeg can read \(Invalid data"):
+        sample_video(text, sampling, rng)
+    sound = tmp_path / "sound.mp4"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    with pytest.raises(VideoError, match=r"^holds no video$"):
+        sample_video(sound, sampling, rng)
+    with pytest.raises(FileNotFoundError):
+        sample_video(tmp_path / "missing.mp4", sampling, rng)
+    cut = tmp_path / "cut.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    write_video(frames, cut, 10, "mp4")
+    cut.write_bytes(cut.read_bytes()[:-60_000])
+    with pytest.raises(VideoError, match=r"ends before|damaged|no video"):
+        sample_video(cut, Sampling(40, 10.0, 64), rng)
+
+
+@pytest.mark.parametrize(("frames", "fps", "side"), [(0, 3.0, 64), (4, 0.0, 64), (4, 3.0, 0)])
+def test_sampling_that_makes_no_sense(frames: int, fps: float, side: int) -> None:
+    with pytest.raises(VideoError, match="frames, fps and resolution should be positive"):
+        Sampling(frames, fps, side)

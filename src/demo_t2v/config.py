@@ -93,7 +93,9 @@ class ClipTraining(TrainConfig):
 
 
 class DenoiserTraining(TrainConfig):
-    """Stages 3 and 4: the base denoiser (`motion: false` in `model`), then DEMO on top of it."""
+    """Stages 3 to 5: an image denoiser (`temporal: false` in `model`), the base denoiser
+    (`motion: false`), then DEMO, each on top of the one before.
+    """
 
     task: Literal["denoiser"]
     autoencoder: Path
@@ -105,9 +107,9 @@ class DenoiserTraining(TrainConfig):
     clips: Annotated[int, Field(ge=1)] = 16_000
     data_seed: int = 0
     """Which clips; `seed` is for the weights, the noise and the order."""
-    still_steps: Annotated[int, Field(ge=0)] = 0
-    """The first steps see single frames, `max_frames` times as many: an image model comes first,
-    as ModelScopeT2V began with Stable Diffusion."""
+    stills: bool = False
+    """See one random frame of every clip: an image denoiser comes first, as ModelScopeT2V began
+    with Stable Diffusion."""
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
     """The last beta of the noise schedule. Small latents with many frames alike want more noise:

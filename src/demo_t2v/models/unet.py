@@ -54,6 +54,7 @@ class Sizes:
     context: int
     groups: int
     dropout: float
+    temporal: bool
     motion: bool
 
     def transformer(
@@ -94,15 +95,20 @@ class Block(nn.Module):
             ResnetBlock(*pair, sizes.time_channels, sizes.groups, sizes.dropout)
             for pair in channels
         )
-        self.temp_convs = nn.ModuleList(TemporalConv(c, sizes.groups, sizes.dropout) for c in outs)
+        self.temporal = sizes.temporal
+        if sizes.temporal:
+            self.temp_convs = nn.ModuleList(
+                TemporalConv(c, sizes.groups, sizes.dropout) for c in outs
+            )
         self.attentions = nn.ModuleList(sizes.transformer("content", c) for c in outs[:attention])
         if sizes.motion:
             self.motion_attentions = nn.ModuleList(
                 sizes.transformer("motion", c) for c in outs[:attention]
             )
-        self.temp_attentions = nn.ModuleList(
-            sizes.transformer("temporal", c) for c in outs[:attention]
-        )
+        if sizes.temporal:
+            self.temp_attentions = nn.ModuleList(
+                sizes.transformer("temporal", c) for c in outs[:attention]
+            )
         if resample == "down":
             self.downsamplers = nn.ModuleList([Downsample(outs[-1])])
         elif resample == "up":
@@ -137,7 +143,8 @@ class Block(nn.Module):
         self, layer: int, x: Tensor, run: Pass, memory: LayerMemory | None
     ) -> tuple[Tensor, Tensor | None]:
         x = self.resnets[layer](x, run.time)
-        x = self.temp_convs[layer](x, run.frames)
+        if self.temporal:
+            x = self.temp_convs[layer](x, run.frames)
         if memory is None:
             return x, None
         on_eot = None
@@ -145,7 +152,8 @@ class Block(nn.Module):
         motion = self.motion(layer)
         if motion is not None and run.motion_strength != 0:
             x, on_eot = motion(x, run.frames, memory.motion, run.eot_index, run.motion_strength)
-        x, _ = self.temp_attentions[layer](x, run.frames)
+        if self.temporal:
+            x, _ = self.temp_attentions[layer](x, run.frames)
         return x, on_eot
 
 
@@ -153,6 +161,8 @@ class DemoUNet(ModelMixin, ConfigMixin):
     """Latent video denoiser; the defaults are the published sizes (1,684.86 M parameters).
 
     With `motion=False` it is exactly ModelScopeT2V's base network (arXiv 2308.06571; 1,411.23 M).
+    With `temporal=False` too, it is an image network that takes every frame on its own, from
+    which a base network can start, as ModelScopeT2V started from Stable Diffusion.
     `attention` says at which levels transformers stand; `sample_size` and `sample_frames` are
     the latent side and the number of frames that the weights were trained for.
     """
@@ -174,6 +184,7 @@ class DemoUNet(ModelMixin, ConfigMixin):
         num_input_heads: int = 8,
         norm_num_groups: int = 32,
         dropout: float = 0.1,
+        temporal: bool = True,
         motion: bool = True,
     ) -> None:
         super().__init__()
@@ -185,11 +196,13 @@ class DemoUNet(ModelMixin, ConfigMixin):
             context=cross_attention_dim,
             groups=norm_num_groups,
             dropout=dropout,
+            temporal=temporal,
             motion=motion,
         )
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.time_embedding = TimestepEmbedding(first, sizes.time_channels)
-        self.transformer_in = sizes.transformer("temporal", first, num_input_heads)
+        if temporal:
+            self.transformer_in = sizes.transformer("temporal", first, num_input_heads)
         self.down_blocks: list[Block] = nn.ModuleList()  # type: ignore[assignment]
         skips, width = [first], first
         for level, out in enumerate(widths):
@@ -259,7 +272,8 @@ class DemoUNet(ModelMixin, ConfigMixin):
         run = Pass(frames, self._embed(timestep, sample), motion_strength, eot_index)
         memories, maps = iter(conditioning), list[Tensor | None]()
         x = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
-        x, _ = self.transformer_in(x, frames)
+        if self.config.temporal:
+            x, _ = self.transformer_in(x, frames)
         skips = [x]
         for block in self.down_blocks:
             for layer in range(len(block.resnets)):

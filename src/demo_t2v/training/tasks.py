@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.config import AnyTraining, AutoencoderTraining, ClipTraining, DenoiserTraining
 from demo_t2v.data.sprites import Clip, draw_clip
-from demo_t2v.models.text import TextConditioner
+from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.latents import encoded_clips
@@ -134,7 +134,7 @@ class ClipTask:
 
 
 class DenoiserTask:
-    """Stages 3 and 4: the base denoiser, and DEMO on top of it (arXiv 2410.24219, eq. 1 and 2).
+    """Stages 3 to 5: images, the base denoiser, DEMO on top of it (arXiv 2410.24219, eq. 1 and 2).
 
     The base network (`motion: false`) hears the content encoder alone. DEMO starts from it, with
     motion transformers and a motion encoder that are copies of their content neighbours.
@@ -155,6 +155,9 @@ class DenoiserTask:
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
         self.tokens = self.condition.tokens([*self.captions, ""])  # (N + 1, L)
+        with torch.no_grad():  # frozen, so heard once: (N + 1, L, D)
+            rows = [penultimate_states(content, ids) for ids in torch.split(self.tokens, 500)]
+        self.content = torch.cat(rows)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
@@ -173,29 +176,30 @@ class DenoiserTask:
         return groups
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, F, h, w) and token ids (B, L); every epoch in an order of its own."""
-        frames, size = self.latents.shape[2], self.config.batch_size
-        stills = step < self.config.still_steps
-        if stills:
-            size *= frames
-        count = len(self.captions)
+        """Latents (B, C, F, h, w) and rows of the captions (B,), N for the empty one.
+
+        Every epoch has an order of its own.
+        """
+        count, size = len(self.captions), self.config.batch_size
         places = range(step * size, (step + 1) * size)
         chosen = [self._order(place // count)[place % count] for place in places]
         latents = self.latents[chosen]
-        if stills:
-            frame = torch.randint(frames, (size,))
+        if self.config.stills:
+            frame = torch.randint(self.latents.shape[2], (size,))
             latents = latents[torch.arange(size), :, frame].unsqueeze(2)  # (B, C, 1, h, w)
         dropped = torch.rand(size) < self.config.p_zero
-        ids = self.tokens[chosen].where(~dropped[:, None], self.tokens[-1])
-        return latents.float(), ids
+        rows = torch.tensor(chosen).masked_fill(dropped, count)
+        return latents.float(), rows
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        latents, ids = batch
+        latents, rows = batch
         noise = torch.randn_like(latents)
         timesteps = torch.randint(self.noise.config.num_train_timesteps, (len(latents),))
         noisy = self.noise.add_noise(latents, noise, timesteps)
-        states = self.condition.states(ids)
-        prediction = self.unet(noisy, timesteps, states.content, states.motion).sample
+        motion = None
+        if self.condition.motion_encoder is not None:
+            motion = penultimate_states(self.condition.motion_encoder, self.tokens[rows])
+        prediction = self.unet(noisy, timesteps, self.content[rows], motion).sample
         target = noise
         if self.config.prediction_type == "v_prediction":
             target = self.noise.get_velocity(latents, noise, timesteps)
