@@ -360,6 +360,27 @@ def test_an_image_denoiser_sees_single_frames_and_the_base_starts_from_it(stages
             assert torch.equal(tensor, learned[name]), name
 
 
+def test_a_network_goes_on_with_what_its_configuration_adds(stages: Path) -> None:
+    overrides = f"base={stages}/demo/final", "model={frame_embedding: true}"
+    trained = DemoPipeline.from_pretrained(stages / "demo/final").unet
+    unet = make_task(load(stages, DENOISER, "told", *overrides)).unet
+    assert unet.config.motion is True
+    learned = trained.state_dict()
+    for name, tensor in unet.state_dict().items():
+        assert name.startswith("place_embedding.") == (name not in learned)
+        if name in learned:
+            assert torch.equal(tensor, learned[name]), name
+
+
+def test_a_timestep_shift_draws_noisy_timesteps_more_often(stages: Path) -> None:
+    share = torch.tensor([0.0, 0.25, 0.5, 0.9999])
+    plain = make_task(load(stages, DENOISER, "base"))
+    assert plain.timesteps(share).tolist() == [0, 250, 500, 999]
+    shifted = make_task(load(stages, DENOISER, "base", "timestep_shift=3"))
+    # 3 * 0.25 / 1.5 and 3 * 0.5 / 2
+    assert shifted.timesteps(share).tolist() == [0, 500, 750, 999]
+
+
 def test_demo_can_go_on_from_demo_saved_in_half_precision(stages: Path, tmp_path: Path) -> None:
     half = DemoPipeline.from_pretrained(stages / "demo/final", dtype=torch.float16)
     half.save_pretrained(tmp_path / "half")

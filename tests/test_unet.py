@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -188,6 +190,32 @@ def test_without_its_temporal_layers_it_is_an_image_network() -> None:
         clip = unet(frames, 7, text).sample
         single = unet(frames[:, :, 1:2], 7, text).sample
     assert torch.allclose(clip[:, :, 1:2], single, atol=1e-5)
+
+
+def test_a_frame_embedding_changes_nothing_until_it_is_trained() -> None:
+    without = tiny_unet()
+    sizes = {k: v for k, v in without.config.items() if not k.startswith("_")}
+    told = DemoUNet(**{**sizes, "frame_embedding": True}).eval()
+    told.load_state_dict(without.state_dict(), strict=False)
+    x, content, motion = inputs()
+    with torch.no_grad():
+        assert torch.equal(
+            told(x, 7, content, motion).sample, without(x, 7, content, motion).sample
+        )
+
+
+def test_a_frame_embedding_tells_frames_apart_that_look_alike(tmp_path: Path) -> None:
+    alike = torch.randn(1, 4, 1, 8, 8).expand(2, 4, 3, 8, 8)
+    text = torch.randn(2, 5, 24)
+    for told in (False, True):
+        unet = tiny_unet(motion=False, temporal=False, frame_embedding=told)
+        unet.save_pretrained(tmp_path / str(told))
+        saved = DemoUNet.from_pretrained(tmp_path / str(told)).eval()
+        with torch.no_grad():
+            clip = saved(alike, 7, text).sample
+            assert torch.equal(clip, unet(alike, 7, text).sample)
+        assert torch.allclose(clip[:, :, 0], clip[:, :, 2], atol=1e-5) is not told
+        assert torch.allclose(clip[0], clip[1], atol=1e-5) is False  # the texts differ
 
 
 def test_motion_starts_as_a_copy_of_content() -> None:

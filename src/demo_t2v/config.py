@@ -115,6 +115,9 @@ class DenoiserTraining(TrainConfig):
     """The last beta of the noise schedule. Small latents with many frames alike want more noise:
     else a clip's motion shows through the noise at nearly every timestep, and need not be
     learned from its caption (arXiv 2301.11093)."""
+    timestep_shift: Annotated[float, Field(ge=1)] = 1.0
+    """More than 1 draws noisy timesteps more often (arXiv 2403.03206, eq. 23): what moves where
+    is decided there, and a network that started from stills knows the rest already."""
     p_zero: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the samples that are trained with the empty prompt, for guidance."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None

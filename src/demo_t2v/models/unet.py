@@ -164,7 +164,10 @@ class DemoUNet(ModelMixin, ConfigMixin):
     With `temporal=False` too, it is an image network that takes every frame on its own, from
     which a base network can start, as ModelScopeT2V started from Stable Diffusion.
     `attention` says at which levels transformers stand; `sample_size` and `sample_frames` are
-    the latent side and the number of frames that the weights were trained for.
+    the latent side and the number of frames that the weights were trained for. With
+    `frame_embedding` every residual block is told a frame's place in the clip together with the
+    timestep. The published network has no such thing and must infer the place from the padding of
+    its temporal convolutions, which takes far more clips to learn.
     """
 
     _supports_gradient_checkpointing = True
@@ -186,6 +189,7 @@ class DemoUNet(ModelMixin, ConfigMixin):
         dropout: float = 0.1,
         temporal: bool = True,
         motion: bool = True,
+        frame_embedding: bool = False,
     ) -> None:
         super().__init__()
         widths, depth = list(block_out_channels), layers_per_block
@@ -201,6 +205,11 @@ class DemoUNet(ModelMixin, ConfigMixin):
         )
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.time_embedding = TimestepEmbedding(first, sizes.time_channels)
+        if frame_embedding:
+            self.place_embedding = TimestepEmbedding(first, sizes.time_channels)
+            # Zero at first, so a network that was trained without it goes on as it was.
+            nn.init.zeros_(self.place_embedding.linear_2.weight)
+            nn.init.zeros_(self.place_embedding.linear_2.bias)
         if temporal:
             self.transformer_in = sizes.transformer("temporal", first, num_input_heads)
         self.down_blocks: list[Block] = nn.ModuleList()  # type: ignore[assignment]
@@ -303,4 +312,10 @@ class DemoUNet(ModelMixin, ConfigMixin):
         steps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         waves = timestep_embedding(steps, self.config.block_out_channels[0])
         embedded: Tensor = self.time_embedding(waves.to(sample.dtype))
-        return embedded.repeat_interleave(sample.shape[2], dim=0)
+        embedded = embedded.repeat_interleave(sample.shape[2], dim=0)
+        if self.config.frame_embedding:
+            places = torch.arange(sample.shape[2], device=sample.device)
+            waves = timestep_embedding(places, self.config.block_out_channels[0])
+            place: Tensor = self.place_embedding(waves.to(sample.dtype))
+            embedded = embedded + place.repeat(len(sample), 1)
+        return embedded

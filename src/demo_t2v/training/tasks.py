@@ -194,7 +194,7 @@ class DenoiserTask:
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         latents, rows = batch
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(self.noise.config.num_train_timesteps, (len(latents),))
+        timesteps = self.timesteps(torch.rand(len(latents)))
         noisy = self.noise.add_noise(latents, noise, timesteps)
         motion = None
         if self.condition.motion_encoder is not None:
@@ -204,6 +204,13 @@ class DenoiserTask:
         if self.config.prediction_type == "v_prediction":
             target = self.noise.get_velocity(latents, noise, timesteps)
         return F.mse_loss(prediction, target), {}
+
+    def timesteps(self, share: Tensor) -> Tensor:
+        """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
+        shift = self.config.timestep_shift
+        shifted = shift * share / (1 + (shift - 1) * share)
+        count: int = self.noise.config.num_train_timesteps
+        return (shifted * count).long().clamp(max=count - 1)
 
     def export(self, folder: Path) -> None:
         """Save the whole pipeline: `DemoPipeline.from_pretrained(folder)`."""
@@ -250,7 +257,9 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
         )
         return new
     base = DemoUNet.from_pretrained(config.base / "unet", dtype=torch.float32)
-    unet: DemoUNet = DemoUNet.from_config({**base.config, **config.model})
+    # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
+    sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
+    unet: DemoUNet = DemoUNet(**{**sizes, **config.model})
     unet.load_state_dict(base.state_dict(), strict=False)
     if unet.config.motion and not base.config.motion:
         unet.init_motion_from_content()
