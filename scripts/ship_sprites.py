@@ -35,11 +35,21 @@ def curve(stage: str, lines: list[dict[str, float]]) -> str:
     )
 
 
+def forget_origin(folder: Path) -> None:
+    """Drop the folder of the training run, which diffusers notes in every configuration."""
+    for file in folder.rglob("*.json"):
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if '"_name_or_path"' not in line]
+        file.write_text("".join(kept), encoding="utf-8")
+        json.loads("".join(kept))
+
+
 def main() -> None:
     runs = Path(sys.argv[1])
     for name, run in (("sprites", "demo"), ("sprites-base", "base-longer")):
         trained = DemoPipeline.from_pretrained(runs / run / "final", dtype=torch.float16)
         trained.save_pretrained(BUILT_IN[name])
+        forget_origin(BUILT_IN[name])
     assets = BUILT_IN["sprites"].parent
     groups = []
     curves = sorted(runs.glob("*/metrics.jsonl"), key=lambda file: file.stat().st_mtime)
