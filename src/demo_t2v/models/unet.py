@@ -167,7 +167,7 @@ class DemoUNet(ModelMixin, ConfigMixin):
     the latent side and the number of frames that the weights were trained for. With
     `frame_embedding` every residual block is told a frame's place in the clip together with the
     timestep. The published network has no such thing and must infer the place from the padding of
-    its temporal convolutions, which takes far more clips to learn.
+    its temporal convolutions.
     """
 
     _supports_gradient_checkpointing = True

@@ -20,6 +20,7 @@ from demo_t2v.config import AnyTraining, AutoencoderTraining, ClipTraining, Deno
 from demo_t2v.data.sprites import Clip, draw_clip
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
+from demo_t2v.motion.losses import diffusion
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.latents import encoded_clips
 from demo_t2v.training.loop import Task
@@ -203,7 +204,7 @@ class DenoiserTask:
         target = noise
         if self.config.prediction_type == "v_prediction":
             target = self.noise.get_velocity(latents, noise, timesteps)
-        return F.mse_loss(prediction, target), {}
+        return diffusion(prediction, target), {}
 
     def timesteps(self, share: Tensor) -> Tensor:
         """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
