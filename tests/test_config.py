@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from demo_t2v.config import AnyTraining, ConfigError, InferenceConfig, load
+from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.training.config import AnyTraining
 
 ROOT = Path(__file__).parent.parent
 

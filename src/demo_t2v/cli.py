@@ -17,10 +17,11 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from demo_t2v.config import AnyTraining, InferenceConfig, load
+from demo_t2v.config import InferenceConfig, load
 from demo_t2v.generation import Job, PromptError, make_jobs, read_prompts
 from demo_t2v.generation import generate as generate_frames
 from demo_t2v.outputs import OutputFolder
+from demo_t2v.training.config import AnyTraining
 from demo_t2v.weights.hub import load_pipeline, read_defaults, resolve
 
 app = typer.Typer(

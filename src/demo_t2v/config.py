@@ -19,11 +19,13 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line for a person."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A configuration that takes no unknown keys and does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class InferDataset(_Strict):
+class InferDataset(Strict):
     """Where the prompts come from: a CSV file with the columns `id,prompt`, seen from here."""
 
     type: Literal["csv"] = "csv"
@@ -31,7 +33,7 @@ class InferDataset(_Strict):
     repeat_times: Annotated[int, Field(ge=1)] = 1
 
 
-class InferenceConfig(_Strict):
+class InferenceConfig(Strict):
     """Everything that `demo-t2v generate` can be told. None means: as the model was trained."""
 
     infer_dataset: InferDataset = InferDataset()
@@ -52,86 +54,6 @@ class InferenceConfig(_Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
-class TrainConfig(_Strict):
-    """What every training stage shares."""
-
-    log_dir: Path
-    """Checkpoints, the loss curve and at the end the trained weights (`final/`)."""
-    seed: int = 0
-    num_steps: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    lr: Annotated[float, Field(gt=0)]
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    log_interval: Annotated[int, Field(ge=1)] = 50
-    save_ckp_interval: Annotated[int, Field(ge=1)] = 500
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads; None leaves it to torch."""
-    resolution: Annotated[int, Field(ge=8)] = 64
-    max_frames: Annotated[int, Field(ge=1)] = 16
-    model: dict[str, Any] = {}
-    """The sizes of the network, handed to its class as they are."""
-
-
-class AutoencoderTraining(TrainConfig):
-    """Stage 1: frames to latents and back."""
-
-    task: Literal["autoencoder"]
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-5
-    crop: Annotated[int, Field(ge=8)] | None = None
-    """Side of the squares round the thing that the first steps see, for speed."""
-    crop_steps: Annotated[int, Field(ge=0)] = 0
-
-
-class ClipTraining(TrainConfig):
-    """Stage 2: captions and still frames in one space, by contrast."""
-
-    task: Literal["clip"]
-    vocab_size: Annotated[int, Field(ge=300)] = 700
-
-
-class DenoiserTraining(TrainConfig):
-    """Stages 3 to 5: an image denoiser (`temporal: false` in `model`), the base denoiser
-    (`motion: false`), then DEMO, each on top of the one before.
-    """
-
-    task: Literal["denoiser"]
-    autoencoder: Path
-    clip: Path
-    base: Path | None = None
-    """A trained base denoiser to start from; None starts from nothing."""
-    latents: Path
-    """Where the encoded clips are kept."""
-    clips: Annotated[int, Field(ge=1)] = 16_000
-    data_seed: int = 0
-    """Which clips; `seed` is for the weights, the noise and the order."""
-    stills: bool = False
-    """See one random frame of every clip: an image denoiser comes first, as ModelScopeT2V began
-    with Stable Diffusion."""
-    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
-    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
-    """The last beta of the noise schedule. Small latents with many frames alike want more noise:
-    else a clip's motion shows through the noise at nearly every timestep, and need not be
-    learned from its caption (arXiv 2301.11093)."""
-    timestep_shift: Annotated[float, Field(ge=1)] = 1.0
-    """More than 1 draws noisy timesteps more often (arXiv 2403.03206, eq. 23): what moves where
-    is decided there, and a network that started from stills knows the rest already."""
-    p_zero: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the samples that are trained with the empty prompt, for guidance."""
-    motion_lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the motion encoder; None: the same as `lr`."""
-    ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 20
-    guide_scale: Annotated[float, Field(ge=0)] = 4.0
-    """Steps and guidance that the saved pipeline uses by default."""
-
-
-AnyTraining = Annotated[
-    AutoencoderTraining | ClipTraining | DenoiserTraining, Field(discriminator="task")
-]
-
-
 def load(
     kind: Any,
     file: Path | None,
@@ -141,8 +63,8 @@ def load(
     """Read `file` (YAML; None: nothing but defaults), apply overrides, validate.
 
     `options` sets dotted keys to values and counts more than the file; `overrides` are
-    `key=value` texts, their values YAML, and count most. `kind` is one of this module's models
-    or `AnyTraining`. Raises ConfigError.
+    `key=value` texts, their values YAML, and count most. `kind` is a Strict model or a union of
+    some. Raises ConfigError.
     """
     tree: dict[str, Any] = {} if file is None else _read_yaml(file)
     given = dict(options or {})

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demo_t2v.config import ConfigError, DenoiserTraining
+from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import draw_clip
+from demo_t2v.training.config import DenoiserTraining
 
 SHARD = 500
 """Clips in one file."""

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL
 from einops import rearrange
 from tokenizers import pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from demo_t2v.config import AnyTraining, AutoencoderTraining, ClipTraining, DenoiserTraining
 from demo_t2v.data.sprites import Clip, draw_clip
-from demo_t2v.models.text import TextConditioner, penultimate_states
-from demo_t2v.models.unet import DemoUNet
-from demo_t2v.motion.losses import diffusion
-from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training.latents import encoded_clips
+from demo_t2v.training.config import (
+    AnyTraining,
+    AutoencoderTraining,
+    ClipTraining,
+    DenoiserTraining,
+)
+from demo_t2v.training.denoiser import DenoiserTask
 from demo_t2v.training.loop import Task
 
 
-def draw_stills(seed: int, step: int, count: int, resolution: int) -> list[Clip]:
-    """`count` still frames; the same for the same (seed, step)."""
-    rng = np.random.default_rng([seed, step])
-    return [draw_clip(rng, resolution, still=True) for _ in range(count)]
+def draw_stills(seed: int, places: range, resolution: int) -> list[Clip]:
+    """The still frames with these numbers; the same for the same (seed, place)."""
+    return [
+        draw_clip(np.random.default_rng([seed, place]), resolution, still=True) for place in places
+    ]
 
 
 def to_pixels(clips: list[Clip]) -> Tensor:
@@ -65,10 +66,11 @@ class AutoencoderTask:
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters())}]
 
-    def batch(self, step: int) -> Tensor:
-        clips = draw_stills(self.config.seed, step, self.config.batch_size, self.config.resolution)
+    def batch(self, places: range) -> Tensor:
+        clips = draw_stills(self.config.seed, places, self.config.resolution)
         pixels = to_pixels(clips)
-        if self.config.crop and step < self.config.crop_steps:
+        cropped = self.config.crop_steps * self.config.batch_size
+        if self.config.crop and places.start < cropped:
             pixels = crop_to_things(pixels, clips, self.config.crop)
         return pixels.to(memory_format=torch.channels_last)
 
@@ -84,7 +86,9 @@ class AutoencoderTask:
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """Save the autoencoder, with the scale that gives its latents unit variance."""
-        latents = self.model.encode(self.batch(self.config.num_steps)).latent_dist.mean
+        unseen = self.config.num_steps * self.config.batch_size
+        pixels = self.batch(range(unseen, unseen + self.config.batch_size))
+        latents = self.model.encode(pixels).latent_dist.mean
         self.model.register_to_config(scaling_factor=1.0 / latents.std().item())
         self.model.save_pretrained(folder / "vae")
 
@@ -94,7 +98,7 @@ class ClipTask:
 
     def __init__(self, config: ClipTraining) -> None:
         self.config = config
-        captions = [c.caption for c in draw_stills(config.seed, 0, 4000, 8)]
+        captions = [c.caption for c in draw_stills(config.seed, range(4000), 8)]
         length = config.model["text_config"]["max_position_embeddings"]
         self.tokenizer = train_tokenizer(captions, config.vocab_size, length)
         tokens = {
@@ -110,10 +114,8 @@ class ClipTask:
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters())}]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        clips = draw_stills(
-            self.config.seed, step + 1, self.config.batch_size, self.config.resolution
-        )
+    def batch(self, places: range) -> tuple[Tensor, Tensor]:
+        clips = draw_stills(self.config.seed, places, self.config.resolution)
         return self.tokens([clip.caption for clip in clips]), to_pixels(clips)
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -132,139 +134,6 @@ class ClipTask:
         self.model.save_pretrained(folder / "clip")
         CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "content_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
-
-
-class DenoiserTask:
-    """Stages 3 to 5: images, the base denoiser, DEMO on top of it (arXiv 2410.24219, eq. 1 and 2).
-
-    The base network (`motion: false`) hears the content encoder alone. DEMO starts from it, with
-    motion transformers and a motion encoder that are copies of their content neighbours.
-    """
-
-    def __init__(self, config: DenoiserTraining) -> None:
-        self.config = config
-        self.latents, self.captions = encoded_clips(config)
-        self.unet = make_denoiser(config, self.latents.shape)
-        content = load_encoder(config.clip / "content_encoder")
-        motion = None
-        if self.unet.config.motion:
-            trained = config.base / "motion_encoder" if config.base else None
-            motion = load_encoder(
-                trained if trained and trained.exists() else config.clip / "content_encoder"
-            )
-        tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
-        content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
-        self.condition = TextConditioner(tokenizer, content, motion)
-        self.tokens = self.condition.tokens([*self.captions, ""])  # (N + 1, L)
-        with torch.no_grad():  # frozen, so heard once: (N + 1, L, D)
-            rows = [penultimate_states(content, ids) for ids in torch.split(self.tokens, 500)]
-        self.content = torch.cat(rows)
-        self.model = nn.ModuleDict({"unet": self.unet})
-        if motion is not None:
-            self.model["motion_encoder"] = motion
-        self.noise = DDPMScheduler(
-            beta_start=0.00085,
-            beta_end=config.beta_end,
-            beta_schedule="scaled_linear",
-            prediction_type=config.prediction_type,
-        )
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = [{"params": list(self.unet.parameters())}]
-        if self.condition.motion_encoder is not None:
-            lr = self.config.motion_lr or self.config.lr
-            groups.append({"params": list(self.model["motion_encoder"].parameters()), "lr": lr})
-        return groups
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, F, h, w) and rows of the captions (B,), N for the empty one.
-
-        Every epoch has an order of its own.
-        """
-        count, size = len(self.captions), self.config.batch_size
-        places = range(step * size, (step + 1) * size)
-        chosen = [self._order(place // count)[place % count] for place in places]
-        latents = self.latents[chosen]
-        if self.config.stills:
-            frame = torch.randint(self.latents.shape[2], (size,))
-            latents = latents[torch.arange(size), :, frame].unsqueeze(2)  # (B, C, 1, h, w)
-        dropped = torch.rand(size) < self.config.p_zero
-        rows = torch.tensor(chosen).masked_fill(dropped, count)
-        return latents.float(), rows
-
-    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        latents, rows = batch
-        noise = torch.randn_like(latents)
-        timesteps = self.timesteps(torch.rand(len(latents)))
-        noisy = self.noise.add_noise(latents, noise, timesteps)
-        motion = None
-        if self.condition.motion_encoder is not None:
-            motion = penultimate_states(self.condition.motion_encoder, self.tokens[rows])
-        prediction = self.unet(noisy, timesteps, self.content[rows], motion).sample
-        target = noise
-        if self.config.prediction_type == "v_prediction":
-            target = self.noise.get_velocity(latents, noise, timesteps)
-        return diffusion(prediction, target), {}
-
-    def timesteps(self, share: Tensor) -> Tensor:
-        """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
-        shift = self.config.timestep_shift
-        shifted = shift * share / (1 + (shift - 1) * share)
-        count: int = self.noise.config.num_train_timesteps
-        return (shifted * count).long().clamp(max=count - 1)
-
-    def export(self, folder: Path) -> None:
-        """Save the whole pipeline: `DemoPipeline.from_pretrained(folder)`."""
-        sampler = DPMSolverMultistepScheduler.from_config(
-            self.noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
-        )
-        DemoPipeline(
-            unet=self.unet,
-            vae=AutoencoderKL.from_pretrained(self.config.autoencoder / "vae", dtype=torch.float32),
-            content_encoder=self.condition.content_encoder,
-            motion_encoder=self.condition.motion_encoder,
-            tokenizer=self.condition.tokenizer,
-            scheduler=sampler,
-            num_inference_steps=self.config.ddim_timesteps,
-            guidance_scale=self.config.guide_scale,
-        ).save_pretrained(folder)
-
-    def _order(self, epoch: int) -> Sequence[int]:
-        """The shuffled clips of an epoch."""
-        if self._epoch[0] != epoch:
-            rng = np.random.default_rng([self.config.seed, epoch])
-            self._epoch = epoch, rng.permutation(len(self.captions)).tolist()
-        return self._epoch[1]
-
-    _epoch: tuple[int, Sequence[int]] = (-1, ())
-
-
-def load_encoder(folder: Path) -> CLIPTextModel:
-    """A text encoder in full precision, however it was saved."""
-    encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
-    return encoder
-
-
-def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
-    """A new denoiser for latents (N, C, F, h, w), or one that starts from `config.base`."""
-    _, channels, frames, side, _ = latents
-    if config.base is None:
-        new: DemoUNet = DemoUNet(
-            sample_size=side,
-            sample_frames=frames,
-            in_channels=channels,
-            out_channels=channels,
-            **config.model,
-        )
-        return new
-    base = DemoUNet.from_pretrained(config.base / "unet", dtype=torch.float32)
-    # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
-    sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
-    unet: DemoUNet = DemoUNet(**{**sizes, **config.model})
-    unet.load_state_dict(base.state_dict(), strict=False)
-    if unet.config.motion and not base.config.motion:
-        unet.init_motion_from_content()
-    return unet
 
 
 def make_task(config: AnyTraining) -> Task:
