@@ -81,9 +81,31 @@ class DenoiserTraining(TrainConfig):
     """More than 1 draws noisy timesteps more often (arXiv 2403.03206, eq. 23): what moves where
     is decided there, and a network that started from stills knows the rest already."""
     p_zero: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the samples that are trained with the empty prompt, for guidance."""
+    """Share of the samples in which both encoders hear the empty prompt, for guidance."""
+    p_zero_content: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the others in which the content encoder hears it, alone or not."""
+    p_zero_motion: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The same for the motion encoder."""
+    noise_strength: Annotated[float, Field(ge=0)] = 0.0
+    """Of the noise that all places of a frame share, beside the noise of each place."""
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Weigh timesteps by min-SNR (arXiv 2303.09556; 5 is usual); None: all alike."""
+    freeze_unet: bool = False
+    """Train the motion transformers alone of the denoiser."""
+    stop_grad_index: Annotated[int, Field(ge=0)] = 0
+    """The first layer of the motion encoder that is trained; from 1 on, its embeddings are not."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the motion encoder; None: the same as `lr`."""
+    video_motion_weight: Annotated[float, Field(ge=0)] = 0.1
+    text_motion_weight: Annotated[float, Field(ge=0)] = 0.1
+    regularization_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weights of the motion losses (arXiv 2410.24219, eq. 10); they are DEMO's alone, and do not
+    count in a stage without motion transformers."""
+    video_motion_space: Literal["x0", "eps"] = "x0"
+    """Compare clean latents, as in the paper, or noise, as in the published code."""
+    flow: Literal["lucas_kanade", "raft"] = "lucas_kanade"
+    raft_weights: Path | None = None
+    """A file of RAFT-small's weights; None: torchvision's own, downloaded once."""
     ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 20
     guide_scale: Annotated[float, Field(ge=0)] = 4.0
     """Steps and guidance that the saved pipeline uses by default."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,13 @@ from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from demo_t2v.diffusion.noise import offset_noise
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
-from demo_t2v.motion.losses import diffusion
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.latents import encoded_clips
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What one step of a denoiser sees."""
-
-    latents: Tensor
-    """(B, C, F, h, w)"""
-    noise: Tensor
-    """(B, C, F, h, w)"""
-    timesteps: Tensor
-    """(B,)"""
-    rows: Tensor
-    """(B,) the captions' numbers; the empty prompt comes after the last of them."""
+from demo_t2v.training.objective import Answer, Objective, Samples
 
 
 def sample_seed(seed: int, place: int) -> int:
@@ -41,7 +27,7 @@ def sample_seed(seed: int, place: int) -> int:
 
 
 class DenoiserTask:
-    """Stages 3 to 5: images, the base denoiser, DEMO on top of it (arXiv 2410.24219, eq. 1 and 2).
+    """Stages 3 to 5: images, the base denoiser, DEMO on top of it (arXiv 2410.24219).
 
     The base network (`motion: false`) hears the content encoder alone. DEMO starts from it, with
     motion transformers and a motion encoder that are copies of their content neighbours.
@@ -60,13 +46,8 @@ class DenoiserTask:
             )
         tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
-        if motion is not None:  # only the layers below the last one are heard
-            motion.encoder.layers[-1].requires_grad_(False)
         self.condition = TextConditioner(tokenizer, content, motion)
-        self.tokens = self.condition.tokens([*self.captions, ""])  # (N + 1, L)
-        with torch.no_grad():  # frozen, so heard once: (N + 1, L, D)
-            rows = [penultimate_states(content, ids) for ids in torch.split(self.tokens, 500)]
-        self.content = torch.cat(rows)
+        self._freeze()
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
@@ -76,12 +57,25 @@ class DenoiserTask:
             beta_schedule="scaled_linear",
             prediction_type=config.prediction_type,
         )
+        self.objective = Objective(config, self.noise, motion is not None)
+
+    def _freeze(self) -> None:
+        """Leave to training what the configuration leaves to it."""
+        if self.config.freeze_unet:
+            for name, weight in self.unet.named_parameters():
+                weight.requires_grad_("motion_attentions." in name)
+        motion = self.condition.motion_encoder
+        if motion is not None:
+            first = self.config.stop_grad_index
+            motion.embeddings.requires_grad_(first == 0)
+            motion.encoder.layers[:first].requires_grad_(False)
+            motion.encoder.layers[-1].requires_grad_(False)  # only what is below it is heard
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = [{"params": list(self.unet.parameters())}]
+        groups: list[dict[str, Any]] = [{"params": _trained(self.unet)}]
         if self.condition.motion_encoder is not None:
             lr = self.config.motion_lr or self.config.lr
-            groups.append({"params": list(self.model["motion_encoder"].parameters()), "lr": lr})
+            groups.append({"params": _trained(self.model["motion_encoder"]), "lr": lr})
         return groups
 
     def batch(self, places: range) -> Samples:
@@ -92,7 +86,7 @@ class DenoiserTask:
         """
         count = len(self.captions)
         chosen = [self._order(place // count)[place % count] for place in places]
-        latents, draws = [], []
+        latents, noises, shares = [], [], []
         for clip, place in zip(chosen, places, strict=True):
             rng = torch.Generator().manual_seed(sample_seed(self.config.seed, place))
             clean = self.latents[clip].float()  # (C, F, h, w)
@@ -100,27 +94,48 @@ class DenoiserTask:
                 frame = int(torch.randint(clean.shape[1], (), generator=rng))
                 clean = clean[:, frame : frame + 1]
             latents.append(clean)
-            draws.append((torch.randn(clean.shape, generator=rng), torch.rand(2, generator=rng)))
-        shares = torch.stack([share for _, share in draws])  # (B, 2)
-        dropped = shares[:, 0] < self.config.p_zero
+            noise = torch.randn(clean.shape, generator=rng)
+            offset = torch.randn(clean.shape[:2], generator=rng)  # (C, F)
+            noises.append(offset_noise(noise, offset, self.config.noise_strength))
+            shares.append(torch.rand(4, generator=rng))
+        share = torch.stack(shares)  # (B, 4)
+        both = share[:, 0] < self.config.p_zero
+        no_content = both | (share[:, 1] < self.config.p_zero_content)
+        no_motion = both | (share[:, 2] < self.config.p_zero_motion)
+        captions = [self.captions[clip] for clip in chosen]
+        ids, empty = self.condition.tokens(captions), self.condition.tokens([""])
         return Samples(
             latents=torch.stack(latents),
-            noise=torch.stack([noise for noise, _ in draws]),
-            timesteps=self.timesteps(shares[:, 1]),
-            rows=torch.tensor(chosen).masked_fill(dropped, count),
+            noise=torch.stack(noises),
+            timesteps=self.timesteps(share[:, 3]),
+            content_ids=torch.where(no_content[:, None], empty, ids),
+            motion_ids=torch.where(no_motion[:, None], empty, ids),
+            heard=~no_motion,
         )
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
-        latents, noise, timesteps, rows = batch.latents, batch.noise, batch.timesteps, batch.rows
-        noisy = self.noise.add_noise(latents, noise, timesteps)
-        motion = None
-        if self.condition.motion_encoder is not None:
-            motion = penultimate_states(self.condition.motion_encoder, self.tokens[rows])
-        prediction = self.unet(noisy, timesteps, self.content[rows], motion).sample
-        target = noise
-        if self.config.prediction_type == "v_prediction":
-            target = self.noise.get_velocity(latents, noise, timesteps)
-        return diffusion(prediction, target), {}
+        """The loss of the samples, and its terms (eq. 10)."""
+        noisy = self.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
+        with torch.no_grad():
+            content = penultimate_states(self.condition.content_encoder, batch.content_ids)
+        answer = self._answer(noisy, batch, content)
+        return self.objective(batch, noisy, answer)
+
+    def _answer(self, noisy: Tensor, batch: Samples, content: Tensor) -> Answer:
+        encoder = self.condition.motion_encoder
+        if encoder is None:
+            return Answer(self.unet(noisy, batch.timesteps, content).sample)
+        motion = penultimate_states(encoder, batch.motion_ids)
+        ends = self.condition.eot_index(batch.motion_ids)
+        output = self.unet(
+            noisy,
+            batch.timesteps,
+            content,
+            motion,
+            eot_index=ends if self.objective.text_weight else None,
+        )
+        state = motion[torch.arange(len(ends), device=ends.device), ends]
+        return Answer(output.sample, output.eot_attention or (), state)
 
     def timesteps(self, share: Tensor) -> Tensor:
         """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
@@ -153,6 +168,10 @@ class DenoiserTask:
         return self._epoch[1]
 
     _epoch: tuple[int, Sequence[int]] = (-1, ())
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in network.parameters() if weight.requires_grad]
 
 
 def load_encoder(folder: Path) -> CLIPTextModel:
