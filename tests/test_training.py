@@ -14,7 +14,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v import config as configs
 from demo_t2v.config import ConfigError
@@ -155,6 +155,19 @@ def test_clip_leaves_an_encoder_and_its_tokenizer(stages: Path) -> None:
     for name, tensor in encoder.state_dict().items():
         matches = [w for key, w in whole.items() if key in (name, f"text_model.{name}")]
         assert any(torch.equal(tensor, match) for match in matches), name
+
+
+def test_an_image_tower_can_be_learned_for_a_text_tower_that_stays(stages: Path) -> None:
+    sizes = {"model": {"vision_config": CLIP["model"]["vision_config"]}, "lr": 1e-2}
+    config = load(stages, CLIP | sizes, "image", f"text={stages}/clip/final", "num_steps=30")
+    lines = run(config)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    final = config.log_dir / "final"
+    assert_same_weights(final / "content_encoder", stages / "clip/final/content_encoder")
+    model = CLIPModel.from_pretrained(final / "clip")
+    ids = make_task(config).tokens(["a car falls"])
+    states = model.text_model(input_ids=ids).pooler_output
+    assert torch.allclose(model.get_text_features(input_ids=ids).pooler_output, states)
 
 
 @pytest.mark.parametrize(("stage", "motion"), [("base", False), ("demo", True)])

@@ -52,6 +52,8 @@ class ClipTraining(TrainConfig):
 
     task: Literal["clip"]
     vocab_size: Annotated[int, Field(ge=300)] = 700
+    text: Path | None = None
+    """A folder with a trained `tokenizer` and `content_encoder`, to learn only the image tower."""
 
 
 class DenoiserTraining(TrainConfig):

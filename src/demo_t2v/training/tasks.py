@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 from tokenizers import pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -22,7 +22,7 @@ from demo_t2v.training.config import (
     ClipTraining,
     DenoiserTraining,
 )
-from demo_t2v.training.denoiser import DenoiserTask
+from demo_t2v.training.denoiser import DenoiserTask, load_encoder
 from demo_t2v.training.loop import Task
 
 
@@ -94,25 +94,33 @@ class AutoencoderTask:
 
 
 class ClipTask:
-    """Stage 2: CLIP on still frames, so that, as with the real one, verbs mean little to it."""
+    """Stage 2: CLIP on still frames, so that, as with the real one, verbs mean little to it.
+
+    With a trained text tower (`text`), only the image tower is learned, in the space of the text's
+    [eot] states (arXiv 2111.07991): what the regularization loss compares with.
+    """
 
     def __init__(self, config: ClipTraining) -> None:
         self.config = config
-        captions = [c.caption for c in draw_stills(config.seed, range(4000), 8)]
-        length = config.model["text_config"]["max_position_embeddings"]
-        self.tokenizer = train_tokenizer(captions, config.vocab_size, length)
-        tokens = {
-            "vocab_size": len(self.tokenizer),
-            "bos_token_id": self.tokenizer.bos_token_id,
-            "eos_token_id": self.tokenizer.eos_token_id,
-            "pad_token_id": self.tokenizer.pad_token_id,
-        }
         sizes = dict(config.model)
-        sizes["text_config"] = sizes["text_config"] | tokens
-        self.model = CLIPModel(CLIPConfig(**sizes))
+        if config.text is None:
+            captions = [c.caption for c in draw_stills(config.seed, range(4000), 8)]
+            length = sizes["text_config"]["max_position_embeddings"]
+            self.tokenizer = train_tokenizer(captions, config.vocab_size, length)
+            tokens = {
+                "vocab_size": len(self.tokenizer),
+                "bos_token_id": self.tokenizer.bos_token_id,
+                "eos_token_id": self.tokenizer.eos_token_id,
+                "pad_token_id": self.tokenizer.pad_token_id,
+            }
+            sizes["text_config"] = sizes["text_config"] | tokens
+            self.model = CLIPModel(CLIPConfig(**sizes))
+        else:
+            self.tokenizer = CLIPTokenizer.from_pretrained(config.text / "tokenizer")
+            self.model = _clip_over(load_encoder(config.text / "content_encoder"), sizes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.model.parameters())}]
+        return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
 
     def batch(self, places: range) -> tuple[Tensor, Tensor]:
         clips = draw_stills(self.config.seed, places, self.config.resolution)
@@ -134,6 +142,17 @@ class ClipTask:
         self.model.save_pretrained(folder / "clip")
         CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "content_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _clip_over(text: CLIPTextModel, sizes: dict[str, Any]) -> CLIPModel:
+    """CLIP with a new image tower over a text tower that stays as it is, without a projection."""
+    sizes |= {"text_config": text.config.to_dict(), "projection_dim": text.config.hidden_size}
+    model = CLIPModel(CLIPConfig(**sizes))
+    model.text_model.load_state_dict(text.state_dict())
+    nn.init.eye_(model.text_projection.weight)
+    model.text_model.requires_grad_(False)
+    model.text_projection.requires_grad_(False)
+    return model
 
 
 def make_task(config: AnyTraining) -> Task:
