@@ -1,12 +1,16 @@
-"""Put the trained `sprites` model into the package, in half precision, with its loss curves.
+"""Put trained `sprites` models into the package, in half precision, with their loss curves.
 
-python scripts/ship_sprites.py runs/sprites
+python scripts/ship_sprites.py --demo runs/sprites/demo --base runs/sprites/base-longer
+
+Either can be left out. `--curves RUN ...` names runs of which only the curve is wanted. Curves are
+drawn behind those that are shipped already.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import re
 from pathlib import Path
 
 import torch
@@ -44,25 +48,39 @@ def forget_origin(folder: Path) -> None:
         json.loads("".join(kept))
 
 
-def main() -> None:
-    runs = Path(sys.argv[1])
-    for name, run in (("sprites", "demo"), ("sprites-base", "base-longer")):
-        trained = DemoPipeline.from_pretrained(runs / run / "final", dtype=torch.float16)
-        trained.save_pretrained(BUILT_IN[name])
-        forget_origin(BUILT_IN[name])
-    assets = BUILT_IN["sprites"].parent
-    groups = []
-    curves = sorted(runs.glob("*/metrics.jsonl"), key=lambda file: file.stat().st_mtime)
-    for place, file in enumerate(curves):
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        drawn = curve(file.parent.name, lines)
-        groups.append(f'<g transform="translate({place * WIDTH},0)">{drawn}</g>')
-    (assets / "curves.svg").write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(curves)}" height="{HEIGHT}" '
+def draw(curves: Path, runs: list[Path]) -> None:
+    """Draw the runs' curves behind the ones in the picture; a name that is there is drawn anew."""
+    old = re.findall(r"<g [^>]*>(.*?)</g>", curves.read_text(encoding="utf-8"), re.DOTALL)
+    drawn = {re.findall(r">([^<]*)</text>", group)[0]: group for group in old}
+    for run in runs:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        drawn[run.name] = curve(run.name, [json.loads(line) for line in lines])
+    groups = [
+        f'<g transform="translate({place * WIDTH},0)">{group}</g>'
+        for place, group in enumerate(drawn.values())
+    ]
+    curves.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(groups)}" height="{HEIGHT}" '
         f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
         f"{''.join(groups)}</svg>\n",
         encoding="utf-8",
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--demo", type=Path)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--curves", type=Path, nargs="*", default=[])
+    asked = parser.parse_args()
+    runs = {"sprites": asked.demo, "sprites-base": asked.base}
+    for name, run in runs.items():
+        if run is not None:
+            trained = DemoPipeline.from_pretrained(run / "final", dtype=torch.float16)
+            trained.save_pretrained(BUILT_IN[name])
+            forget_origin(BUILT_IN[name])
+    assets = BUILT_IN["sprites"].parent
+    draw(assets / "curves.svg", [*asked.curves, *filter(None, runs.values())])
     size = sum(file.stat().st_size for file in assets.rglob("*.safetensors")) / 2**20
     print(f"wrote {assets}: {size:.1f} MiB of weights")
 
