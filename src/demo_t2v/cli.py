@@ -1,19 +1,21 @@
 """The command line.
 
-Bad input ends with exit code 2, a failure with 1, Ctrl-C with 130: each with one line on stderr.
+Bad input ends with exit code 2, a failure with 1, Ctrl-C with 130, a training that was asked to
+stop (SIGTERM) with 143: each with one line on stderr.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TextIO
 
 import typer
 
@@ -133,15 +135,29 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
     ] = None,
+    resume: Annotated[
+        str, typer.Option(metavar="auto|PATH|none", help="Where to go on: auto is the last one.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a log line.")] = False,
 ) -> None:
-    """Train one stage of a model; goes on where an earlier run of it stopped."""
-    with _one_line_errors():
+    """Train one stage of a model; goes on from the last checkpoint of an earlier run of it."""
+    with _one_line_errors(), _only_reports_on_stdout() as report:
         settings = load(AnyTraining, config, overrides or [])
+        source: Any = resume if resume in ("auto", "none") else Path(resume)
+        from demo_t2v.training.loop import TrainingStopped
         from demo_t2v.training.loop import train as run
         from demo_t2v.training.tasks import make_task
 
-        for line in run(make_task(settings), settings):
-            typer.echo("  ".join(f"{name} {value:.5g}" for name, value in line.items()), err=True)
+        try:
+            with _progress("steps", settings.num_steps) as bar:
+                for line in run(make_task(settings), settings, source):
+                    if as_json:
+                        print(json.dumps(line), file=report, flush=True)
+                    else:
+                        bar.say("  ".join(f"{name} {value:.5g}" for name, value in line.items()))
+                    bar.reach(int(line["step"]))
+        except TrainingStopped as stopped:
+            _exit(str(stopped), stopped.code)
 
 
 @evaluate.command()
@@ -237,29 +253,62 @@ def _make(folder: OutputFolder, jobs: list[Job], config: InferenceConfig, report
     folder.prepare()
     steps = len(jobs) * (config.ddim_timesteps or 1)
     # Whatever a library prints, stdout is for the report alone.
-    with redirect_stdout(sys.stderr), _progress(len(jobs), steps) as advance:
+    name = f"{len(jobs)} video{'s' * (len(jobs) != 1)}"
+    with redirect_stdout(sys.stderr), _progress(name, steps) as bar:
         pipeline = load_pipeline(config.pretrained, config.device, config.dtype)
         used = str(pipeline.dtype).removeprefix("torch.")
         folder = replace(folder, settings={**folder.settings, "dtype": used})
-        for job, frames, seconds in generate_frames(pipeline, jobs, config, advance):
+        for job, frames, seconds in generate_frames(pipeline, jobs, config, bar.advance):
             file = folder.save(job, frames, seconds)
             report.videos.append({**asdict(job), "file": str(file), "seconds": round(seconds, 3)})
             report.failed -= 1
 
 
+@dataclass
+class _Bar:
+    """A progress bar on stderr."""
+
+    bar: Any
+    task: Any
+
+    def advance(self, count: int) -> None:
+        self.bar.advance(self.task, count)
+
+    def reach(self, count: int) -> None:
+        self.bar.update(self.task, completed=count)
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self.bar.disable:
+            typer.echo(line, err=True)
+        else:
+            self.bar.console.print(line, highlight=False, markup=False)
+
+
 @contextmanager
-def _progress(videos: int, steps: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal; yields what to call after some steps."""
+def _progress(name: str, total: int) -> Iterator[_Bar]:
+    """A bar on stderr where that is a terminal, in the first process only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(f"{videos} video{'s' * (videos != 1)}", total=steps)
-        yield lambda count: bar.advance(task, count)
+    hidden = not console.is_terminal or os.environ.get("RANK", "0") != "0"
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        yield _Bar(bar, bar.add_task(name, total=total))
+
+
+@contextmanager
+def _only_reports_on_stdout() -> Iterator[TextIO]:
+    """Yields what is stdout for reports; whatever libraries and compilers print goes to stderr."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w") as report:
+        os.dup2(2, 1)
+        try:
+            yield report
+        finally:
+            sys.stdout.flush()
+            os.dup2(report.fileno(), 1)
 
 
 @contextmanager
@@ -267,6 +316,8 @@ def _one_line_errors() -> Iterator[None]:
     """Turn what goes wrong into one line and an exit code; `python -X dev` shows where instead."""
     try:
         yield
+    except typer.Exit:
+        raise
     except KeyboardInterrupt:
         _exit("stopped", 130)
     except Exception as error:
@@ -286,5 +337,6 @@ def _describe(error: Exception, ours: bool) -> str:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    typer.echo(f"demo-t2v: {message}", err=True)
+    if message:
+        typer.echo(f"demo-t2v: {message}", err=True)
     raise typer.Exit(code) from None

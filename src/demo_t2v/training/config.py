@@ -21,14 +21,32 @@ class TrainConfig(Strict):
     seed: int = 0
     num_steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
+    """Samples in a step, over all processes and micro-batches."""
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that each process makes of its share of a step."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    """Compute activations anew in the backward pass: less memory, a third more time."""
+    deepspeed_config: Path | None = None
+    """DeepSpeed's JSON (`configs/deepspeed/`); None: plain, or DDP over several processes."""
+    fsdp: bool = False
+    """Share the weights over the processes by FSDP2 rather than copy them to each (DDP)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)]
+    lr_schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.999
+    """Of the average of the weights that is exported; None: the weights as they are."""
     log_interval: Annotated[int, Field(ge=1)] = 50
     save_ckp_interval: Annotated[int, Field(ge=1)] = 500
+    keep_last: Annotated[int, Field(ge=1)] = 3
+    """Checkpoints that are kept; older ones are deleted."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Keep the checkpoints of every so many steps, too."""
+    max_bad_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps in a row whose loss or gradient is not finite, until the run is stopped."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; None leaves it to torch."""
     resolution: Annotated[int, Field(ge=8)] = 64

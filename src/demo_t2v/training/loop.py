@@ -8,141 +8,150 @@ samples of a run are numbered; each of several processes takes its share of a st
 from __future__ import annotations
 
 import json
-import os
+import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, Self
 
-import torch
-from accelerate import Accelerator
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
-
+from demo_t2v.training.checkpoint import Checkpoints, Progress, Resume, read_weights, restore
 from demo_t2v.training.config import TrainConfig
-from demo_t2v.training.muon import Muon
+from demo_t2v.training.engine import Engine, Task, TrainingStopped, make_engine
+from demo_t2v.training.placement import load_weights
+
+__all__ = ["Task", "TrainingStopped", "train"]
 
 
-class Task(Protocol):
-    """What one stage trains: a model, its data, its loss, and how the result is saved."""
+def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[dict[str, float]]:
+    """Train from a checkpoint (the last one in `config.log_dir`, one given, or none).
 
-    @property
-    def model(self) -> nn.Module:
-        """What is trained."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups as torch's optimizers take them; `lr` defaults to the configuration's."""
-
-    def batch(self, places: range) -> Any:
-        """The samples with these numbers, counted from the run's beginning; the same each time."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise and figures worth logging."""
-
-    def export(self, folder: Path) -> None:
-        """Save the trained weights as diffusers and transformers folders."""
-
-
-class _Objective(nn.Module):
-    """A task's loss as a module's forward pass, which is what distributed training wraps."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.model = task.model
-        self._task = task
-
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        return self._task.loss(batch)
-
-
-def train(task: Task, config: TrainConfig) -> Iterator[dict[str, float]]:
-    """Train from the last checkpoint in `config.log_dir`, or from nothing; yields log lines.
-
-    Leaves `state.pt` (for resuming), `metrics.jsonl` and `final/` (EMA weights) in the folder.
+    Yields log lines, in the main process: means over the steps since the line before. Leaves
+    `checkpoints/`, `metrics.jsonl` and `final/` (averaged weights) in the folder. SIGTERM and
+    SIGINT end it after a checkpoint, with TrainingStopped.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    engine = Accelerator(cpu=not torch.cuda.is_available())
-    rank, world = engine.process_index, engine.num_processes
-    config.log_dir.mkdir(parents=True, exist_ok=True)
-    parameters = [p for p in task.model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(task, config)
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.num_steps)
-    ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
-    state = {"optimizer": optimizer, "schedule": schedule, "ema": ema, "model": task.model}
-    first, seen = _load_state(config.log_dir / "state.pt", state)
+    checkpoints = Checkpoints(config)
+    source = checkpoints.find(resume)
+    engine = make_engine(task, config)
+    if source is not None:
+        load_weights(task.model, read_weights(source, task.model))
+    engine.wrap()
+    run = restore(source, engine) if source is not None else Progress()
     metrics = config.log_dir / "metrics.jsonl"
-    if engine.is_main_process:
-        _forget_after(metrics, first)
-    objective = engine.prepare_model(_Objective(task)).train()
-    started = time.monotonic()
-    for step in range(first, config.num_steps):
-        torch.manual_seed((config.seed * 1_000_003 + step) * world + rank)
-        size = config.batch_size
-        places = range(step * size + rank, (step + 1) * size, world)
-        loss, figures = objective(task.batch(places))
-        engine.backward(loss)
-        norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.step(parameters)
-        seen += float(engine.reduce(loss.detach(), "mean"))
-        if (step + 1) % config.log_interval == 0:
-            seconds = (time.monotonic() - started) / config.log_interval
-            line = {"step": step + 1, "loss": seen / config.log_interval, **figures}
-            line |= {"grad_norm": float(norm), "seconds_per_step": round(seconds, 4)}
-            if engine.is_main_process:
-                _append(metrics, line)
-                yield line
-            seen, started = 0.0, time.monotonic()
-        last = step + 1 == config.num_steps
-        if engine.is_main_process and (last or (step + 1) % config.save_ckp_interval == 0):
-            _save_state(config.log_dir / "state.pt", state, step + 1, seen)
-    ema.copy_to(parameters)
-    task.model.eval()
-    if engine.is_main_process:
+    if engine.main:
+        config.log_dir.mkdir(parents=True, exist_ok=True)
+        checkpoints.begin(run.step)
+        _forget_after(metrics, run.step)
+    with _Signals() as signals:
+        began, started = run.step, time.monotonic()
+        while run.step < config.num_steps and not signals.agreed:
+            figures = _take_step(engine, run.step, run.position, signals)
+            _count(run, figures, config.batch_size)
+            if run.bad >= config.max_bad_steps:
+                message = f"loss or gradient was not finite in steps {run.step - run.bad + 1} to"
+                raise engine.stopped(f"{message} {run.step} (max_bad_steps)", 1)
+            if run.step % config.log_interval == 0:
+                seconds = (time.monotonic() - started) / (run.step - began)
+                line = _line(run, seconds)
+                if engine.main:
+                    _append(metrics, line)
+                    yield line
+                began, started = run.step, time.monotonic()
+            done = run.step == config.num_steps
+            if done or signals.agreed or run.step % config.save_ckp_interval == 0:
+                checkpoints.save(engine, run)
+    if run.step < config.num_steps:
+        name = signal.Signals(signals.agreed).name
+        message = f"{name}: stopped after step {run.step}; the same command goes on from there"
+        raise engine.stopped(message, 128 + signals.agreed)
+    engine.finish()
+    if engine.main:
         task.export(config.log_dir / "final")
 
 
-def make_optimizer(task: Task, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; or Muon, which leaves embeddings, norms and biases to AdamW."""
-    groups = task.parameter_groups()
-    if config.optimizer == "adamw":
-        decay, betas = config.weight_decay, (0.9, 0.99)
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=decay, betas=betas)
-    tables = [m.weight for m in task.model.modules() if isinstance(m, nn.Embedding)]
-    others = {id(weight) for weight in tables}
-    parted = []
-    for group in groups:
-        for matrices in (True, False):
-            chosen = [
-                p for p in group["params"] if (p.ndim > 1 and id(p) not in others) == matrices
-            ]
-            parted.append(group | {"params": chosen, "matrices": matrices})
-    return Muon(parted, config.lr, config.weight_decay)
+def _take_step(
+    engine: Engine, step: int, position: int, signals: _Signals
+) -> dict[str, float] | None:
+    """One step on the samples from `position` on: its figures, or None if it was skipped, since
+    the loss of some process or the gradient was not finite.
+    """
+    engine.begin(step)
+    mean, figures = 0.0, dict[str, float]()
+    for places, last in engine.micro_batches(position):
+        with engine.micro_batch(last):
+            loss, figures = engine.loss(engine.task.batch(places))
+            part, *heard = engine.mean(loss, *signals.heard())
+            signals.agree(heard)
+            mean += part / engine.config.gradient_accumulation
+            if not math.isfinite(part):
+                engine.discard()
+                return None
+            engine.backward(loss)
+    norm = engine.step()
+    return None if norm is None else {"loss": mean, **figures, "grad_norm": norm}
 
 
-def _load_state(file: Path, parts: dict[str, Any]) -> tuple[int, float]:
-    """Restore every part from `file`: the step to go on with, and the losses not yet logged."""
-    if not file.exists():
-        return 0, 0.0
-    saved = torch.load(file, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    return int(saved["step"]), float(saved.get("seen", 0.0))
+def _count(run: Progress, figures: dict[str, float] | None, samples: int) -> None:
+    """Go on by a step that was taken, or skipped (None)."""
+    run.step += 1
+    run.position += samples
+    if figures is None:
+        run.bad, run.skipped = run.bad + 1, run.skipped + 1
+        return
+    run.bad, run.taken = 0, run.taken + 1
+    for name, value in figures.items():
+        run.sums[name] = run.sums.get(name, 0.0) + value
 
 
-def _save_state(file: Path, parts: dict[str, Any], step: int, seen: float) -> None:
-    """Write the state beside `file`, sync it, and put it in place by rename."""
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        states = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(states | {"step": step, "seen": seen}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+def _line(run: Progress, seconds: float) -> dict[str, float]:
+    """The log line up to now, after which counting begins anew."""
+    line: dict[str, float] = {"step": run.step}
+    line |= {name: total / run.taken for name, total in run.sums.items()}
+    line |= {"skipped": run.skipped, "seconds_per_step": round(seconds, 4)}
+    run.taken, run.skipped, run.sums = 0, 0, {}
+    return line
+
+
+class _Signals:
+    """Listens for SIGINT and SIGTERM; the processes agree on what was heard, step by step.
+
+    A second one of the same kind does what it did before.
+    """
+
+    KINDS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.agreed = 0
+        """The signal that some process has heard, and all know of; 0 as long as there is none."""
+        self._heard: set[int] = set()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for kind in self.KINDS:
+                if signal.getsignal(kind) is not signal.SIG_IGN:
+                    self._before[kind] = signal.signal(kind, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _hear(self, kind: int, _: FrameType | None) -> None:
+        self._heard.add(kind)
+        signal.signal(kind, self._before[kind])
+
+    def heard(self) -> list[float]:
+        """For each kind, 1 if this process has heard it."""
+        return [float(kind in self._heard) for kind in self.KINDS]
+
+    def agree(self, shares: list[float]) -> None:
+        """Take note of the share of processes that have heard each kind."""
+        for kind, share in zip(self.KINDS, shares, strict=True):
+            if share > 0:
+                self.agreed = kind
 
 
 def _forget_after(file: Path, step: int) -> None:

@@ -1,0 +1,238 @@
+"""Checkpoints: folders that are whole or not there, and what of a run they hold.
+
+    checkpoints/00000400/
+        weights.safetensors     the model, by parameter name
+        optimizer.safetensors   what the optimizer keeps, as <parameter>.<key>; or `deepspeed/`
+        average.safetensors     the averaged weights
+        state.json              where the run is: step, data position, losses not yet logged
+
+Learning rates and random numbers have no place there: both are functions of the step (every
+process seeds its generators anew in each), so a run that goes on takes the steps that it would
+have taken. With another number of processes, the weights, their average, the optimizer's state
+and the data's order stay; what differs is rounding, and what a network draws by chance (dropout)
+in its forward pass. ZeRO's optimizer state can be read by as many processes as wrote it; with
+others it begins anew. All processes must see the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from demo_t2v.config import ConfigError
+from demo_t2v.training.config import TrainConfig
+from demo_t2v.training.engine import Engine
+from demo_t2v.training.placement import named_weights
+
+Resume = Path | Literal["auto", "none"]
+_NAME: Final = re.compile(r"\d{8,}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run is."""
+
+    step: int = 0
+    """Steps that were taken or skipped."""
+    position: int = 0
+    """Samples that were seen."""
+    bad: int = 0
+    """Skipped steps in a row, up to now."""
+    taken: int = 0
+    """Steps that the next log line is about; the skipped ones are counted on their own."""
+    skipped: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of each figure over the taken steps."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `log_dir/checkpoints`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.folder = config.log_dir / "checkpoints"
+        self.config = config
+
+    def find(self, resume: Resume) -> Path | None:
+        """The checkpoint to go on from: the last one, a given one, or none.
+
+        Raises ConfigError if the given path is no checkpoint.
+        """
+        if resume == "none":
+            return None
+        if resume == "auto":
+            return max(self._all(), key=_step, default=None)
+        if not (resume / "state.json").is_file():
+            raise ConfigError(
+                f"{resume}: is no checkpoint; one is a folder as checkpoints/00000400"
+            )
+        return resume
+
+    def begin(self, step: int) -> None:
+        """Clear away what an interruption left, and put later checkpoints aside as `*.old`."""
+        for partial in self.folder.glob(".*.partial"):
+            shutil.rmtree(partial)
+        for later in [found for found in self._all() if _step(found) > step]:
+            aside = later.with_suffix(".old")
+            shutil.rmtree(aside, ignore_errors=True)
+            later.rename(aside)
+
+    def save(self, engine: Engine, progress: Progress) -> None:
+        """Write, sync, rename, and delete what need not be kept. All processes together.
+
+        Raises OSError in the main process and TrainingStopped in the others when it cannot be
+        written; earlier checkpoints are then whole.
+        """
+        place = self.folder / f"{progress.step:08d}"
+        partial = place.with_name(f".{place.name}.partial")
+        failure: OSError | None = None
+        if engine.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        engine.any(False)  # nobody writes before the folder is there
+        engine.save_own(partial)
+        for name, tensors in _parts(engine):
+            if engine.main and tensors and failure is None:
+                try:
+                    _write(partial / f"{name}.safetensors", tensors)
+                except OSError as error:
+                    failure = error
+        if engine.main and failure is None:
+            try:
+                _write_state(partial / "state.json", engine, progress)
+                _sync(partial)
+                shutil.rmtree(place, ignore_errors=True)
+                partial.rename(place)
+                _sync_folder(self.folder)
+                self._prune()
+            except OSError as error:
+                failure = error
+        if engine.any(failure is not None):
+            if failure is None:
+                raise engine.stopped("", 1)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise failure
+
+    def _prune(self) -> None:
+        """Delete all but the last ones and those of every so many steps."""
+        every = self.config.keep_every
+        for place in sorted(self._all(), key=_step)[: -self.config.keep_last]:
+            if every is None or _step(place) % every:
+                gone = place.rename(place.with_name(f".{place.name}.partial"))
+                shutil.rmtree(gone)
+
+    def _all(self) -> list[Path]:
+        """Every checkpoint, in no order."""
+        if not self.folder.is_dir():
+            return []
+        return [place for place in self.folder.iterdir() if _NAME.fullmatch(place.name)]
+
+
+def read_weights(place: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name.
+
+    Raises ConfigError unless they have the names and shapes of the weights of `model`.
+    """
+    file = place / "weights.safetensors"
+    ours = {name: tuple(weight.shape) for name, weight in named_weights(model)}
+    with safe_open(file, framework="pt") as stored:
+        theirs = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise ConfigError(
+                f"{place}: holds another architecture: {name} is {theirs.get(name, 'not there')}, "
+                f"and in this configuration {ours.get(name, 'not there')}"
+            )
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def restore(place: Path, engine: Engine) -> Progress:
+    """Give a wrapped engine, whose weights were read before, the rest of a checkpoint.
+
+    Raises ConfigError if it was made by another optimizer.
+    """
+    state: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    used = engine.config.optimizer
+    if state["optimizer"] != used:
+        raise ConfigError(f"{place}: was made with optimizer {state['optimizer']}, not {used}")
+    file = place / "optimizer.safetensors"
+    if state["kind"] != engine.kind or (
+        engine.kind != Engine.kind and state["processes"] != engine.world
+    ):
+        if engine.main:
+            made = f"{state['processes']} process(es) with {state['kind']}"
+            _log.warning("%s: made by %s; the optimizer's state begins anew", place, made)
+    else:
+        engine.load_own(place)
+        if file.exists():
+            engine.load_optimizer(load_file(file))
+    if state["scaler"] and engine.scaler.is_enabled():
+        engine.scaler.load_state_dict(state["scaler"])
+    if engine.average is not None:
+        average = place / "average.safetensors"
+        # A run that kept no average begins one with the weights as they are.
+        if average.exists():
+            engine.load_average(load_file(average), state["averaged_steps"])
+    return Progress(**state["progress"])
+
+
+def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What is gathered from all processes, one after another, since each may be large."""
+    yield "weights", engine.weights()
+    yield "optimizer", engine.optimizer_state()
+    yield "average", engine.average_weights()
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        problem = f"{file}: cannot be written ({error}); earlier checkpoints are whole"
+        raise OSError(problem) from None
+
+
+def _write_state(file: Path, engine: Engine, progress: Progress) -> None:
+    state = {
+        "progress": asdict(progress),
+        "kind": engine.kind,
+        "processes": engine.world,
+        "optimizer": engine.config.optimizer,
+        "averaged_steps": engine.average.optimization_step if engine.average else 0,
+        "scaler": engine.scaler.state_dict(),
+    }
+    file.write_text(json.dumps(state), encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    """Have everything below a folder reach the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _step(place: Path) -> int:
+    return int(place.name)

@@ -1,0 +1,64 @@
+"""How the weights move: optimizers, learning-rate schedules, and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from demo_t2v.training.config import TrainConfig
+from demo_t2v.training.muon import Muon
+
+
+def rate_factor(config: TrainConfig, step: int) -> float:
+    """What the learning rates are multiplied by in a step: a pure function, so nothing is kept.
+
+    Every schedule rises over `warmup_steps`. `cosine` then falls to nothing; `one_cycle` goes from
+    1/25 up and down to 1/250,000, along cosines, as torch's OneCycleLR.
+    """
+    warm = config.warmup_steps
+    if config.lr_schedule == "one_cycle":
+        first, peak, last = 0, max(0, warm - 1), max(1, config.num_steps - 1)
+        if step <= peak:
+            return _cosine(1 / 25, 1.0, (step - first) / max(1, peak - first))
+        return _cosine(1.0, 1 / 250_000, (step - peak) / max(1, last - peak))
+    if step < warm:
+        return step / max(1, warm)
+    if config.lr_schedule == "constant":
+        return 1.0
+    progress = (step - warm) / max(1, config.num_steps - warm)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def make_optimizer(
+    model: nn.Module, groups: list[dict[str, Any]], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """AdamW; or Muon, which leaves the embeddings, norms and biases of `model` to AdamW."""
+    if config.optimizer == "adamw":
+        decay, betas = config.weight_decay, (0.9, 0.99)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=decay, betas=betas)
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    others = {id(weight) for weight in tables}
+    parted = []
+    for group in groups:
+        for matrices in (True, False):
+            chosen = [
+                p for p in group["params"] if (p.ndim > 1 and id(p) not in others) == matrices
+            ]
+            parted.append(group | {"params": chosen, "matrices": matrices})
+    return Muon(parted, config.lr, config.weight_decay)
+
+
+def make_average(weights: Mapping[str, Tensor], config: TrainConfig) -> EMAModel | None:
+    """The exponential moving average of the weights as they are now, if one is asked for."""
+    if config.ema_decay is None:
+        return None
+    return EMAModel(weights.values(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)

@@ -1,0 +1,93 @@
+"""A model's weights, whole on one device or in shares on many, and what is done to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from demo_t2v.config import ConfigError
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and what else a state dict holds, each once, by name."""
+    yield from model.named_parameters()
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer
+
+
+def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that have gradients, by name."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set all weights of a plain model, in place."""
+    for name, weight in named_weights(model):
+        weight.copy_(tensors[name])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on the CPU; every process that has a share of it must ask."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def like(weight: Tensor, tensor: Tensor) -> Tensor:
+    """The values of `tensor` in the layout, on the device and in the shares of `weight`."""
+    if isinstance(weight, DTensor):
+        tensor = tensor.to(weight.device, weight.dtype)
+        return distribute_tensor(tensor, weight.device_mesh, weight.placements)
+    return torch.empty_like(weight, requires_grad=False).copy_(tensor)
+
+
+def materialise(model: nn.Module) -> None:
+    """Replace every parameter by a plain float32 one of its shape on the CPU, values not set."""
+    plain: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is None:
+                continue
+            if id(weight) not in plain:
+                shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 empties the tensor
+                plain[id(weight)] = nn.Parameter(torch.empty(shape), weight.requires_grad)
+            module._parameters[name] = plain[id(weight)]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor in it (in tuples, lists, dicts, dataclasses) on `device`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(part, device) for part in batch)
+    if isinstance(batch, dict):
+        return {key: to_device(part, device) for key, part in batch.items()}
+    if is_dataclass(batch) and not isinstance(batch, type):
+        parts = {f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)}
+        return replace(batch, **parts)
+    return batch
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Have the networks in `model` compute activations anew in the backward pass.
+
+    Raises ConfigError if none of them can.
+    """
+    found = False
+    for module in model.modules():
+        if getattr(module, "_supports_gradient_checkpointing", False):  # diffusers
+            module.enable_gradient_checkpointing()  # type: ignore[operator]
+        elif getattr(module, "supports_gradient_checkpointing", False):  # transformers
+            module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        else:
+            continue
+        found = True
+    if not found:
+        raise ConfigError("gradient_checkpointing: the network of this task cannot; leave it out")

@@ -1,0 +1,218 @@
+"""Checkpoints: whole or not there, and a run that goes on from one as if it never had stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demo_t2v.config import ConfigError
+from demo_t2v.training.loop import train
+from test_training import AUTOENCODER, assert_same_weights, load, metrics
+from test_training import run as run_stage
+from tiny_task import TinyConfig, TinyTask, run
+
+COMMAND = (sys.executable, "-m", "demo_t2v", "train", "--config")
+TIMEOUT = 600  # seconds; only what hangs takes so long
+STATE = {"weights.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
+SHARED = {"num_steps": 12, "batch_size": 4, "lr": 1e-2, "warmup_steps": 2, "log_interval": 1}
+
+
+def config(folder: Path, **settings: Any) -> TinyConfig:
+    return TinyConfig(log_dir=folder / "run", **{**SHARED, "save_ckp_interval": 2, **settings})
+
+
+def saved(wanted: Any) -> list[str]:
+    return sorted(place.name for place in (wanted.log_dir / "checkpoints").iterdir())
+
+
+def start(folder: Path, name: str, *words: str, **options: Any) -> subprocess.Popen[str]:
+    """Start the program on the stage that was written into `folder` as `name`.yaml."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
+    return subprocess.Popen(
+        [*COMMAND, f"{name}.yaml", *words],
+        cwd=folder,
+        env=(kept if "preexec_fn" in options else os.environ) | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def assert_stopped_with(process: subprocess.Popen[str], code: int, *parts: str) -> list[str]:
+    """Whether the program ends with `code` and a last line on stderr with `parts`; its stdout."""
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == code, err
+    last = err.splitlines()[-1]
+    assert last.startswith("demo-t2v: ")
+    assert [part for part in parts if part not in last] == []
+    assert sum(line.startswith("demo-t2v: ") for line in err.splitlines()) == 1
+    return out.splitlines()
+
+
+def test_killed_at_a_random_step_it_ends_as_if_it_never_had_been(tmp_path: Path) -> None:
+    times = ("num_steps=60", "log_interval=1", "save_ckp_interval=3")
+    whole = load(tmp_path, AUTOENCODER, "whole", *times)
+    run_stage(whole)
+    parts = load(tmp_path, AUTOENCODER, "parts", *times)
+    process = start(tmp_path, "parts", "--json", *times)
+    assert process.stdout is not None
+    last = random.Random().randint(1, 50)
+    for line in process.stdout:
+        if json.loads(line)["step"] == last:
+            break
+    process.kill()
+    process.communicate()
+    assert not (parts.log_dir / "final").exists()
+    for place in (parts.log_dir / "checkpoints").glob("[0-9]*"):
+        assert {file.name for file in place.iterdir()} == STATE
+    run_stage(parts)
+    assert metrics(parts.log_dir) == metrics(whole.log_dir), f"killed after step {last}"
+    assert_same_weights(parts.log_dir / "final", whole.log_dir / "final")
+    assert saved(parts) == ["00000054", "00000057", "00000060"]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_after_a_checkpoint_with_a_code_of_its_own(
+    tmp_path: Path, kind: signal.Signals
+) -> None:
+    times = ("num_steps=100000", "log_interval=1", "save_ckp_interval=50000")
+    stopped = load(tmp_path, AUTOENCODER, "stopped", *times)
+    # Where this test runs in the background, Ctrl-C may be ignored and would stay so.
+    ready = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start(tmp_path, "stopped", "--json", *times, **ready)
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    assert first["step"] == 1
+    assert first["skipped"] == 0
+    process.send_signal(kind)
+    lines = assert_stopped_with(process, 128 + kind, f"{kind.name}: stopped after step")
+    (place,) = (stopped.log_dir / "checkpoints").iterdir()
+    assert {file.name for file in place.iterdir()} == STATE
+    assert [json.loads(line)["step"] for line in lines] == list(range(2, int(place.name) + 1))
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path) -> None:
+    """As a full disk, a limit on the size of files lets a write begin and then fail."""
+    times = ("num_steps=4", "save_ckp_interval=2")
+    full = load(tmp_path, AUTOENCODER, "full", *times)
+    run_stage(full.model_copy(update={"num_steps": 2}))
+    place = full.log_dir / "checkpoints/00000002"
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    size = (place / "optimizer.safetensors").stat().st_size - 1000
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
+    process = start(tmp_path, "full", *times, **limit)
+    assert_stopped_with(process, 1, "optimizer.safetensors", "File too large")
+    assert saved(full) == ["00000002"]
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+
+
+def test_the_last_ones_and_every_so_many_are_kept(tmp_path: Path) -> None:
+    wanted = config(tmp_path, keep_last=2, keep_every=4)
+    run(wanted)
+    assert saved(wanted) == ["00000004", "00000008", "00000010", "00000012"]
+
+
+def test_what_an_interruption_left_is_cleared_away(tmp_path: Path) -> None:
+    wanted = config(tmp_path, num_steps=2)
+    left = wanted.log_dir / "checkpoints/.00000008.partial"
+    left.mkdir(parents=True)
+    (left / "weights.safetensors").write_bytes(b"half")
+    run(wanted)
+    assert saved(wanted) == ["00000002"]
+
+
+def test_from_a_given_checkpoint_later_ones_are_put_aside(tmp_path: Path) -> None:
+    wanted = config(tmp_path, keep_last=9)
+    whole = run(wanted)
+    (tmp_path / "run/final").rename(tmp_path / "first")
+    again = run(wanted, resume=wanted.log_dir / "checkpoints/00000008")
+    assert [line["loss"] for line in again] == [line["loss"] for line in whole[8:]]
+    assert saved(wanted)[3:] == [
+        *("00000008", "00000010", "00000010.old", "00000012", "00000012.old")
+    ]
+    assert [line["step"] for line in metrics(wanted.log_dir)] == list(range(1, 13))
+    ours, theirs = (load_file(tmp_path / f"{f}/model.safetensors") for f in ("run/final", "first"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_from_nothing_though_there_is_a_checkpoint(tmp_path: Path) -> None:
+    wanted = config(tmp_path, num_steps=4)
+    list(islice(train(TinyTask(wanted), wanted), 3))
+    lines = run(wanted, resume="none")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert saved(wanted) == ["00000002", "00000002.old", "00000004"]
+
+
+def test_a_path_that_is_no_checkpoint(tmp_path: Path) -> None:
+    wanted = config(tmp_path)
+    with pytest.raises(ConfigError, match=f"{tmp_path}: is no checkpoint"):
+        run(wanted, resume=tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
+    wanted = config(tmp_path, num_steps=2)
+    run(wanted)
+    wider = wanted.model_copy(update={"width": 20})
+    message = r"00000002: holds another architecture: 0.weight is \(16, 4\), and .* \(20, 4\)"
+    with pytest.raises(ConfigError, match=message):
+        run(wider)
+
+
+def test_a_checkpoint_of_another_optimizer(tmp_path: Path) -> None:
+    wanted = config(tmp_path, num_steps=2)
+    run(wanted)
+    with pytest.raises(ConfigError, match="was made with optimizer adamw, not muon"):
+        run(wanted.model_copy(update={"optimizer": "muon"}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stop", [3, 6, 9])
+def test_losses_after_going_on_are_those_of_the_undisturbed_run(
+    tmp_path: Path, optimizer: str, stop: int
+) -> None:
+    """With bad steps, averaging and accumulation; checkpoints lie between the log lines."""
+    settings = {"optimizer": optimizer, "poison": [9, 23], "log_interval": 3}
+    settings |= {"gradient_accumulation": 2}
+    whole, parts = (config(tmp_path / name, **settings) for name in ("whole", "parts"))
+    for wanted in (whole, parts):
+        wanted.log_dir.parent.mkdir()
+    run(whole)
+    stopped = train(TinyTask(parts), parts)
+    list(islice(stopped, stop // 3))
+    stopped.close()
+    torch.manual_seed(99)  # whatever was drawn in between
+    run(parts)
+    assert metrics(parts.log_dir) == metrics(whole.log_dir)
+    assert sum(line["skipped"] for line in metrics(whole.log_dir)) == 2
+    ours, theirs = (load_file(c.log_dir / "final/model.safetensors") for c in (parts, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_another_batch_size_goes_on_with_the_next_sample(tmp_path: Path) -> None:
+    wanted = config(tmp_path, num_steps=2)
+    run(wanted)
+    state = json.loads((wanted.log_dir / "checkpoints/00000002/state.json").read_text())
+    assert state["progress"]["position"] == 8
+    seen: list[range] = []
+
+    class Watched(TinyTask):
+        def batch(self, places: range) -> Any:
+            seen.append(places)
+            return super().batch(places)
+
+    bigger = wanted.model_copy(update={"num_steps": 4, "batch_size": 6})
+    list(train(Watched(bigger), bigger))
+    assert seen == [range(8, 14), range(14, 20)]
