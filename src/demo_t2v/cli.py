@@ -147,10 +147,13 @@ def train(
         from demo_t2v.training.loop import TrainingStopped
         from demo_t2v.training.loop import train as run
         from demo_t2v.training.tasks import make_task
+        from demo_t2v.training.watch import Watch
 
+        task = make_task(settings)
         try:
-            with _progress("steps", settings.num_steps) as bar:
-                for line in run(make_task(settings), settings, source):
+            with _progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:
+                for line in run(task, settings, source):
+                    watch.show(line)
                     if as_json:
                         print(json.dumps(line), file=report, flush=True)
                     else:

@@ -146,7 +146,8 @@ class Raft(nn.Module):
         scale = max(1.0, 128 / min(height, width))
         size = (8 * math.ceil(height * scale / 8), 8 * math.ceil(width * scale / 8))
         frames = (resize(f, size).expand(-1, 3, -1, -1) for f in (first, second))
-        return resize_flow(self.network(*frames)[-1], (height, width))
+        network = self.network.to(first.device)
+        return resize_flow(network(*frames)[-1], (height, width))
 
 
 def _raft_small(download: bool) -> nn.Module:

@@ -47,6 +47,10 @@ class TrainConfig(Strict):
     """Keep the checkpoints of every so many steps, too."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 10
     """Steps in a row whose loss or gradient is not finite, until the run is stopped."""
+    tensorboard: Path | None = Path("tensorboard_log")
+    """Folder in which TensorBoard finds this run, by the name of its `log_dir`."""
+    wandb: str | None = None
+    """Project on Weights & Biases that gets the curves."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; None leaves it to torch."""
     resolution: Annotated[int, Field(ge=8)] = 64
@@ -126,6 +130,10 @@ class DenoiserTraining(TrainConfig):
     flow: Literal["lucas_kanade", "raft"] = "lucas_kanade"
     raft_weights: Path | None = None
     """A file of RAFT-small's weights; None: torchvision's own, downloaded once."""
+    preview_prompts: tuple[str, ...] = ()
+    """Prompts whose videos TensorBoard shows, with the motion branch on and off."""
+    preview_interval: Annotated[int, Field(ge=1)] = 500
+    """Steps between previews; they come with the log line at or behind that step."""
     ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 20
     guide_scale: Annotated[float, Field(ge=0)] = 4.0
     """Steps and guidance that the saved pipeline uses by default."""

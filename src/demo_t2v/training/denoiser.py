@@ -116,8 +116,10 @@ class DenoiserTask:
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
         """The loss of the samples, and its terms (eq. 10)."""
         noisy = self.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
+        # The frozen encoder is none of what the engine moves to a device.
+        encoder = self.condition.content_encoder.to(batch.content_ids.device)
         with torch.no_grad():
-            content = penultimate_states(self.condition.content_encoder, batch.content_ids)
+            content = penultimate_states(encoder, batch.content_ids)
         answer = self._answer(noisy, batch, content)
         return self.objective(batch, noisy, answer)
 
@@ -144,21 +146,26 @@ class DenoiserTask:
         count: int = self.noise.config.num_train_timesteps
         return (shifted * count).long().clamp(max=count - 1)
 
-    def export(self, folder: Path) -> None:
-        """Save the whole pipeline: `DemoPipeline.from_pretrained(folder)`."""
+    def pipeline(self) -> DemoPipeline:
+        """The networks as they are, with the autoencoder and a sampler, ready to be called."""
         sampler = DPMSolverMultistepScheduler.from_config(
             self.noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
         )
-        DemoPipeline(
+        vae = AutoencoderKL.from_pretrained(self.config.autoencoder / "vae", dtype=torch.float32)
+        return DemoPipeline(
             unet=self.unet,
-            vae=AutoencoderKL.from_pretrained(self.config.autoencoder / "vae", dtype=torch.float32),
-            content_encoder=self.condition.content_encoder,
+            vae=vae.to(self.unet.device),
+            content_encoder=self.condition.content_encoder.to(self.unet.device),
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
             scheduler=sampler,
             num_inference_steps=self.config.ddim_timesteps,
             guidance_scale=self.config.guide_scale,
-        ).save_pretrained(folder)
+        )
+
+    def export(self, folder: Path) -> None:
+        """Save the whole pipeline: `DemoPipeline.from_pretrained(folder)`."""
+        self.pipeline().save_pretrained(folder)
 
     def _order(self, epoch: int) -> Sequence[int]:
         """The shuffled clips of an epoch."""

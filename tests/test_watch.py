@@ -1,0 +1,86 @@
+"""The curves and videos of a run, from real training lines to real event files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from demo_t2v.config import ConfigError
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training.config import AutoencoderTraining, DenoiserTraining
+from demo_t2v.training.watch import Watch
+
+
+class PipelineTask:
+    """A task as far as it is watched."""
+
+    def __init__(self, pipeline: DemoPipeline) -> None:
+        self._pipeline = pipeline
+        self.model = nn.ModuleDict({"unet": pipeline.unet})
+
+    def pipeline(self) -> DemoPipeline:
+        return self._pipeline
+
+
+def denoiser(folder: Path, **keys: Any) -> DenoiserTraining:
+    return DenoiserTraining(
+        task="denoiser", log_dir=folder / "runs" / "demo", tensorboard=folder / "tensorboard_log",
+        autoencoder=folder, clip=folder, latents=folder, num_steps=9, batch_size=1, lr=1e-3, **keys,
+    )  # fmt: skip
+
+
+def events(config: Any) -> EventAccumulator:
+    return EventAccumulator(str(config.tensorboard / config.log_dir.name)).Reload()
+
+
+def test_each_figure_of_a_line_is_a_point_of_its_curve(tmp_path: Path) -> None:
+    config = AutoencoderTraining(
+        task="autoencoder", log_dir=tmp_path / "ae", tensorboard=tmp_path / "logs",
+        num_steps=9, batch_size=1, lr=1e-3,
+    )  # fmt: skip
+    with Watch(None, config) as watch:  # type: ignore[arg-type]
+        for step, loss in ((2, 0.5), (4, 0.25)):
+            watch.show({"step": step, "loss": loss, "lr": 1e-3})
+    shown = events(config)
+    assert set(shown.Tags()["scalars"]) == {"train/loss", "train/lr"}
+    assert [(p.step, p.value) for p in shown.Scalars("train/loss")] == [(2, 0.5), (4, 0.25)]
+
+
+def test_previews_come_with_the_line_behind_their_step(
+    tiny_pipeline: DemoPipeline, tmp_path: Path
+) -> None:
+    config = denoiser(tmp_path, preview_prompts=("a car falls",), preview_interval=3)
+    task = PipelineTask(tiny_pipeline)
+    task.model.train()
+    state = torch.get_rng_state()
+    with Watch(task, config) as watch:  # type: ignore[arg-type]
+        for step in (2, 4, 5, 6):
+            watch.show({"step": step, "loss": 1.0})
+    assert torch.equal(torch.get_rng_state(), state)
+    assert task.model.training
+    shown = events(config)
+    for name in ("motion", "base"):
+        assert [p.step for p in shown.Images(f"video/a car falls/{name}")] == [4, 6]
+        assert [p.step for p in shown.Scalars(f"flow/a car falls/{name}")] == [4, 6]
+    tiny_pipeline.unet.eval()
+
+
+def test_nothing_is_opened_without_a_line_or_a_wish(tmp_path: Path) -> None:
+    with Watch(None, denoiser(tmp_path)):  # type: ignore[arg-type]
+        pass
+    assert not (tmp_path / "tensorboard_log").exists()
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with (
+        Watch(None, denoiser(tmp_path, wandb="videos")) as watch,  # type: ignore[arg-type]
+        pytest.raises(ConfigError, match="wandb: is not installed; pip install wandb"),
+    ):
+        watch.show({"step": 1, "loss": 1.0})
