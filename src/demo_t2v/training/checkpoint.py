@@ -98,8 +98,10 @@ class Checkpoints:
         partial = place.with_name(f".{place.name}.partial")
         failure: OSError | None = None
         if engine.main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            try:
+                partial.mkdir(parents=True)
+            except OSError as error:
+                failure = error
         engine.any(False)  # nobody writes before the folder is there
         engine.save_own(partial)
         for name, tensors in _parts(engine):
@@ -112,7 +114,6 @@ class Checkpoints:
             try:
                 _write_state(partial / "state.json", engine, progress)
                 _sync(partial)
-                shutil.rmtree(place, ignore_errors=True)
                 partial.rename(place)
                 _sync_folder(self.folder)
                 self._prune()

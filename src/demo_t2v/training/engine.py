@@ -6,6 +6,7 @@ The loop speaks to an engine and knows none of them. DeepSpeed's engine is in `z
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -222,9 +223,14 @@ class Engine:
         """Read what `save_own` wrote, by as many processes. Together."""
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `optimizer_state` gave, whatever the number of processes was."""
+        """Take up what `optimizer_state` gave, whatever the number of processes was.
+
+        Raises ConfigError if it is the state of a parameter that is not trained.
+        """
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition(".")
+            if name not in self.parameters:
+                raise ConfigError(f"the checkpoint's optimizer trained {name}, which is frozen now")
             weight = self.parameters[name]
             value = like(weight, tensor) if tensor.shape == weight.shape else tensor
             self.optimizer.state[weight][key] = value
@@ -245,7 +251,7 @@ class Engine:
         self._unwrap()
         if self.main:
             load_weights(self.task.model, final)
-        self.task.model.eval()
+        self.task.model.eval().cpu()
 
     def _unwrap(self) -> None:
         """Turn the model back into a plain one; its weights are set afterwards."""
@@ -303,6 +309,8 @@ def make_engine(task: Task, config: TrainConfig) -> Engine:
         from accelerate import Accelerator
     except ImportError:
         raise ConfigError("training needs accelerate: pip install 'demo-t2v[train]'") from None
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(name, None)  # the YAML says which engine, not the launcher
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():

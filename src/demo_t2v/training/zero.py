@@ -107,7 +107,7 @@ class ZeroEngine(Engine):
 
     def weights(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         tensors = {}
         for name, weight in named_weights(self.task.model):
