@@ -184,7 +184,7 @@ def test_losses_after_going_on_are_those_of_the_undisturbed_run(
     tmp_path: Path, optimizer: str, stop: int
 ) -> None:
     """With bad steps, averaging and accumulation; checkpoints lie between the log lines."""
-    settings = {"optimizer": optimizer, "poison": [9, 23], "log_interval": 3}
+    settings = {"optimizer": optimizer, "poison": (9, 23), "log_interval": 3}
     settings |= {"gradient_accumulation": 2}
     whole, parts = (config(tmp_path / name, **settings) for name in ("whole", "parts"))
     for wanted in (whole, parts):

@@ -74,7 +74,7 @@ def assert_two_are_as_one(tmp_path: Path, **engine: Any) -> None:
 
     Sample 23 is the second process's, in the third step's second micro-batch.
     """
-    settings = {"gradient_accumulation": 2, "lr_schedule": "constant", "poison": [23]}
+    settings = {"gradient_accumulation": 2, "lr_schedule": "constant", "poison": (23,)}
     (tmp_path / "one").mkdir()
     one = config(tmp_path / "one", **settings)
     expected = curve(run(one))
@@ -157,7 +157,7 @@ def test_a_batch_that_cannot_be_shared_out(tmp_path: Path) -> None:
 def test_steps_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
     clean = config(tmp_path / "clean", num_steps=2, lr_schedule="constant")
     run(clean)
-    bad = config(tmp_path, poison=[17, 30], num_steps=4, log_interval=2, lr_schedule="constant")
+    bad = config(tmp_path, poison=(17, 30), num_steps=4, log_interval=2, lr_schedule="constant")
     lines = run(bad)
     assert [line["skipped"] for line in lines] == [0, 2]
     assert "loss" in lines[0]
@@ -168,7 +168,7 @@ def test_steps_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
-    bad = config(tmp_path, poison=[8, 16, 32, 40, 48], max_bad_steps=3, num_steps=20)
+    bad = config(tmp_path, poison=(8, 16, 32, 40, 48), max_bad_steps=3, num_steps=20)
     with pytest.raises(Exception, match=r"not finite in steps 5 to 7 \(max_bad_steps\)") as stopped:
         run(bad)
     assert stopped.value.code == 1
@@ -257,7 +257,10 @@ def test_a_network_that_cannot_compute_activations_anew(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"train_batch_size": 16}, "train_batch_size is 16, but it should be 8 "),
-        ({"train_micro_batch_size_per_gpu": 4}, r"train_micro_.* is 4, but it should be 2 .*/ 2 pr"),
+        (
+            {"train_micro_batch_size_per_gpu": 4},
+            r"train_micro_.* is 4, but it should be 2 .*/ 2 pr",
+        ),
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps is 1, but .* be 2 "),
         ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5, but it should be 1.0 "),
         ({"bf16": {"enabled": True}}, "bf16.enabled is true, but it should be false "),

@@ -23,7 +23,7 @@ from demo_t2v.training.loop import TrainingStopped, train
 class TinyConfig(TrainConfig):
     """What the tiny task can be told: the samples that are not finite, seconds a batch takes."""
 
-    poison: list[int] = []
+    poison: tuple[int, ...] = ()
     pause: float = 0.0
     width: int = 16
 

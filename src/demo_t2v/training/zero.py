@@ -106,8 +106,8 @@ class ZeroEngine(Engine):
         shared.micro_step_id = -1
 
     def weights(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
 
         tensors = {}
         for name, weight in named_weights(self.task.model):
