@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from demo_t2v.models.unet import DemoUNet
 from demo_t2v.motion.losses import diffusion
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
-from demo_t2v.training.latents import encoded_clips
+from demo_t2v.training.items import open_items
+from demo_t2v.training.parts import latent_shape
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,14 @@ class Samples:
     """(B, C, F, h, w)"""
     timesteps: Tensor
     """(B,)"""
-    rows: Tensor
-    """(B,) the captions' numbers; the empty prompt comes after the last of them."""
+    tokens: Tensor
+    """(B, L) the captions' token ids, or the empty prompt's."""
+    content: Tensor | None
+    """(B, L, D) what the content encoder says of them, where that is kept."""
+    flow: Tensor | None
+    """(B, F-1, 2, h', w') the real clips' optical flow, where a loss needs it."""
+    image: Tensor | None
+    """(B, D) CLIP's embedding of the middle frames, where a loss needs it."""
 
 
 def sample_seed(seed: int, place: int) -> int:
@@ -49,8 +56,8 @@ class DenoiserTask:
 
     def __init__(self, config: DenoiserTraining) -> None:
         self.config = config
-        self.latents, self.captions = encoded_clips(config)
-        self.unet = make_denoiser(config, self.latents.shape)
+        self.items = open_items(config)
+        self.unet = make_denoiser(config, latent_shape(config))
         content = load_encoder(config.clip / "content_encoder")
         motion = None
         if self.unet.config.motion:
@@ -63,10 +70,9 @@ class DenoiserTask:
         if motion is not None:  # only the layers below the last one are heard
             motion.encoder.layers[-1].requires_grad_(False)
         self.condition = TextConditioner(tokenizer, content, motion)
-        self.tokens = self.condition.tokens([*self.captions, ""])  # (N + 1, L)
-        with torch.no_grad():  # frozen, so heard once: (N + 1, L, D)
-            rows = [penultimate_states(content, ids) for ids in torch.split(self.tokens, 500)]
-        self.content = torch.cat(rows)
+        self.empty = self.condition.tokens([""])  # (1, L)
+        with torch.no_grad():  # frozen, so heard once: (1, L, D)
+            self.unheard = penultimate_states(content, self.empty)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
@@ -85,17 +91,16 @@ class DenoiserTask:
         return groups
 
     def batch(self, places: range) -> Samples:
-        """The samples with these numbers; every epoch has an order of its own.
+        """The samples with these numbers.
 
         What is random about a sample comes from its number, so it is the same whatever batch or
         process it is in.
         """
-        count = len(self.captions)
-        chosen = [self._order(place // count)[place % count] for place in places]
+        items = [self.items.item(place) for place in places]
         latents, draws = [], []
-        for clip, place in zip(chosen, places, strict=True):
+        for item, place in zip(items, places, strict=True):
             rng = torch.Generator().manual_seed(sample_seed(self.config.seed, place))
-            clean = self.latents[clip].float()  # (C, F, h, w)
+            clean = item.latents  # (C, F, h, w)
             if self.config.stills:
                 frame = int(torch.randint(clean.shape[1], (), generator=rng))
                 clean = clean[:, frame : frame + 1]
@@ -103,24 +108,38 @@ class DenoiserTask:
             draws.append((torch.randn(clean.shape, generator=rng), torch.rand(2, generator=rng)))
         shares = torch.stack([share for _, share in draws])  # (B, 2)
         dropped = shares[:, 0] < self.config.p_zero
+        tokens, content = _stack(item.tokens for item in items), _stack(i.content for i in items)
+        assert tokens is not None
+        if content is not None:
+            content = torch.where(dropped[:, None, None], self.unheard, content)
         return Samples(
             latents=torch.stack(latents),
             noise=torch.stack([noise for noise, _ in draws]),
             timesteps=self.timesteps(shares[:, 1]),
-            rows=torch.tensor(chosen).masked_fill(dropped, count),
+            tokens=torch.where(dropped[:, None], self.empty, tokens),
+            content=content,
+            flow=_stack(item.flow for item in items),
+            image=_stack(item.image for item in items),
         )
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
-        latents, noise, timesteps, rows = batch.latents, batch.noise, batch.timesteps, batch.rows
+        latents, noise, timesteps = batch.latents, batch.noise, batch.timesteps
         noisy = self.noise.add_noise(latents, noise, timesteps)
         motion = None
         if self.condition.motion_encoder is not None:
-            motion = penultimate_states(self.condition.motion_encoder, self.tokens[rows])
-        prediction = self.unet(noisy, timesteps, self.content[rows], motion).sample
+            motion = penultimate_states(self.condition.motion_encoder, batch.tokens)
+        prediction = self.unet(noisy, timesteps, self.content(batch), motion).sample
         target = noise
         if self.config.prediction_type == "v_prediction":
             target = self.noise.get_velocity(latents, noise, timesteps)
         return diffusion(prediction, target), {}
+
+    @torch.no_grad()
+    def content(self, batch: Samples) -> Tensor:
+        """The content states (B, L, D), heard now where they were not kept."""
+        if batch.content is not None:
+            return batch.content
+        return penultimate_states(self.condition.content_encoder, batch.tokens)
 
     def timesteps(self, share: Tensor) -> Tensor:
         """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
@@ -145,14 +164,11 @@ class DenoiserTask:
             guidance_scale=self.config.guide_scale,
         ).save_pretrained(folder)
 
-    def _order(self, epoch: int) -> Sequence[int]:
-        """The shuffled clips of an epoch."""
-        if self._epoch[0] != epoch:
-            rng = np.random.default_rng([self.config.seed, epoch])
-            self._epoch = epoch, rng.permutation(len(self.captions)).tolist()
-        return self._epoch[1]
 
-    _epoch: tuple[int, Sequence[int]] = (-1, ())
+def _stack(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    """Tensors (...) -> (B, ...); None where they are none."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(known) if known else None
 
 
 def load_encoder(folder: Path) -> CLIPTextModel:
@@ -162,8 +178,8 @@ def load_encoder(folder: Path) -> CLIPTextModel:
 
 
 def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
-    """A new denoiser for latents (N, C, F, h, w), or one that starts from `config.base`."""
-    _, channels, frames, side, _ = latents
+    """A new denoiser for latents (C, F, h, w), or one that starts from `config.base`."""
+    channels, frames, side, _ = latents
     if config.base is None:
         new: DemoUNet = DemoUNet(
             sample_size=side,

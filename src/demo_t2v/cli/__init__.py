@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import typer
 
+from demo_t2v.cli.data import data
+from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.generation import Job, PromptError, make_jobs, read_prompts
 from demo_t2v.generation import generate as generate_frames
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(data, name="data")
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 # What shapes the videos: a second run with other values would make other ones.
@@ -118,7 +120,7 @@ def generate(
         "device": device,
         "dtype": dtype,
     }
-    with _one_line_errors():
+    with one_line_errors():
         text, overrides = _split(words or [])
         if text is not None and prompts:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
@@ -135,7 +137,7 @@ def train(
     ] = None,
 ) -> None:
     """Train one stage of a model; goes on where an earlier run of it stopped."""
-    with _one_line_errors():
+    with one_line_errors():
         settings = load(AnyTraining, config, overrides or [])
         from demo_t2v.training.loop import train as run
         from demo_t2v.training.tasks import make_task
@@ -155,7 +157,7 @@ def sprites(
     ] = "sprites-base",
 ) -> None:
     """How often a video shows the thing and the motion that were asked for."""
-    with _one_line_errors():
+    with one_line_errors():
         from demo_t2v.evaluation.sprites import main as run
 
         run(model, out=out, base=base or None)
@@ -237,7 +239,10 @@ def _make(folder: OutputFolder, jobs: list[Job], config: InferenceConfig, report
     folder.prepare()
     steps = len(jobs) * (config.ddim_timesteps or 1)
     # Whatever a library prints, stdout is for the report alone.
-    with redirect_stdout(sys.stderr), _progress(len(jobs), steps) as advance:
+    with (
+        redirect_stdout(sys.stderr),
+        progress(f"{len(jobs)} video{'s' * (len(jobs) != 1)}", steps) as advance,
+    ):
         pipeline = load_pipeline(config.pretrained, config.device, config.dtype)
         used = str(pipeline.dtype).removeprefix("torch.")
         folder = replace(folder, settings={**folder.settings, "dtype": used})
@@ -245,46 +250,3 @@ def _make(folder: OutputFolder, jobs: list[Job], config: InferenceConfig, report
             file = folder.save(job, frames, seconds)
             report.videos.append({**asdict(job), "file": str(file), "seconds": round(seconds, 3)})
             report.failed -= 1
-
-
-@contextmanager
-def _progress(videos: int, steps: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal; yields what to call after some steps."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(f"{videos} video{'s' * (videos != 1)}", total=steps)
-        yield lambda count: bar.advance(task, count)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what goes wrong into one line and an exit code; `python -X dev` shows where instead."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _exit("stopped", 130)
-    except Exception as error:
-        if sys.flags.dev_mode:
-            raise
-        # Bad input is a ValueError class of this project's own; all else is a failure.
-        ours = isinstance(error, ValueError) and type(error).__module__.startswith("demo_t2v.")
-        _exit(_describe(error, ours), 2 if ours else 1)
-
-
-def _describe(error: Exception, ours: bool) -> str:
-    """The error as one line."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    message = " ".join(str(error).split())
-    return message if ours or isinstance(error, OSError) else f"{type(error).__name__}: {message}"
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    typer.echo(f"demo-t2v: {message}", err=True)
-    raise typer.Exit(code) from None
