@@ -23,7 +23,8 @@ def objective(motion: bool = True, **keys: Any) -> Objective:
     )
     folders = {"log_dir": Path("a"), "autoencoder": Path("a"), "clip": Path("a")}
     config = DenoiserTraining(
-        task="denoiser", latents=Path("a"), num_steps=1, batch_size=2, lr=1e-3,
+        task="denoiser", train_dataset={"type": "sprites", "clips": 1},
+        num_steps=1, batch_size=2, lr=1e-3,
         **{**folders, **none, **keys},
     )  # fmt: skip
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=config.prediction_type)

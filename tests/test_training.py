@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v import config as configs
-from demo_t2v.config import ConfigError
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training import latents as latents_module
+from demo_t2v.training import sources
 from demo_t2v.training.config import AnyTraining
-from demo_t2v.training.latents import encoded_clips
+from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
 
@@ -42,13 +41,14 @@ TOWER |= {"num_attention_heads": 2}
 CLIP = {
     "task": "clip", "num_steps": 8, "batch_size": 8, "lr": 1e-3, "vocab_size": 600,
     "model": {
-        "projection_dim": 16,
+        "projection_dim": 24,
         "text_config": {**TOWER, "max_position_embeddings": 24},
         "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
     },
 }  # fmt: skip
 DENOISER = {
-    "task": "denoiser", "num_steps": 8, "batch_size": 2, "lr": 2e-3, "clips": 12,
+    "task": "denoiser", "num_steps": 8, "batch_size": 2, "lr": 2e-3,
+    "train_dataset": {"type": "sprites", "clips": 12},
     "model": {
         "block_out_channels": [8, 16], "attention": [True, True], "layers_per_block": 1,
         "cross_attention_dim": 24, "attention_head_dim": 8, "num_input_heads": 1,
@@ -100,7 +100,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _small_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents_module, "SHARD", 5)
+        patch.setattr(sources, "CHUNK", 5)
         yield
 
 
@@ -141,7 +141,8 @@ def test_a_few_dozen_steps_make_a_better_autoencoder(stages: Path) -> None:
 def test_the_autoencoder_scales_its_latents_to_unit_variance(stages: Path) -> None:
     vae = AutoencoderKL.from_pretrained(stages / "autoencoder/final/vae")
     assert vae.config.sample_size == 32
-    latents, _ = encoded_clips(load(stages, DENOISER, "base"))
+    clips = encode(load(stages, DENOISER, "base"))
+    latents = torch.stack([clips[index][1]["latents"] for index in range(len(clips))])
     assert 0.5 < latents.float().std() < 2
 
 
@@ -272,68 +273,32 @@ def test_a_log_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in metrics(config.log_dir)] == [2, 4]
 
 
-def copy_of(config: Any, tmp_path: Path) -> Any:
-    return config.model_copy(update={"latents": tmp_path / "latents"})
-
-
-def test_latents_are_encoded_once(stages: Path, tmp_path: Path) -> None:
-    config = copy_of(load(stages, DENOISER, "base"), tmp_path)
-    latents, captions = encoded_clips(config)
-    assert latents.shape == (12, 4, 4, 8, 8)
-    assert latents.dtype == torch.float16
-    assert len(captions) == 12
-    files = sorted(config.latents.iterdir())
-    assert [file.name for file in files] == [f"0000{number}.safetensors" for number in range(3)]
-    times = [file.stat().st_mtime_ns for file in files]
-    again, same = encoded_clips(config)
-    assert torch.equal(again, latents)
-    assert same == captions
-    assert [file.stat().st_mtime_ns for file in files] == times
-
-
-def test_an_interrupted_encoding_goes_on(stages: Path, tmp_path: Path) -> None:
-    config = copy_of(load(stages, DENOISER, "base"), tmp_path)
-    whole, captions = encoded_clips(config)
-    files = sorted(config.latents.iterdir())
-    times = [file.stat().st_mtime_ns for file in files]
-    files[1].rename(files[1].with_suffix(".1.partial"))
-    files[1].with_suffix(".1.partial").write_bytes(b"cut short")
-    again, same = encoded_clips(config)
-    assert torch.equal(again, whole)
-    assert same == captions
-    assert [files[n].stat().st_mtime_ns for n in (0, 2)] == [times[0], times[2]]
-
-
-def test_latents_of_another_autoencoder_are_refused(stages: Path, tmp_path: Path) -> None:
-    config = copy_of(load(stages, DENOISER, "base"), tmp_path)
-    encoded_clips(config)
-    vae = AutoencoderKL.from_pretrained(config.autoencoder / "vae")
-    with torch.no_grad():
-        vae.encoder.conv_in.bias += 0.1
-    vae.save_pretrained(tmp_path / "other/vae")
-    other = config.model_copy(update={"autoencoder": tmp_path / "other"})
-    with pytest.raises(ConfigError, match="made by another autoencoder; delete"):
-        encoded_clips(other)
-
-
 def test_every_epoch_has_each_clip_once_and_an_order_of_its_own(stages: Path) -> None:
-    task = make_task(load(stages, DENOISER, "base", "batch_size=3", "p_zero=0"))
-    assert len(task.captions) == 12
+    config = load(stages, DENOISER, "base", "batch_size=3", "p_zero=0")
+    task, clips = make_task(config), encode(config)
+    assert len(clips) == 12
     seen = [task.batch(range(3 * step, 3 * step + 3)) for step in range(8)]
-    latents = [batch.latents for batch in seen]
+    latents, tokens = [batch.latents for batch in seen], [batch.content_ids for batch in seen]
     epochs = [torch.cat(latents[:4]), torch.cat(latents[4:])]
-    known = {clip.float().numpy().tobytes() for clip in task.latents}
-    for epoch in epochs:
-        assert {clip.numpy().tobytes() for clip in epoch} == known
-    assert not torch.equal(*epochs)
-    captions = {
-        clip.float().numpy().tobytes(): words
-        for clip, words in zip(task.latents, task.captions, strict=True)
+    known = {
+        parts["latents"].float().numpy().tobytes(): words
+        for words, parts in map(clips.__getitem__, range(12))
     }
-    for batch in seen:
-        words = [captions[clip.numpy().tobytes()] for clip in batch.latents]
-        assert torch.equal(batch.content_ids, task.condition.tokens(words))
-        assert torch.equal(batch.motion_ids, batch.content_ids)
+    for epoch in epochs:
+        assert {clip.numpy().tobytes() for clip in epoch} == set(known)
+    assert not torch.equal(*epochs)
+    for clip, ids in zip(torch.cat(latents), torch.cat(tokens), strict=True):
+        assert torch.equal(task.condition.tokens([known[clip.numpy().tobytes()]])[0], ids)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_caption_is_heard_as_the_content_encoder_says_it(stages: Path, kept: bool) -> None:
+    config = load(stages, DENOISER, "base", f"encode_text={kept}", "p_zero=0.5", "batch_size=6")
+    task = make_task(config)
+    batch = task.batch(range(6))
+    assert (batch.content is not None) is kept
+    heard = task.condition.states(batch.content_ids).content
+    assert torch.allclose(task.content(batch), heard, atol=2e-3 if kept else 1e-6)
 
 
 def test_prompts_are_dropped_together_and_apart(stages: Path) -> None:
@@ -387,8 +352,8 @@ def test_demo_is_trained_with_the_motion_losses_that_have_a_weight(stages: Path)
     overrides = f"base={stages}/base/final", "model={motion: true}", "text_motion_weight=0"
     task = make_task(load(stages, DENOISER, "losses", *overrides))
     loss, figures = task.loss(task.batch(range(2)))
-    assert figures.keys() == {"diffusion", "video_motion"}
-    total = figures["diffusion"] + 0.1 * figures["video_motion"]
+    assert figures.keys() == {"diffusion", "video_motion", "regularization"}
+    total = figures["diffusion"] + 0.1 * (figures["video_motion"] + figures["regularization"])
     assert loss.item() == pytest.approx(total, rel=1e-5)
     base = make_task(load(stages, DENOISER, "base"))
     assert base.loss(base.batch(range(2)))[1].keys() == {"diffusion"}
@@ -410,9 +375,9 @@ def test_an_image_denoiser_sees_single_frames_and_the_base_starts_from_it(stages
     batch = task.batch(range(24, 30))
     frames = batch.latents
     assert frames.shape == (6, 4, 1, 8, 8)
-    known = task.latents.float().transpose(1, 2).flatten(0, 1)  # (N*F, C, h, w)
-    for frame in frames[:, :, 0]:
-        assert (frame == known).flatten(1).all(1).any()
+    for frame, place in zip(frames[:, :, 0], range(24, 30), strict=True):
+        clip = task.items.item(place).latents
+        assert any(torch.equal(frame, seen) for seen in clip.unbind(dim=1))
     for _ in train(task, load(stages, DENOISER, "stills", *still)):
         pass
     overrides = f"base={stages}/stills/final", "model={temporal: true}"

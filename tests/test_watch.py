@@ -31,7 +31,8 @@ class PipelineTask:
 def denoiser(folder: Path, **keys: Any) -> DenoiserTraining:
     return DenoiserTraining(
         task="denoiser", log_dir=folder / "runs" / "demo", tensorboard=folder / "tensorboard_log",
-        autoencoder=folder, clip=folder, latents=folder, num_steps=9, batch_size=1, lr=1e-3, **keys,
+        autoencoder=folder, clip=folder, train_dataset={"type": "sprites", "clips": 1},
+        num_steps=9, batch_size=1, lr=1e-3, **keys,
     )  # fmt: skip
 
 

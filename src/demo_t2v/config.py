@@ -124,10 +124,7 @@ def _first_problem(
     """One line on the first thing that is wrong: where, which key, what would be right."""
     problem = error.errors()[0]
     models = _models(kind)
-    place = [part for part in problem["loc"] if isinstance(part, str)]
-    if len(models) > 1:
-        place = place[1:]  # pydantic begins with the member of the union
-    key = ".".join(place)
+    key = ".".join(_keys([part for part in problem["loc"] if isinstance(part, str)], models))
     from_command = file is None or any(f"{name}.".startswith(f"{key}.") for name in given if key)
     source = "the command line" if from_command else str(file)
     if problem["type"] == "extra_forbidden":
@@ -136,6 +133,21 @@ def _first_problem(
         return f"{source}: {key} is missing"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{source}: {key + ': ' if key else ''}{message}, got {problem['input']!r}"
+
+
+def _keys(place: list[str], models: list[type[BaseModel]]) -> list[str]:
+    """The keys of a place, without what pydantic says of the members of unions on the way."""
+    keys = []
+    for part in place:
+        fields = [(model, field) for model in models for field in model.model_fields.values()]
+        tagged = [model for model, field in fields if part in get_args(field.annotation)]
+        if len(models) > 1 and tagged:
+            models = tagged
+        else:
+            keys.append(part)
+            nested = [model.model_fields[part] for model in models if part in model.model_fields]
+            models = [model for field in nested for model in _models(field.annotation)]
+    return keys
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
@@ -149,6 +161,9 @@ def _suggest(key: str, models: list[type[BaseModel]]) -> str:
     known = []
     for name, field in {n: f for m in models for n, f in m.model_fields.items()}.items():
         nested = _models(field.annotation)
-        known += [f"{name}.{inner}" for model in nested for inner in model.model_fields] or [name]
+        inner = dict.fromkeys(
+            field.alias or inner for model in nested for inner, field in model.model_fields.items()
+        )
+        known += [f"{name}.{key}" for key in inner] or [name]
     close = get_close_matches(key, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"

@@ -184,6 +184,25 @@ class VideoClips:
         yield from rng.integers(len(self), size=_ENOUGH - 1).tolist()
 
 
+class SpriteClips:
+    """The sprite world without files: video `index` is a drawing, and its one clip all of it."""
+
+    def __init__(
+        self, clips: int, *, seed: int = 0, resolution: int = 64, frames: int = 16
+    ) -> None:
+        self._clips, self._seed = clips, seed
+        self._resolution, self._frames = resolution, frames
+
+    def __len__(self) -> int:
+        return self._clips
+
+    def clip(self, index: int, seed: int) -> CaptionedClip:  # noqa: ARG002
+        """Drawing `index`, whatever the seed."""
+        rng = np.random.default_rng([self._seed, index])
+        drawn = draw_clip(rng, self._resolution, self._frames)
+        return CaptionedClip(drawn.frames, drawn.caption, f"sprite {index}")
+
+
 class _Texts:
     """A list of texts in two blocks of memory, which forked workers share and never copy."""
 

@@ -83,8 +83,16 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """The folder's shards in order. Raises ClipError when there are none."""
+    files = sorted(folder.glob("*.tar"))
+    if not files:
+        raise ClipError(f"{folder}: has no shards, files that end in .tar")
+    return files
+
+
 class ShardedClips:
-    """A stream of clips from a folder of shards: iterating gives what is left of an epoch.
+    """A stream of clips from shards, a folder or one file: iterating gives the rest of an epoch.
 
     Each epoch has an order of its own, which `seed` and the epoch's number settle, and so they do
     where in a video its clip begins. Of `world_size` nodes each sees its own part; where the
@@ -114,10 +122,8 @@ class ShardedClips:
         self.bad = BadVideos(str(shards), max_bad_share)
         self.epoch = 0
         self._seed, self._threads = seed, threads
-        files = sorted(str(file) for file in shards.glob("*.tar"))
-        if not files:
-            raise ClipError(f"{shards}: has no shards, files that end in .tar")
-        self._stream = _open(files, seed, rank, world_size)
+        files = [shards] if shards.is_file() else shard_files(shards)
+        self._stream = _open([str(file) for file in files], seed, rank, world_size)
         self._place: Mapping[str, Any] | None = None
 
     def __iter__(self) -> Iterator[CaptionedClip]:

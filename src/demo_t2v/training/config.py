@@ -78,6 +78,61 @@ class ClipTraining(TrainConfig):
     """A folder with a trained `tokenizer` and `content_encoder`, to learn only the image tower."""
 
 
+class Dataset(Strict):
+    """Where captioned clips come from."""
+
+    data_seed: int = Field(0, ge=0)
+    """Which clips: where in a video each begins; `seed` is for the weights, the noise and the
+    order. Of shards it settles the order too."""
+
+
+class SpritesDataset(Dataset):
+    """The sprite world, drawn on the fly."""
+
+    type: Literal["sprites"]
+    clips: Annotated[int, Field(ge=1)] = 16_000
+
+
+class WebvidDataset(Dataset):
+    """A caption CSV and a folder of videos; the defaults are the layout of WebVid-10M."""
+
+    type: Literal["webvid"]
+    csv_path: Path
+    video_dir: Path
+    path_column: str = "videoid"
+    """Names a file below `video_dir`, with or without `.mp4`; slashes join columns."""
+    caption_column: str = "name"
+    sample_fps: Annotated[float, Field(gt=0)] = 3.0
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """With more bad videos than this the training ends."""
+
+
+class ShardsDataset(Dataset):
+    """A folder of WebDataset tar files, as `demo-t2v data shards` writes them."""
+
+    type: Literal["shards"]
+    folder: Path
+    sample_fps: Annotated[float, Field(gt=0)] = 3.0
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Clips that are decoded at a time."""
+
+
+class CustomDataset(Dataset):
+    """A class of one's own (docs/own_dataset.md)."""
+
+    type: Literal["custom"]
+    source: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:Name`; it is called with `sampling` and what stands in `args`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    sample_fps: Annotated[float, Field(gt=0)] = 3.0
+
+
+AnyDataset = Annotated[
+    SpritesDataset | WebvidDataset | ShardsDataset | CustomDataset, Field(discriminator="type")
+]
+
+
 class DenoiserTraining(TrainConfig):
     """Stages 3 to 5: an image denoiser (`temporal: false` in `model`), the base denoiser
     (`motion: false`), then DEMO, each on top of the one before.
@@ -88,11 +143,12 @@ class DenoiserTraining(TrainConfig):
     clip: Path
     base: Path | None = None
     """A trained base denoiser to start from; None starts from nothing."""
-    latents: Path
-    """Where the encoded clips are kept."""
-    clips: Annotated[int, Field(ge=1)] = 16_000
-    data_seed: int = 0
-    """Which clips; `seed` is for the weights, the noise and the order."""
+    train_dataset: AnyDataset
+    latents: Path | None = None
+    """Where encoded clips are kept, each cut once; None: every clip is encoded whenever it is
+    seen, and each epoch cuts every video anew."""
+    encode_text: bool = False
+    """Whether the content encoder's states are kept there too: large, but never computed twice."""
     stills: bool = False
     """See one random frame of every clip: an image denoiser comes first, as ModelScopeT2V began
     with Stable Diffusion."""
@@ -124,10 +180,12 @@ class DenoiserTraining(TrainConfig):
     text_motion_weight: Annotated[float, Field(ge=0)] = 0.1
     regularization_weight: Annotated[float, Field(ge=0)] = 0.1
     """Weights of the motion losses (arXiv 2410.24219, eq. 10); they are DEMO's alone, and do not
-    count in a stage without motion transformers."""
+    count in a stage without motion transformers. Text-motion takes the real clips' optical flow,
+    regularization takes CLIP's embeddings of the middle frames, by the image tower in `clip`."""
     video_motion_space: Literal["x0", "eps"] = "x0"
     """Compare clean latents, as in the paper, or noise, as in the published code."""
     flow: Literal["lucas_kanade", "raft"] = "lucas_kanade"
+    """Who estimates optical flow: Lucas and Kanade, without weights, or RAFT-small."""
     raft_weights: Path | None = None
     """A file of RAFT-small's weights; None: torchvision's own, downloaded once."""
     preview_prompts: tuple[str, ...] = ()

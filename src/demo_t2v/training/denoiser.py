@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
-from demo_t2v.training.latents import encoded_clips
+from demo_t2v.training.items import open_items
 from demo_t2v.training.objective import Answer, Objective, Samples
+from demo_t2v.training.parts import latent_shape
 
 
 def sample_seed(seed: int, place: int) -> int:
@@ -35,8 +36,8 @@ class DenoiserTask:
 
     def __init__(self, config: DenoiserTraining) -> None:
         self.config = config
-        self.latents, self.captions = encoded_clips(config)
-        self.unet = make_denoiser(config, self.latents.shape)
+        self.items = open_items(config)
+        self.unet = make_denoiser(config, latent_shape(config))
         content = load_encoder(config.clip / "content_encoder")
         motion = None
         if self.unet.config.motion:
@@ -48,6 +49,9 @@ class DenoiserTask:
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
         self._freeze()
+        self.empty = self.condition.tokens([""])  # (1, L)
+        with torch.no_grad():  # frozen, so heard once: (1, L, D)
+            self.unheard = penultimate_states(content, self.empty)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
@@ -79,17 +83,16 @@ class DenoiserTask:
         return groups
 
     def batch(self, places: range) -> Samples:
-        """The samples with these numbers; every epoch has an order of its own.
+        """The samples with these numbers.
 
         What is random about a sample comes from its number, so it is the same whatever batch or
         process it is in.
         """
-        count = len(self.captions)
-        chosen = [self._order(place // count)[place % count] for place in places]
+        items = [self.items.item(place) for place in places]
         latents, noises, shares = [], [], []
-        for clip, place in zip(chosen, places, strict=True):
+        for item, place in zip(items, places, strict=True):
             rng = torch.Generator().manual_seed(sample_seed(self.config.seed, place))
-            clean = self.latents[clip].float()  # (C, F, h, w)
+            clean = item.latents  # (C, F, h, w)
             if self.config.stills:
                 frame = int(torch.randint(clean.shape[1], (), generator=rng))
                 clean = clean[:, frame : frame + 1]
@@ -102,25 +105,26 @@ class DenoiserTask:
         both = share[:, 0] < self.config.p_zero
         no_content = both | (share[:, 1] < self.config.p_zero_content)
         no_motion = both | (share[:, 2] < self.config.p_zero_motion)
-        captions = [self.captions[clip] for clip in chosen]
-        ids, empty = self.condition.tokens(captions), self.condition.tokens([""])
+        ids, content = _stack(item.tokens for item in items), _stack(i.content for i in items)
+        assert ids is not None
+        if content is not None:
+            content = torch.where(no_content[:, None, None], self.unheard, content)
         return Samples(
             latents=torch.stack(latents),
             noise=torch.stack(noises),
             timesteps=self.timesteps(share[:, 3]),
-            content_ids=torch.where(no_content[:, None], empty, ids),
-            motion_ids=torch.where(no_motion[:, None], empty, ids),
+            content_ids=torch.where(no_content[:, None], self.empty, ids),
+            motion_ids=torch.where(no_motion[:, None], self.empty, ids),
             heard=~no_motion,
+            content=content,
+            flow=_stack(item.flow for item in items),
+            image=_stack(item.image for item in items),
         )
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
         """The loss of the samples, and its terms (eq. 10)."""
         noisy = self.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
-        # The frozen encoder is none of what the engine moves to a device.
-        encoder = self.condition.content_encoder.to(batch.content_ids.device)
-        with torch.no_grad():
-            content = penultimate_states(encoder, batch.content_ids)
-        answer = self._answer(noisy, batch, content)
+        answer = self._answer(noisy, batch, self.content(batch))
         return self.objective(batch, noisy, answer)
 
     def _answer(self, noisy: Tensor, batch: Samples, content: Tensor) -> Answer:
@@ -138,6 +142,15 @@ class DenoiserTask:
         )
         state = motion[torch.arange(len(ends), device=ends.device), ends]
         return Answer(output.sample, output.eot_attention or (), state)
+
+    @torch.no_grad()
+    def content(self, batch: Samples) -> Tensor:
+        """The content states (B, L, D), heard now where they were not kept."""
+        if batch.content is not None:
+            return batch.content
+        # The frozen encoder is none of what the engine moves to a device.
+        encoder = self.condition.content_encoder.to(batch.content_ids.device)
+        return penultimate_states(encoder, batch.content_ids)
 
     def timesteps(self, share: Tensor) -> Tensor:
         """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
@@ -167,14 +180,11 @@ class DenoiserTask:
         """Save the whole pipeline: `DemoPipeline.from_pretrained(folder)`."""
         self.pipeline().save_pretrained(folder)
 
-    def _order(self, epoch: int) -> Sequence[int]:
-        """The shuffled clips of an epoch."""
-        if self._epoch[0] != epoch:
-            rng = np.random.default_rng([self.config.seed, epoch])
-            self._epoch = epoch, rng.permutation(len(self.captions)).tolist()
-        return self._epoch[1]
 
-    _epoch: tuple[int, Sequence[int]] = (-1, ())
+def _stack(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    """Tensors (...) -> (B, ...); None where they are none."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(known) if known else None
 
 
 def _trained(network: nn.Module) -> list[nn.Parameter]:
@@ -188,8 +198,8 @@ def load_encoder(folder: Path) -> CLIPTextModel:
 
 
 def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
-    """A new denoiser for latents (N, C, F, h, w), or one that starts from `config.base`."""
-    _, channels, frames, side, _ = latents
+    """A new denoiser for latents (C, F, h, w), or one that starts from `config.base`."""
+    channels, frames, side, _ = latents
     if config.base is None:
         new: DemoUNet = DemoUNet(
             sample_size=side,

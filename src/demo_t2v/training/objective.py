@@ -33,6 +33,8 @@ class Samples:
     """(B, L) what the motion encoder hears."""
     heard: Tensor
     """(B,) bool: whether the motion encoder hears the caption."""
+    content: Tensor | None = None
+    """(B, L, D) what the content encoder says of it, where that is kept."""
     flow: Tensor | None = None
     """(B, F-1, 2, H, W) the real clips' optical flow, in pixels."""
     image: Tensor | None = None
@@ -51,6 +53,11 @@ class Answer:
     """(B, D) the motion encoder's state at the [eot] token."""
 
 
+def flow_estimator(config: DenoiserTraining) -> FlowEstimator:
+    """Who estimates the flow of attention maps, and of real clips. Raises ValueError (`Raft`)."""
+    return Raft(config.raft_weights) if config.flow == "raft" else lucas_kanade
+
+
 class Objective:
     """Samples and the networks' answer to them -> the scalar to minimise, and its terms."""
 
@@ -61,9 +68,7 @@ class Objective:
         self.video_weight = config.video_motion_weight if motion else 0.0
         self.text_weight = config.text_motion_weight if motion else 0.0
         self.regularization_weight = config.regularization_weight if motion else 0.0
-        self._flow: FlowEstimator = lucas_kanade
-        if self.text_weight and config.flow == "raft":
-            self._flow = Raft(config.raft_weights)
+        self._flow = flow_estimator(config) if self.text_weight else lucas_kanade
 
     def __call__(
         self, samples: Samples, noisy: Tensor, answer: Answer

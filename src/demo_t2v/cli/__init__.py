@@ -7,18 +7,24 @@ stop (SIGTERM) with 143: each with one line on stderr.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, TextIO
+from typing import Annotated, Any, Final
 
 import typer
 
+from demo_t2v.cli.data import data
+from demo_t2v.cli.terminal import (
+    leave,
+    one_line_errors,
+    only_reports_on_stdout,
+    progress,
+    quieten_libraries,
+)
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.generation import Job, PromptError, make_jobs, read_prompts
 from demo_t2v.generation import generate as generate_frames
@@ -34,6 +40,7 @@ app = typer.Typer(
 )
 evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
 app.add_typer(evaluate, name="evaluate")
+app.add_typer(data, name="data")
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 # What shapes the videos: a second run with other values would make other ones.
@@ -120,7 +127,7 @@ def generate(
         "device": device,
         "dtype": dtype,
     }
-    with _one_line_errors():
+    with one_line_errors():
         text, overrides = _split(words or [])
         if text is not None and prompts:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
@@ -141,7 +148,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a log line.")] = False,
 ) -> None:
     """Train one stage of a model; goes on from the last checkpoint of an earlier run of it."""
-    with _one_line_errors(), _only_reports_on_stdout() as report:
+    with one_line_errors(), only_reports_on_stdout() as report:
         settings = load(AnyTraining, config, overrides or [])
         source: Any = resume if resume in ("auto", "none") else Path(resume)
         from demo_t2v.training.loop import TrainingStopped
@@ -149,9 +156,10 @@ def train(
         from demo_t2v.training.tasks import make_task
         from demo_t2v.training.watch import Watch
 
+        quieten_libraries()
         task = make_task(settings)
         try:
-            with _progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:
+            with progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:
                 for line in run(task, settings, source):
                     watch.show(line)
                     if as_json:
@@ -160,7 +168,7 @@ def train(
                         bar.say("  ".join(f"{name} {value:.5g}" for name, value in line.items()))
                     bar.reach(int(line["step"]))
         except TrainingStopped as stopped:
-            _exit(str(stopped), stopped.code)
+            leave(str(stopped), stopped.code)
 
 
 @evaluate.command()
@@ -174,7 +182,7 @@ def sprites(
     ] = "sprites-base",
 ) -> None:
     """How often a video shows the thing and the motion that were asked for."""
-    with _one_line_errors():
+    with one_line_errors():
         from demo_t2v.evaluation.sprites import main as run
 
         run(model, out=out, base=base or None)
@@ -257,7 +265,7 @@ def _make(folder: OutputFolder, jobs: list[Job], config: InferenceConfig, report
     steps = len(jobs) * (config.ddim_timesteps or 1)
     # Whatever a library prints, stdout is for the report alone.
     name = f"{len(jobs)} video{'s' * (len(jobs) != 1)}"
-    with redirect_stdout(sys.stderr), _progress(name, steps) as bar:
+    with redirect_stdout(sys.stderr), progress(name, steps) as bar:
         pipeline = load_pipeline(config.pretrained, config.device, config.dtype)
         used = str(pipeline.dtype).removeprefix("torch.")
         folder = replace(folder, settings={**folder.settings, "dtype": used})
@@ -265,81 +273,3 @@ def _make(folder: OutputFolder, jobs: list[Job], config: InferenceConfig, report
             file = folder.save(job, frames, seconds)
             report.videos.append({**asdict(job), "file": str(file), "seconds": round(seconds, 3)})
             report.failed -= 1
-
-
-@dataclass
-class _Bar:
-    """A progress bar on stderr."""
-
-    bar: Any
-    task: Any
-
-    def advance(self, count: int) -> None:
-        self.bar.advance(self.task, count)
-
-    def reach(self, count: int) -> None:
-        self.bar.update(self.task, completed=count)
-
-    def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
-        if self.bar.disable:
-            typer.echo(line, err=True)
-        else:
-            self.bar.console.print(line, highlight=False, markup=False)
-
-
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[_Bar]:
-    """A bar on stderr where that is a terminal, in the first process only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal or os.environ.get("RANK", "0") != "0"
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        yield _Bar(bar, bar.add_task(name, total=total))
-
-
-@contextmanager
-def _only_reports_on_stdout() -> Iterator[TextIO]:
-    """Yields what is stdout for reports; whatever libraries and compilers print goes to stderr."""
-    sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w") as report:
-        os.dup2(2, 1)
-        try:
-            yield report
-        finally:
-            sys.stdout.flush()
-            os.dup2(report.fileno(), 1)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what goes wrong into one line and an exit code; `python -X dev` shows where instead."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except KeyboardInterrupt:
-        _exit("stopped", 130)
-    except Exception as error:
-        if sys.flags.dev_mode:
-            raise
-        # Bad input is a ValueError class of this project's own; all else is a failure.
-        ours = isinstance(error, ValueError) and type(error).__module__.startswith("demo_t2v.")
-        _exit(_describe(error, ours), 2 if ours else 1)
-
-
-def _describe(error: Exception, ours: bool) -> str:
-    """The error as one line."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    message = " ".join(str(error).split())
-    return message if ours or isinstance(error, OSError) else f"{type(error).__name__}: {message}"
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    if message:
-        typer.echo(f"demo-t2v: {message}", err=True)
-    raise typer.Exit(code) from None

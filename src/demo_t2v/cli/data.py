@@ -1,0 +1,109 @@
+"""The commands for training data: `demo-t2v data sprites`, `shards` and `encode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from demo_t2v.cli.terminal import one_line_errors, progress, quieten_libraries
+from demo_t2v.config import ConfigError, load
+from demo_t2v.training.config import AnyTraining, DenoiserTraining
+
+if TYPE_CHECKING:
+    from demo_t2v.data.clips import CaptionedClip
+
+data = typer.Typer(no_args_is_help=True, help="Make and prepare training data.")
+
+
+@data.command()
+def sprites(
+    clips: Annotated[int, typer.Option(help="How many.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets captions.csv and videos/.")],
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: 0.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pixels a side. Default: 64.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Default: 16.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second. Default: 3.")] = None,
+) -> None:
+    """Write clips of the sprite world as mp4 files with a caption CSV.
+
+    Videos that are there already are kept.
+    """
+    asked = {"seed": seed, "resolution": resolution, "frames": frames, "fps": fps}
+    with one_line_errors():
+        from demo_t2v.data.clips import write_sprite_dataset
+
+        with progress("clips", clips) as bar:
+            captions = write_sprite_dataset(out, clips, **_given(asked), on_clip=bar.advance)
+        typer.echo(captions)
+
+
+@data.command()
+def shards(
+    csv: Annotated[Path, typer.Option(metavar="FILE", help="The captions.")],
+    videos: Annotated[Path, typer.Option(metavar="DIR", help="The folder of videos.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the shards.")],
+    path_column: Annotated[str | None, typer.Option(help="Default: videoid.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Default: name.")] = None,
+    max_bad_share: Annotated[
+        float | None, typer.Option(help="Of the videos that may be missing. Default: 0.1.")
+    ] = None,
+    megabytes: Annotated[float | None, typer.Option(help="In a shard. Default: 64.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the order. Default: 0.")] = None,
+) -> None:
+    """Copy videos and captions into WebDataset tar files, in a random order."""
+    columns = {"path_column": path_column, "caption_column": caption_column}
+    with one_line_errors():
+        from demo_t2v.data.clips import VideoClips
+        from demo_t2v.data.shards import write_shards
+
+        source = VideoClips(csv, videos, **_given(columns | {"max_bad_share": max_bad_share}))
+        written = write_shards(source, out, **_given({"megabytes": megabytes, "seed": seed}))
+        _list([f"{key}: {reason}" for key, reason in source.bad.reasons.items()])
+        typer.echo(f"{written} videos", err=True)
+        typer.echo(out)
+
+
+@data.command()
+def encode(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="A denoiser's training, as YAML.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
+    ] = None,
+) -> None:
+    """Compute what a training needs of its clips, once, and keep it in the folder `latents`.
+
+    Goes on where an earlier run stopped; several may run at once.
+    """
+    with one_line_errors():
+        settings = load(AnyTraining, config, overrides or [])
+        if not isinstance(settings, DenoiserTraining):
+            raise ConfigError(f"{config}: task: only the clips of a denoiser can be encoded")
+        from demo_t2v.training.encoded import encode as run
+
+        quieten_libraries()
+        skipped: dict[str, None] = {}
+        encoded = 0
+        with progress("clips", None) as bar:
+
+            def note(clip: CaptionedClip) -> None:
+                nonlocal encoded
+                encoded += 1
+                skipped.update(dict.fromkeys(clip.skipped))
+                bar.advance()
+
+            clips = run(settings, note)
+        _list(list(skipped))
+        typer.echo(f"{len(clips)} clips, {encoded} of them encoded now", err=True)
+        typer.echo(settings.latents)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; what is left out has its default where it is used."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _list(bad: list[str]) -> None:
+    for line in bad:
+        typer.echo(f"skipped {line}", err=True)

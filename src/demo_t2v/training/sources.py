@@ -1,0 +1,233 @@
+"""The clips that `train_dataset` names: video by video, as a stream, or in parts to be encoded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from demo_t2v.config import ConfigError
+from demo_t2v.data.clips import (
+    BadVideos,
+    CaptionedClip,
+    ClipError,
+    ClipSource,
+    SpriteClips,
+    VideoClips,
+)
+from demo_t2v.data.shards import ShardedClips, shard_files
+from demo_t2v.data.video import Sampling, VideoError
+from demo_t2v.training.config import (
+    CustomDataset,
+    DenoiserTraining,
+    ShardsDataset,
+    SpritesDataset,
+    WebvidDataset,
+)
+
+CHUNK: Final = 500
+"""Clips that are encoded into one set of files, where the data set has no files of its own."""
+
+
+class Chunks(Protocol):
+    """A data set's clips in parts that any process can encode, in any order."""
+
+    @property
+    def total(self) -> int | None:
+        """Clips to train on; None: all that there are."""
+
+    def __len__(self) -> int: ...
+
+    def clips(self, number: int) -> Iterator[CaptionedClip]:
+        """The clips of one part, always the same ones: those of the first epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckedClips:
+    """A source of somebody's own, its clips checked; `name` stands in messages."""
+
+    source: ClipSource
+    name: str
+    sampling: Sampling
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def clip(self, index: int, seed: int) -> CaptionedClip:
+        """The source's clip. Raises ClipError for a video that cannot be used."""
+        try:
+            clip = self.source.clip(index, seed)
+        except VideoError as error:
+            raise ClipError(f"{self.name}: video {index} {error}") from None
+        side = self.sampling.resolution
+        shape = (self.sampling.frames, side, side, 3)
+        if clip.frames.shape != shape or clip.frames.dtype != "uint8":
+            raise ClipError(
+                f"{self.name}: the frames of video {index} are {clip.frames.dtype} "
+                f"{clip.frames.shape}, and should be uint8 {shape}"
+            )
+        return clip
+
+
+@dataclass(frozen=True)
+class SourceChunks:
+    """Runs of `CHUNK` videos, one clip of each; an endless source always fills the last run.
+
+    So the files of a few sprites are of use for more of them.
+    """
+
+    source: ClipSource
+    seed: int
+    endless: bool
+
+    @property
+    def total(self) -> int:
+        return len(self.source)
+
+    def __len__(self) -> int:
+        return -(-self.total // CHUNK)
+
+    def clips(self, number: int) -> Iterator[CaptionedClip]:
+        """One clip of each video; of those that are bad another's."""
+        first, last = number * CHUNK, (number + 1) * CHUNK
+        for index in range(first, last if self.endless else min(last, self.total)):
+            yield self.source.clip(index, epoch_seed(self.seed, 0))
+
+
+class ShardChunks:
+    """The clips of one tar file after another; bad ones are left out."""
+
+    total: int | None = None
+
+    def __init__(self, config: DenoiserTraining, dataset: ShardsDataset) -> None:
+        self._files = shard_files(dataset.folder)
+        self._config, self._dataset = config, dataset
+        self._bad = BadVideos(str(dataset.folder), dataset.max_bad_share)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def clips(self, number: int) -> Iterator[CaptionedClip]:
+        """The clips of one file; each is told of the bad ones before it."""
+        stream = open_stream(self._config, self._dataset, self._files[number])
+        stream.bad = self._bad
+        known = len(self._bad.reasons)
+        for clip in stream:
+            reasons = list(self._bad.reasons.items())[known:]
+            yield replace(clip, skipped=tuple(f"{key}: {reason}" for key, reason in reasons))
+            known += len(reasons)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What settles where each video is cut in an epoch."""
+    return int.from_bytes(hashlib.sha256(f"{seed}-{epoch}".encode()).digest()[:7], "big")
+
+
+def open_source(
+    config: DenoiserTraining, dataset: SpritesDataset | WebvidDataset | CustomDataset
+) -> ClipSource:
+    """The videos of a data set, each of which can be asked for. Raises ClipError, ConfigError."""
+    match dataset:
+        case SpritesDataset():
+            return SpriteClips(
+                dataset.clips,
+                seed=dataset.data_seed,
+                resolution=config.resolution,
+                frames=config.max_frames,
+            )
+        case WebvidDataset():
+            return VideoClips(
+                dataset.csv_path,
+                dataset.video_dir,
+                frames=config.max_frames,
+                fps=dataset.sample_fps,
+                resolution=config.resolution,
+                path_column=dataset.path_column,
+                caption_column=dataset.caption_column,
+                max_bad_share=dataset.max_bad_share,
+            )
+        case CustomDataset():
+            sampling = Sampling(config.max_frames, dataset.sample_fps, config.resolution)
+            return CheckedClips(_own_source(dataset, sampling), dataset.source, sampling)
+
+
+def open_stream(
+    config: DenoiserTraining, dataset: ShardsDataset, shards: Path, rank: int = 0, world: int = 1
+) -> ShardedClips:
+    """What process `rank` of `world` reads of a folder of shards, or of one shard."""
+    return ShardedClips(
+        shards,
+        frames=config.max_frames,
+        fps=dataset.sample_fps,
+        resolution=config.resolution,
+        seed=dataset.data_seed,
+        rank=rank,
+        world_size=world,
+        threads=dataset.threads,
+        max_bad_share=dataset.max_bad_share,
+    )
+
+
+def open_chunks(config: DenoiserTraining) -> Chunks:
+    """The data set in parts to be encoded. Raises ClipError, ConfigError."""
+    dataset = config.train_dataset
+    if isinstance(dataset, ShardsDataset):
+        return ShardChunks(config, dataset)
+    endless = isinstance(dataset, SpritesDataset)
+    return SourceChunks(open_source(config, dataset), dataset.data_seed, endless)
+
+
+def clips_depend_on(config: DenoiserTraining, chunks: Chunks) -> str:
+    """All that settles the clips, as a text: the same text means the same clips.
+
+    Of videos it holds names or sizes, not what is in them.
+    """
+    dataset = config.train_dataset
+    facts: dict[str, Any] = dataset.model_dump(
+        mode="json", exclude={"clips", "csv_path", "max_bad_share", "threads"}
+    )
+    match dataset:
+        case WebvidDataset():
+            facts["captions"] = hashlib.sha256(dataset.csv_path.read_bytes()).hexdigest()
+        case ShardsDataset():
+            files = shard_files(dataset.folder)
+            facts["files"] = [(file.name, file.stat().st_size) for file in files]
+        case CustomDataset():
+            facts["videos"] = chunks.total
+    return json.dumps([facts, config.resolution, config.max_frames], sort_keys=True)
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many there are, as every launcher tells them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _own_source(dataset: CustomDataset, sampling: Sampling) -> ClipSource:
+    """Import the class that is named, and make one."""
+    module, _, name = dataset.source.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"train_dataset.class: {dataset.source}: there is no module {error.name}; install it, "
+            "or put its folder into PYTHONPATH"
+        ) from None
+    except AttributeError:
+        raise ConfigError(
+            f"train_dataset.class: {dataset.source}: {module} has no {name}"
+        ) from None
+    try:
+        source: ClipSource = kind(**dataset.args, sampling=sampling)
+    except TypeError as error:
+        raise ConfigError(
+            f"train_dataset.args: {dataset.source} does not take them: {error}"
+        ) from None
+    if not len(source):
+        raise ClipError(f"{dataset.source}: has no videos")
+    return source
