@@ -149,7 +149,7 @@ class DenoiserTask:
         if batch.content is not None:
             return batch.content
         # The frozen encoder is none of what the engine moves to a device.
-        encoder = self.condition.content_encoder.to(batch.content_ids.device)
+        encoder = self.condition.content_encoder.to(batch.content_ids.device)  # type: ignore[arg-type]
         return penultimate_states(encoder, batch.content_ids)
 
     def timesteps(self, share: Tensor) -> Tensor:

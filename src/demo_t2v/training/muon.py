@@ -72,7 +72,8 @@ class Muon(torch.optim.Optimizer):
         steps = float(state["step"].add_(1))
         mean = state["mean"].lerp_(grad, 1 - first) / (1 - first**steps)
         square = state["square"].lerp_(grad.square(), 1 - second) / (1 - second**steps)
-        return mean.div(square.sqrt() + group["eps"])
+        move: Tensor = mean / (square.sqrt() + group["eps"])
+        return move
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
@@ -83,4 +84,5 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         square = x @ x.T
         x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x if wide is matrix else x.mT
+    result: Tensor = x if wide is matrix else x.T
+    return result

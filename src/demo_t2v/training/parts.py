@@ -175,11 +175,12 @@ def image_part(config: DenoiserTraining) -> Part:
     """
     folder = config.clip / "clip"
     made_by = fingerprint(folder)
-    sizes = CLIPConfig.from_pretrained(folder)
-    if sizes.projection_dim != sizes.text_config.hidden_size:
+    sizes = CLIPConfig.from_pretrained(folder).to_dict()
+    width, wanted = sizes["projection_dim"], sizes["text_config"]["hidden_size"]
+    if width != wanted:
         raise ConfigError(
-            f"{folder}: projection_dim {sizes.projection_dim} should be the text's hidden_size, "
-            f"{sizes.text_config.hidden_size}; train it so, or write regularization_weight: 0"
+            f"{folder}: projection_dim {width} should be the text's hidden_size, "
+            f"{wanted}; train it so, or write regularization_weight: 0"
         )
 
     def load() -> Compute:

@@ -76,7 +76,7 @@ def show_previews(writer: SummaryWriter, previews: Sequence[Preview], step: int,
             encoded_image_string=_gif(preview.frames, fps),
         )
         video = Summary(value=[Summary.Value(tag=f"video/{preview.name}", image=picture)])
-        writer._get_file_writer().add_summary(video, step)
+        writer._get_file_writer().add_summary(video, step)  # type: ignore[no-untyped-call]
         writer.add_scalar(f"flow/{preview.name}", preview.flow, step)
         writer.add_scalar(f"flicker/{preview.name}", preview.flicker, step)
     writer.flush()

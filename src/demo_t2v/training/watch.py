@@ -47,7 +47,7 @@ class Watch:
         _trace: TracebackType | None,
     ) -> None:
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -62,7 +62,7 @@ class Watch:
             if self._writer is None:
                 self._writer = _writer(config)
             for name, value in figures.items():
-                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, step)
             if isinstance(config, DenoiserTraining) and self._due(config, step):
                 self._preview(config, self._writer, step)
         if config.wandb is not None:
@@ -100,7 +100,7 @@ def _writer(config: AnyTraining) -> SummaryWriter:
             "tensorboard: is not installed; pip install 'demo-t2v[train]', or write null"
         ) from None
     assert config.tensorboard is not None
-    return SummaryWriter(str(config.tensorboard / config.log_dir.name))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(config.tensorboard / config.log_dir.name))
 
 
 def _wandb_run(config: AnyTraining) -> Any:
