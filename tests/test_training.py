@@ -429,3 +429,10 @@ def test_demo_can_go_on_from_demo_saved_in_half_precision(stages: Path, tmp_path
 def test_the_shipped_stages_load(file: Path) -> None:
     config = configs.load(AnyTraining, file)
     assert config.log_dir == Path("runs/sprites") / file.stem
+
+
+def test_the_full_size_training_loads() -> None:
+    config = configs.load(AnyTraining, ROOT / "configs/train.yaml")
+    assert config.train_dataset.type == "webvid"
+    assert config.deepspeed_config is not None
+    assert (ROOT / config.deepspeed_config).is_file()
