@@ -69,12 +69,15 @@ def zero(folder: Path, **settings: Any) -> Path:
     return file
 
 
-def assert_two_are_as_one(tmp_path: Path, **engine: Any) -> None:
+def assert_two_are_as_one(
+    tmp_path: Path, shared: dict[str, Any] | None = None, **engine: Any
+) -> None:
     """Two processes take the steps that one takes, skip what one skips, and go on as one.
 
     Sample 23 is the second process's, in the third step's second micro-batch.
     """
     settings = {"gradient_accumulation": 2, "lr_schedule": "constant", "poison": (23,)}
+    settings |= shared or {}
     (tmp_path / "one").mkdir()
     one = config(tmp_path / "one", **settings)
     expected = curve(run(one))
@@ -107,7 +110,7 @@ def test_two_processes_under_deepspeed_are_as_one(tmp_path: Path) -> None:
 def test_the_shipped_deepspeed_settings(tmp_path: Path, name: str) -> None:
     average = {"ema_decay": None} if name == "train_zero3" else {}
     file = ROOT / f"configs/deepspeed/{name}.json"
-    assert_two_are_as_one(tmp_path, deepspeed_config=file, **average)
+    assert_two_are_as_one(tmp_path, average, deepspeed_config=file)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

@@ -94,7 +94,7 @@ class ZeroEngine(Engine):
     def discard(self) -> None:
         shared = self.module.optimizer
         if self.stage == 3:
-            shared._overflow_clean_up(shared.loss_scale)
+            shared._overflow_clean_up(shared.loss_scale)  # counts micro-batches anew, from 0
         else:  # what its own step does when gradients overflow
             shared.zero_grad(set_to_none=True)
             if shared.cpu_offload:
@@ -103,7 +103,7 @@ class ZeroEngine(Engine):
                 for group in shared.averaged_gradients:
                     shared.averaged_gradients[group] = None
                     shared.all_grad_tensors[group] = None
-        shared.micro_step_id = -1
+            shared.micro_step_id = -1
 
     def weights(self) -> dict[str, Tensor]:
         from deepspeed.runtime.zero import GatheredParameters
