@@ -23,14 +23,13 @@ from demo_t2v.cli.terminal import (
     one_line_errors,
     only_reports_on_stdout,
     progress,
-    quieten_libraries,
 )
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.generation import Job, PromptError, make_jobs, read_prompts
 from demo_t2v.generation import generate as generate_frames
 from demo_t2v.outputs import OutputFolder
 from demo_t2v.training.config import AnyTraining
-from demo_t2v.weights.hub import load_pipeline, read_defaults, resolve
+from demo_t2v.weights.hub import load_pipeline, quieten_libraries, read_defaults, resolve
 
 app = typer.Typer(
     add_completion=False,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from demo_t2v.cli.terminal import one_line_errors, progress, quieten_libraries
+from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import ConfigError, load
 from demo_t2v.training.config import AnyTraining, DenoiserTraining
+from demo_t2v.weights.hub import quieten_libraries
 
 if TYPE_CHECKING:
     from demo_t2v.data.clips import CaptionedClip

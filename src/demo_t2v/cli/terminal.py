@@ -51,15 +51,6 @@ def progress(name: str, total: int | None) -> Iterator[Bar]:
         yield Bar(bar, bar.add_task(name, total=total))
 
 
-def quieten_libraries() -> None:
-    """Have no progress bars of diffusers' and transformers' own on stderr."""
-    from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
-    from transformers.utils.logging import disable_progress_bar as quieten_transformers
-
-    quieten_diffusers()
-    quieten_transformers()  # type: ignore[no-untyped-call]
-
-
 @contextmanager
 def only_reports_on_stdout() -> Iterator[TextIO]:
     """Yields what is stdout for reports; whatever libraries and compilers print goes to stderr."""

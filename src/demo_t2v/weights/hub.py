@@ -101,8 +101,6 @@ def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> 
     read_defaults(folder)
     import torch
     from diffusers.utils import is_accelerate_available
-    from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
-    from transformers.utils.logging import disable_progress_bar as quieten_transformers
 
     from demo_t2v.pipeline import DemoPipeline
 
@@ -112,8 +110,7 @@ def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "float16" if device == "cuda" else "float32"
-    quieten_diffusers()
-    quieten_transformers()  # type: ignore[no-untyped-call]
+    quieten_libraries()
     try:
         pipeline = DemoPipeline.from_pretrained(
             folder, dtype=getattr(torch, dtype), low_cpu_mem_usage=is_accelerate_available()
@@ -123,6 +120,15 @@ def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> 
     pipeline.set_progress_bar_config(disable=True)
     loaded: DemoPipeline = pipeline.to(device)
     return loaded
+
+
+def quieten_libraries() -> None:
+    """Have no progress bars of diffusers' and transformers' own on stderr."""
+    from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
+    from transformers.utils.logging import disable_progress_bar as quieten_transformers
+
+    quieten_diffusers()
+    quieten_transformers()  # type: ignore[no-untyped-call]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
