@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training import sources
 from demo_t2v.training.tasks import train_tokenizer
 from golden import published_sampler
+from stages import AUTOENCODER, CLIP, DENOISER, load, run
 
 CAPTIONS = ["a car moves to the left", "a fish falls", "the pear grows slowly in the snow"]
 
@@ -20,6 +23,28 @@ CAPTIONS = ["a car moves to the left", "a fish falls", "the pear grows slowly in
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def small_chunks() -> Iterator[None]:
+    """Sets of files of five encoded clips."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "CHUNK", 5)
+        yield
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All four stages in order, of small chunks; the folder has a run for each."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = f"base={folder}/base/final"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "CHUNK", 5)
+        run(load(folder, AUTOENCODER, "autoencoder"))
+        run(load(folder, CLIP, "clip"))
+        run(load(folder, DENOISER, "base"))
+        run(load(folder, DENOISER, "demo", base, "model={motion: true}", "motion_lr=1e-5"))
+    return folder
 
 
 def shake(module: torch.nn.Module, seed: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from demo_t2v.data.shards import write_shards
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.models.text import penultimate_states
 from demo_t2v.motion.flow import lucas_kanade, resize_flow, video_flow
-from demo_t2v.training import sources
 from demo_t2v.training.config import AnyTraining, DenoiserTraining
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.items import Item, ItemSource, open_items
@@ -37,6 +35,7 @@ from numbered import damage, write_numbered
 from test_cli import assert_one_line
 from test_cli import run as command
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
 CLIPS = 12
 PARTS = ["content", "flow", "image", "latents", "tokens"]
 SPRITES = {"type": "sprites", "clips": CLIPS}
@@ -61,13 +60,6 @@ class Rows:
         grey = clip.frames.mean(-1, keepdims=True).astype(np.uint8).repeat(3, -1)
         return CaptionedClip(grey, clip.caption, str(index))
 '''
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_chunks() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK", 5)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -435,6 +427,7 @@ def test_bad_classes_end_with_one_line(
         ("train_dataset.clip=3", "unknown key train_dataset.clip; did you mean train_dataset.clip"),
         ("train_dataset.clips=0", "train_dataset.clips: input should be greater than or equal"),
         ("train_dataset={type: webvid, csv_path: a}", "train_dataset.video_dir is missing"),
+        ("train_dataset.emphasis={hops: 2}", "train_dataset.emphasis: .*there is no motion 'hops'"),
         ("train_dataset={clips: 3}", "train_dataset: unable to extract tag"),
     ],
 )

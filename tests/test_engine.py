@@ -20,8 +20,8 @@ from demo_t2v.config import ConfigError
 from demo_t2v.training.loop import train
 from demo_t2v.training.optimizers import rate_factor
 from demo_t2v.training.zero import read_settings
-from test_training import AUTOENCODER, load
-from test_training import run as run_stage
+from stages import AUTOENCODER, load
+from stages import run as run_stage
 from tiny_task import TinyConfig, TinyTask, run
 
 ROOT = Path(__file__).parent.parent

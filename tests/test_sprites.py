@@ -7,6 +7,7 @@ bright background, a covered pixel is the same in both, a free one differs as th
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -106,6 +107,17 @@ def test_held_out_pairs_are_never_drawn_unasked():
     assert not any(held_out(*pair) for pair in drawn)
     trained = [p for p in itertools.product(THINGS, MOTIONS) if not held_out(*p)]
     assert len(drawn) > 0.98 * len(trained)
+
+
+def test_a_motion_can_be_drawn_more_often():
+    rng = np.random.default_rng(0)
+    drawn = [draw_clip(rng, 8, 1, emphasis={"shakes": 4}) for _ in range(2000)]
+    assert not any(held_out(clip.thing, clip.motion) for clip in drawn)
+    count = Counter(clip.motion for clip in drawn)
+    assert count.keys() == MOTIONS.keys()
+    # 4 in 21: 381 of 2000, give or take five standard deviations.
+    assert abs(count["shakes"] - 381) < 88
+    assert max(count[motion] for motion in MOTIONS if motion != "shakes") < 160
 
 
 @few

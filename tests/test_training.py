@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,101 +17,23 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from demo_t2v import config as configs
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training import sources
 from demo_t2v.training.config import AnyTraining
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
+from stages import (
+    AUTOENCODER,
+    CLIP,
+    DENOISER,
+    assert_same_weights,
+    load,
+    metrics,
+    run,
+    weights,
+)
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
 ROOT = Path(__file__).parent.parent
-SHARED = {"resolution": 32, "max_frames": 4, "log_interval": 2, "save_ckp_interval": 4}
-SHARED |= {"warmup_steps": 2, "threads": 1}
-AUTOENCODER = {
-    "task": "autoencoder", "num_steps": 40, "batch_size": 4, "lr": 3e-3,
-    "model": {
-        "down_block_types": ["DownEncoderBlock2D"] * 3, "layers_per_block": 1,
-        "up_block_types": ["UpDecoderBlock2D"] * 3, "block_out_channels": [8, 8, 8],
-        "latent_channels": 4, "norm_num_groups": 4,
-    },
-}  # fmt: skip
-TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2}
-TOWER |= {"num_attention_heads": 2}
-CLIP = {
-    "task": "clip", "num_steps": 8, "batch_size": 8, "lr": 1e-3, "vocab_size": 600,
-    "model": {
-        "projection_dim": 24,
-        "text_config": {**TOWER, "max_position_embeddings": 24},
-        "vision_config": {**TOWER, "image_size": 32, "patch_size": 8},
-    },
-}  # fmt: skip
-DENOISER = {
-    "task": "denoiser", "num_steps": 8, "batch_size": 2, "lr": 2e-3,
-    "train_dataset": {"type": "sprites", "clips": 12},
-    "model": {
-        "block_out_channels": [8, 16], "attention": [True, True], "layers_per_block": 1,
-        "cross_attention_dim": 24, "attention_head_dim": 8, "num_input_heads": 1,
-        "norm_num_groups": 4, "dropout": 0.1, "motion": False,
-    },
-}  # fmt: skip
-
-
-def load(folder: Path, stage: dict[str, Any], log_dir: str, *overrides: str) -> Any:
-    """A configuration, written as YAML into `folder` and read back."""
-    inside = {"log_dir": str(folder / log_dir)}
-    if stage["task"] == "denoiser":
-        inside |= {
-            "autoencoder": str(folder / "autoencoder/final"),
-            "clip": str(folder / "clip/final"),
-        }
-        inside |= {"latents": str(folder / "latents")}
-    file = folder / f"{log_dir}.yaml"
-    file.write_text(yaml.safe_dump({**SHARED, **stage, **inside}))
-    return configs.load(AnyTraining, file, overrides)
-
-
-def run(config: Any) -> list[dict[str, float]]:
-    return list(train(make_task(config), config))
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of the log without what a clock says."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every exported tensor below `folder`."""
-    return {
-        f"{file.relative_to(folder)}/{name}": tensor
-        for file in sorted(folder.rglob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    ours, theirs = weights(first), weights(second)
-    assert ours
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_shards() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK", 5)
-        yield
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All four stages in order; the folder has a run for each."""
-    folder = tmp_path_factory.mktemp("runs")
-    base = f"base={folder}/base/final"
-    run(load(folder, AUTOENCODER, "autoencoder"))
-    run(load(folder, CLIP, "clip"))
-    run(load(folder, DENOISER, "base"))
-    run(load(folder, DENOISER, "demo", base, "model={motion: true}", "motion_lr=1e-5"))
-    return folder
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "clip", "base", "demo"])
@@ -273,92 +193,6 @@ def test_a_log_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in metrics(config.log_dir)] == [2, 4]
 
 
-def test_every_epoch_has_each_clip_once_and_an_order_of_its_own(stages: Path) -> None:
-    config = load(stages, DENOISER, "base", "batch_size=3", "p_zero=0")
-    task, clips = make_task(config), encode(config)
-    assert len(clips) == 12
-    seen = [task.batch(range(3 * step, 3 * step + 3)) for step in range(8)]
-    latents, tokens = [batch.latents for batch in seen], [batch.content_ids for batch in seen]
-    epochs = [torch.cat(latents[:4]), torch.cat(latents[4:])]
-    known = {
-        parts["latents"].float().numpy().tobytes(): words
-        for words, parts in map(clips.__getitem__, range(12))
-    }
-    for epoch in epochs:
-        assert {clip.numpy().tobytes() for clip in epoch} == set(known)
-    assert not torch.equal(*epochs)
-    for clip, ids in zip(torch.cat(latents), torch.cat(tokens), strict=True):
-        assert torch.equal(task.condition.tokens([known[clip.numpy().tobytes()]])[0], ids)
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_caption_is_heard_as_the_content_encoder_says_it(stages: Path, kept: bool) -> None:
-    config = load(stages, DENOISER, "base", f"encode_text={kept}", "p_zero=0.5", "batch_size=6")
-    task = make_task(config)
-    batch = task.batch(range(6))
-    assert (batch.content is not None) is kept
-    heard = task.condition.states(batch.content_ids).content
-    assert torch.allclose(task.content(batch), heard, atol=2e-3 if kept else 1e-6)
-
-
-def test_prompts_are_dropped_together_and_apart(stages: Path) -> None:
-    shares = "p_zero=0.25", "p_zero_content=0.4", "p_zero_motion=0.1"
-    task = make_task(load(stages, DENOISER, "base", "batch_size=12", *shares))
-    batch = task.batch(range(2000))
-    empty = task.condition.tokens([""])
-    no_content, no_motion = ((ids == empty).all(1) for ids in (batch.content_ids, batch.motion_ids))
-    assert torch.equal(batch.heard, ~no_motion)
-    # 0.25 + 0.75 * 0.4, 0.25 + 0.75 * 0.1 and 0.25 + 0.75 * 0.4 * 0.1
-    for dropped, share in ((no_content, 0.55), (no_motion, 0.325), (no_content & no_motion, 0.28)):
-        assert abs(dropped.float().mean().item() - share) < 0.04
-    always = make_task(load(stages, DENOISER, "base", "p_zero=1")).batch(range(2))
-    assert torch.equal(always.content_ids, empty.expand(2, -1))
-    assert not always.heard.any()
-
-
-def test_a_sample_is_the_same_in_any_batch(stages: Path) -> None:
-    task = make_task(load(stages, DENOISER, "base", "p_zero=0.5", "noise_strength=0.2"))
-    whole, odd = task.batch(range(10, 16)), task.batch(range(11, 16, 2))
-    for name in ("latents", "noise", "timesteps", "content_ids", "motion_ids", "heard"):
-        assert torch.equal(getattr(whole, name)[1::2], getattr(odd, name)), name
-
-
-def test_offset_noise_is_shared_by_the_places_of_a_frame(stages: Path) -> None:
-    plain, offset = (
-        make_task(load(stages, DENOISER, "base", f"noise_strength={strength}")).batch(range(4))
-        for strength in (0, 0.5)
-    )
-    difference = offset.noise - plain.noise  # (B, C, F, h, w)
-    assert difference.std(dim=(3, 4)).max() < 1e-6
-    assert 0.35 < difference.std() < 0.65
-
-
-def test_what_is_frozen_is_not_trained(stages: Path) -> None:
-    overrides = f"base={stages}/base/final", "model={motion: true}", "freeze_unet=true"
-    task = make_task(load(stages, DENOISER, "frozen", *overrides, "stop_grad_index=1"))
-    trained = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
-    unet = {name for name in trained if name.startswith("unet.")}
-    assert unet
-    assert all(".motion_attentions." in name for name in unet)
-    # Two layers: the first is below stop_grad_index, what comes behind the second is not heard.
-    assert trained - unet == {
-        "motion_encoder.final_layer_norm.weight", "motion_encoder.final_layer_norm.bias"
-    }  # fmt: skip
-    groups = [weight for group in task.parameter_groups() for weight in group["params"]]
-    assert len(groups) == len(trained)
-
-
-def test_demo_is_trained_with_the_motion_losses_that_have_a_weight(stages: Path) -> None:
-    overrides = f"base={stages}/base/final", "model={motion: true}", "text_motion_weight=0"
-    task = make_task(load(stages, DENOISER, "losses", *overrides))
-    loss, figures = task.loss(task.batch(range(2)))
-    assert figures.keys() == {"diffusion", "video_motion", "regularization"}
-    total = figures["diffusion"] + 0.1 * (figures["video_motion"] + figures["regularization"])
-    assert loss.item() == pytest.approx(total, rel=1e-5)
-    base = make_task(load(stages, DENOISER, "base"))
-    assert base.loss(base.batch(range(2)))[1].keys() == {"diffusion"}
-
-
 def test_the_first_autoencoder_steps_see_squares_round_the_thing(tmp_path: Path) -> None:
     task = make_task(load(tmp_path, AUTOENCODER, "ae", "crop=16", "crop_steps=3", "batch_size=8"))
     squares, whole = task.batch(range(16, 24)), task.batch(range(24, 32))
@@ -367,60 +201,6 @@ def test_the_first_autoencoder_steps_see_squares_round_the_thing(tmp_path: Path)
     # A quarter of the area holds the thing, so it varies more than the whole does.
     frames, crops = task.batch(range(24, 72)), task.batch(range(48))
     assert crops.std(dim=(2, 3)).mean() > 1.2 * frames.std(dim=(2, 3)).mean()
-
-
-def test_an_image_denoiser_sees_single_frames_and_the_base_starts_from_it(stages: Path) -> None:
-    still = "stills=true", "model.temporal=false", "batch_size=6", "p_zero=0"
-    task = make_task(load(stages, DENOISER, "stills", *still))
-    batch = task.batch(range(24, 30))
-    frames = batch.latents
-    assert frames.shape == (6, 4, 1, 8, 8)
-    for frame, place in zip(frames[:, :, 0], range(24, 30), strict=True):
-        clip = task.items.item(place).latents
-        assert any(torch.equal(frame, seen) for seen in clip.unbind(dim=1))
-    for _ in train(task, load(stages, DENOISER, "stills", *still)):
-        pass
-    overrides = f"base={stages}/stills/final", "model={temporal: true}"
-    base = make_task(load(stages, DENOISER, "on-stills", *overrides)).unet
-    assert base.config.temporal is True
-    learned = task.unet.state_dict()
-    for name, tensor in base.state_dict().items():
-        assert ("temp" in name or "transformer_in" in name) == (name not in learned), name
-        if name in learned:
-            assert torch.equal(tensor, learned[name]), name
-
-
-def test_a_network_goes_on_with_what_its_configuration_adds(stages: Path) -> None:
-    overrides = f"base={stages}/demo/final", "model={frame_embedding: true}"
-    trained = DemoPipeline.from_pretrained(stages / "demo/final").unet
-    unet = make_task(load(stages, DENOISER, "told", *overrides)).unet
-    assert unet.config.motion is True
-    learned = trained.state_dict()
-    for name, tensor in unet.state_dict().items():
-        assert name.startswith("place_embedding.") == (name not in learned)
-        if name in learned:
-            assert torch.equal(tensor, learned[name]), name
-
-
-def test_a_timestep_shift_draws_noisy_timesteps_more_often(stages: Path) -> None:
-    share = torch.tensor([0.0, 0.25, 0.5, 0.9999])
-    plain = make_task(load(stages, DENOISER, "base"))
-    assert plain.timesteps(share).tolist() == [0, 250, 500, 999]
-    shifted = make_task(load(stages, DENOISER, "base", "timestep_shift=3"))
-    # 3 * 0.25 / 1.5 and 3 * 0.5 / 2
-    assert shifted.timesteps(share).tolist() == [0, 500, 750, 999]
-
-
-def test_demo_can_go_on_from_demo_saved_in_half_precision(stages: Path, tmp_path: Path) -> None:
-    half = DemoPipeline.from_pretrained(stages / "demo/final", dtype=torch.float16)
-    half.save_pretrained(tmp_path / "half")
-    task = make_task(load(stages, DENOISER, "base", f"base={tmp_path}/half", "model={}"))
-    assert task.unet.config.motion is True
-    for network in (task.unet, task.condition.motion_encoder):
-        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
-    trained = half.motion_encoder.state_dict()
-    for name, tensor in task.condition.motion_encoder.state_dict().items():
-        assert torch.equal(tensor.half(), trained[name]), name
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ class TinyConfig(TrainConfig):
 class TinyTask:
     """A small network learns a line; sample n is the same wherever and whenever it is drawn."""
 
+    items = None
+
     def __init__(self, config: TinyConfig) -> None:
         torch.manual_seed(config.seed)
         self.config = config

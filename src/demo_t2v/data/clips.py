@@ -10,7 +10,7 @@ import csv
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,10 +188,17 @@ class SpriteClips:
     """The sprite world without files: video `index` is a drawing, and its one clip all of it."""
 
     def __init__(
-        self, clips: int, *, seed: int = 0, resolution: int = 64, frames: int = 16
+        self,
+        clips: int,
+        *,
+        seed: int = 0,
+        resolution: int = 64,
+        frames: int = 16,
+        emphasis: Mapping[str, int] | None = None,
     ) -> None:
         self._clips, self._seed = clips, seed
         self._resolution, self._frames = resolution, frames
+        self._emphasis = emphasis
 
     def __len__(self) -> int:
         return self._clips
@@ -199,7 +206,7 @@ class SpriteClips:
     def clip(self, index: int, seed: int) -> CaptionedClip:  # noqa: ARG002
         """Drawing `index`, whatever the seed."""
         rng = np.random.default_rng([self._seed, index])
-        drawn = draw_clip(rng, self._resolution, self._frames)
+        drawn = draw_clip(rng, self._resolution, self._frames, emphasis=self._emphasis)
         return CaptionedClip(drawn.frames, drawn.caption, f"sprite {index}")
 
 

@@ -8,6 +8,7 @@ resolution.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -223,12 +224,14 @@ def draw_clip(
     frames: int = 16,
     pair: tuple[str, str] | None = None,
     still: bool = False,
+    emphasis: Mapping[str, int] | None = None,
 ) -> Clip:
     """Draw one clip; without `pair` (thing, motion) a random one that is not held out.
 
     With `still` only one random frame of it is kept, under the caption of the whole clip.
+    `emphasis` says how many times as often as the others a motion is drawn.
     """
-    motions = list(MOTIONS)
+    motions = [motion for motion in MOTIONS for _ in range((emphasis or {}).get(motion, 1))]
     while pair is None:
         thing, motion = THINGS[rng.integers(len(THINGS))], motions[rng.integers(len(motions))]
         pair = None if held_out(thing, motion) else (thing, motion)

@@ -4,6 +4,7 @@
         weights.safetensors     the model, by parameter name
         optimizer.safetensors   what the optimizer keeps, as <parameter>.<key>; or `deepspeed/`
         average.safetensors     the averaged weights
+        data-0.json             where a process's data is, if it is read as a stream
         state.json              where the run is: step, data position, losses not yet logged
 
 Learning rates and random numbers have no place there: both are functions of the step (every
@@ -11,7 +12,8 @@ process seeds its generators anew in each), so a run that goes on takes the step
 have taken. With another number of processes, the weights, their average, the optimizer's state
 and the data's order stay; what differs is rounding, and what a network draws by chance (dropout)
 in its forward pass. ZeRO's optimizer state can be read by as many processes as wrote it; with
-others it begins anew. All processes must see the folder.
+others it begins anew, and a stream is read again up to its place. All processes must see the
+folder.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -88,8 +90,19 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             later.rename(aside)
 
-    def save(self, engine: Engine, progress: Progress) -> None:
+    def data_state(self, place: Path, engine: Engine) -> dict[str, Any]:
+        """Where this process's data was; nothing if other processes than these wrote it."""
+        state = json.loads((place / "state.json").read_text(encoding="utf-8"))
+        file = _data_file(place, engine)
+        if state["processes"] != engine.world or not file.exists():
+            return {}
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return known
+
+    def save(self, engine: Engine, progress: Progress, data: Mapping[str, Any]) -> None:
         """Write, sync, rename, and delete what need not be kept. All processes together.
+
+        `data` is where this process's data is.
 
         Raises OSError in the main process and TrainingStopped in the others when it cannot be
         written; earlier checkpoints are then whole.
@@ -103,6 +116,11 @@ class Checkpoints:
             except OSError as error:
                 failure = error
         engine.any(False)  # nobody writes before the folder is there
+        try:
+            if data:
+                _data_file(partial, engine).write_text(json.dumps(data), encoding="utf-8")
+        except OSError as error:
+            failure = error
         engine.save_own(partial)
         for name, tensors in _parts(engine):
             if engine.main and tensors and failure is None:
@@ -120,10 +138,10 @@ class Checkpoints:
             except OSError as error:
                 failure = error
         if engine.any(failure is not None):
-            if failure is None:
+            if not engine.main:
                 raise engine.stopped("", 1)
             shutil.rmtree(partial, ignore_errors=True)
-            raise failure
+            raise failure or OSError(f"{partial}: a process could not write where its data is")
 
     def _prune(self) -> None:
         """Delete all but the last ones and those of every so many steps."""
@@ -202,6 +220,10 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     except SafetensorError as error:
         problem = f"{file}: cannot be written ({error}); earlier checkpoints are whole"
         raise OSError(problem) from None
+
+
+def _data_file(place: Path, engine: Engine) -> Path:
+    return place / f"data-{engine.rank}.json"
 
 
 def _write_state(file: Path, engine: Engine, progress: Progress) -> None:

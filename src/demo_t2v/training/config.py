@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from demo_t2v.config import Strict
+from demo_t2v.data.sprites import MOTIONS
 
 
 class TrainConfig(Strict):
@@ -78,6 +79,13 @@ class ClipTraining(TrainConfig):
     """A folder with a trained `tokenizer` and `content_encoder`, to learn only the image tower."""
 
 
+def _known_motions(emphasis: dict[str, int]) -> dict[str, int]:
+    for name in emphasis:
+        if name not in MOTIONS:
+            raise ValueError(f"there is no motion {name!r}; there are {', '.join(MOTIONS)}")
+    return emphasis
+
+
 class Dataset(Strict):
     """Where captioned clips come from."""
 
@@ -91,6 +99,10 @@ class SpritesDataset(Dataset):
 
     type: Literal["sprites"]
     clips: Annotated[int, Field(ge=1)] = 16_000
+    emphasis: Annotated[dict[str, Annotated[int, Field(ge=1)]], AfterValidator(_known_motions)] = (
+        Field(default_factory=dict)
+    )
+    """How many times as often as the others a motion is drawn, by its name in `MOTIONS`."""
 
 
 class WebvidDataset(Dataset):

@@ -79,7 +79,9 @@ class DenoiserTask:
         groups: list[dict[str, Any]] = [{"params": _trained(self.unet)}]
         if self.condition.motion_encoder is not None:
             lr = self.config.motion_lr or self.config.lr
-            groups.append({"params": _trained(self.model["motion_encoder"]), "lr": lr})
+            groups.append(
+                {"params": _trained(self.model["motion_encoder"]), "lr": lr, "rate": "motion_lr"}
+            )
         return groups
 
     def batch(self, places: range) -> Samples:

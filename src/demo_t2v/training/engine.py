@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,6 +36,8 @@ from demo_t2v.training.placement import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from demo_t2v.training.items import ItemSource
+
 PRECISIONS: Final = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_FROM: Final = 1_000_000
 """Parameters that a part of the network must have to be sharded, and gathered, on its own."""
@@ -47,8 +50,14 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """What is trained."""
 
+    @property
+    def items(self) -> ItemSource | None:
+        """What `batch` reads its samples from, if it has a place in it to be remembered."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups as torch's optimizers take them; `lr` defaults to the configuration's."""
+        """Groups as torch's optimizers take them; `lr` defaults to the configuration's, and the
+        curve of it is called `lr` too unless `rate` says otherwise.
+        """
 
     def batch(self, places: range) -> Any:
         """The samples with these numbers, counted from the run's beginning; the same each time."""
@@ -134,6 +143,16 @@ class Engine:
         factor = rate_factor(self.config, step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rates of this step, by name."""
+        return {g.get("rate", "lr"): float(g["lr"]) for g in self.optimizer.param_groups}
+
+    def peak_memory(self) -> int:
+        """The most bytes that this process has held: the GPU's, where there is one."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def micro_batches(self, position: int) -> Iterator[tuple[range, bool]]:
         """This process's samples of the step that begins at sample `position`, in micro-batches;

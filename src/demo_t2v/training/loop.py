@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from demo_t2v.training.ahead import Ahead
 from demo_t2v.training.checkpoint import Checkpoints, Progress, Resume, read_weights, restore
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import Engine, Task, TrainingStopped, make_engine
@@ -44,24 +45,25 @@ def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[
         config.log_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.begin(run.step)
         _forget_after(metrics, run.step)
-    with _Signals() as signals:
-        began, started = run.step, time.monotonic()
+    if source is not None and task.items and (place := checkpoints.data_state(source, engine)):
+        task.items.load_state_dict(place)
+    with _Signals() as signals, Ahead(engine, run.step, run.position) as ahead:
+        pace = _Pace(engine, ahead, run.step)
         while run.step < config.num_steps and not signals.agreed:
-            figures = _take_step(engine, run.step, run.position, signals)
+            figures = _take_step(engine, run.step, ahead, signals)
             _count(run, figures, config.batch_size)
             if run.bad >= config.max_bad_steps:
                 message = f"loss or gradient was not finite in steps {run.step - run.bad + 1} to"
                 raise engine.stopped(f"{message} {run.step} (max_bad_steps)", 1)
             if run.step % config.log_interval == 0:
-                seconds = (time.monotonic() - started) / (run.step - began)
-                line = _line(run, seconds)
+                line = _line(run) | pace.figures(run.step)
                 if engine.main:
                     _append(metrics, line)
                     yield line
-                began, started = run.step, time.monotonic()
+                pace = _Pace(engine, ahead, run.step)
             done = run.step == config.num_steps
             if done or signals.agreed or run.step % config.save_ckp_interval == 0:
-                checkpoints.save(engine, run)
+                checkpoints.save(engine, run, ahead.state)
     if run.step < config.num_steps:
         name = signal.Signals(signals.agreed).name
         message = f"{name}: stopped after step {run.step}; the same command goes on from there"
@@ -72,16 +74,16 @@ def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[
 
 
 def _take_step(
-    engine: Engine, step: int, position: int, signals: _Signals
+    engine: Engine, step: int, ahead: Ahead, signals: _Signals
 ) -> dict[str, float] | None:
-    """One step on the samples from `position` on: its figures, or None if it was skipped, since
+    """One step on the samples that come next: its figures, or None if it was skipped, since
     the loss of some process or the gradient was not finite.
     """
     engine.begin(step)
     mean, figures = 0.0, dict[str, float]()
-    for places, last in engine.micro_batches(position):
+    for samples, last in ahead.step():
         with engine.micro_batch(last):
-            loss, figures = engine.loss(engine.task.batch(places))
+            loss, figures = engine.loss(samples)
             part, *heard = engine.mean(loss, *signals.heard())
             signals.agree(heard)
             mean += part / engine.config.gradient_accumulation
@@ -90,7 +92,9 @@ def _take_step(
                 return None
             engine.backward(loss)
     norm = engine.step()
-    return None if norm is None else {"loss": mean, **figures, "grad_norm": norm}
+    if norm is None:
+        return None
+    return {"loss": mean, **figures, "grad_norm": norm, **engine.learning_rates()}
 
 
 def _count(run: Progress, figures: dict[str, float] | None, samples: int) -> None:
@@ -105,19 +109,41 @@ def _count(run: Progress, figures: dict[str, float] | None, samples: int) -> Non
         run.sums[name] = run.sums.get(name, 0.0) + value
 
 
-def _line(run: Progress, seconds: float) -> dict[str, float]:
-    """The log line up to now, after which counting begins anew."""
+def _line(run: Progress) -> dict[str, float]:
+    """What the run says of the steps up to now, after which counting begins anew."""
     line: dict[str, float] = {"step": run.step}
     line |= {name: total / run.taken for name, total in run.sums.items()}
-    line |= {"skipped": run.skipped, "seconds_per_step": round(seconds, 4)}
+    line["skipped"] = run.skipped
     run.taken, run.skipped, run.sums = 0, 0, {}
     return line
+
+
+class _Pace:
+    """What a clock says of the steps since it was made, and the memory that this process took."""
+
+    def __init__(self, engine: Engine, ahead: Ahead, step: int) -> None:
+        self._engine, self._ahead, self._step = engine, ahead, step
+        self._began, self._waited = time.monotonic(), ahead.waited
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Clips a second over all processes, the share of this one's time in which it waited for
+        data, and its peak memory in GiB: the GPU's, where there is one.
+        """
+        seconds, steps = time.monotonic() - self._began, step - self._step
+        clips = steps * self._engine.config.batch_size
+        return {
+            "seconds_per_step": round(seconds / steps, 4),
+            "clips_per_second": round(clips / seconds, 3),
+            "data_wait": round((self._ahead.waited - self._waited) / seconds, 4),
+            "memory": round(self._engine.peak_memory() / 2**30, 3),
+        }
 
 
 class _Signals:
     """Listens for SIGINT and SIGTERM; the processes agree on what was heard, step by step.
 
-    A second one of the same kind does what it did before.
+    A second Ctrl-C does what it did before; a second SIGTERM does nothing, since launchers pass
+    it on to processes that have had it themselves.
     """
 
     KINDS = (signal.SIGINT, signal.SIGTERM)
@@ -141,7 +167,8 @@ class _Signals:
 
     def _hear(self, kind: int, _: FrameType | None) -> None:
         self._heard.add(kind)
-        signal.signal(kind, self._before[kind])
+        if kind == signal.SIGINT:
+            signal.signal(kind, self._before[kind])
 
     def heard(self) -> list[float]:
         """For each kind, 1 if this process has heard it."""

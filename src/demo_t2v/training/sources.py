@@ -140,6 +140,7 @@ def open_source(
                 seed=dataset.data_seed,
                 resolution=config.resolution,
                 frames=config.max_frames,
+                emphasis=dataset.emphasis,
             )
         case WebvidDataset():
             return VideoClips(

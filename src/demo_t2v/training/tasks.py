@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from demo_t2v.training.config import (
     ClipTraining,
     DenoiserTraining,
 )
-from demo_t2v.training.denoiser import DenoiserTask, load_encoder
+from demo_t2v.training.denoiser import DenoiserTask, load_encoder, sample_seed
 from demo_t2v.training.loop import Task
 
 
@@ -39,13 +40,14 @@ def to_pixels(clips: list[Clip]) -> Tensor:
     return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1.0
 
 
-def crop_to_things(pixels: Tensor, clips: list[Clip], side: int) -> Tensor:
+def crop_to_things(pixels: Tensor, clips: list[Clip], side: int, seeds: Iterable[int]) -> Tensor:
     """Squares (B, 3, side, side) round the things of still clips, a little off their centres."""
     resolution = pixels.shape[-1]
     squares = []
-    for picture, clip in zip(pixels, clips, strict=True):
+    for picture, clip, seed in zip(pixels, clips, seeds, strict=True):
+        rng = torch.Generator().manual_seed(seed)
         centre = torch.tensor([clip.truth.y[0], clip.truth.x[0]]) * resolution
-        corner = centre + torch.empty(2).uniform_(-side / 4, side / 4) - side / 2
+        corner = centre + (torch.rand(2, generator=rng) - 0.5) * side / 2 - side / 2
         top, left = corner.round().long().clamp(0, resolution - side).tolist()
         squares.append(picture[:, top : top + side, left : left + side])
     return torch.stack(squares)
@@ -57,6 +59,8 @@ class AutoencoderTask:
     The background is most of a frame and soon learned; so the first steps see only squares round
     the thing, which is faster too. The last ones see whole frames, as the network will.
     """
+
+    items = None
 
     def __init__(self, config: AutoencoderTraining) -> None:
         self.config = config
@@ -71,7 +75,8 @@ class AutoencoderTask:
         pixels = to_pixels(clips)
         cropped = self.config.crop_steps * self.config.batch_size
         if self.config.crop and places.start < cropped:
-            pixels = crop_to_things(pixels, clips, self.config.crop)
+            seeds = (sample_seed(self.config.seed, place) for place in places)
+            pixels = crop_to_things(pixels, clips, self.config.crop, seeds)
         return pixels.to(memory_format=torch.channels_last)
 
     def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -99,6 +104,8 @@ class ClipTask:
     With a trained text tower (`text`), only the image tower is learned, in the space of the text's
     [eot] states (arXiv 2111.07991): what the regularization loss compares with.
     """
+
+    items = None
 
     def __init__(self, config: ClipTraining) -> None:
         self.config = config
