@@ -64,26 +64,46 @@ def assert_stopped_with(process: subprocess.Popen[str], code: int, *parts: str) 
     return out.splitlines()
 
 
-def test_killed_at_a_random_step_it_ends_as_if_it_never_had_been(tmp_path: Path) -> None:
-    times = ("num_steps=60", "log_interval=1", "save_ckp_interval=3")
-    whole = load(tmp_path, AUTOENCODER, "whole", *times)
-    run_stage(whole)
-    parts = load(tmp_path, AUTOENCODER, "parts", *times)
-    process = start(tmp_path, "parts", "--json", *times)
+def kill(folder: Path, name: str, lines: int, *words: str) -> int:
+    """Start the program, kill it after so many log lines; the last line's step."""
+    process = start(folder, name, "--json", *words)
     assert process.stdout is not None
-    last = random.Random().randint(1, 50)
-    for line in process.stdout:
-        if json.loads(line)["step"] == last:
-            break
+    last = [json.loads(line)["step"] for line in islice(process.stdout, lines)][-1]
+    time.sleep(random.random() / 20)  # also in the middle of writing a checkpoint
     process.kill()
     process.communicate()
-    assert not (parts.log_dir / "final").exists()
-    for place in (parts.log_dir / "checkpoints").glob("[0-9]*"):
-        assert {file.name for file in place.iterdir()} == STATE
+    assert process.returncode == -signal.SIGKILL
+    return int(last)
+
+
+def killed_and_whole(folder: Path, kills: int, longest: int, *words: str) -> Any:
+    """The configuration of a run that was killed so often, each time after at most `longest` log
+    lines, and then ended as the same run did that was left alone.
+    """
+    whole = load(folder, AUTOENCODER, "whole", *words)
+    run_stage(whole)
+    parts = load(folder, AUTOENCODER, "parts", *words)
+    steps = []
+    for _ in range(kills):
+        steps.append(kill(folder, "parts", random.randint(1, longest), *words))
+        assert not (parts.log_dir / "final").exists()
+        for place in (parts.log_dir / "checkpoints").glob("[0-9]*"):
+            assert {file.name for file in place.iterdir()} == STATE
     run_stage(parts)
-    assert metrics(parts.log_dir) == metrics(whole.log_dir), f"killed after step {last}"
+    assert metrics(parts.log_dir) == metrics(whole.log_dir), f"killed after steps {steps}"
     assert_same_weights(parts.log_dir / "final", whole.log_dir / "final")
-    assert saved(parts) == ["00000054", "00000057", "00000060"]
+    return parts
+
+
+def test_killed_at_a_random_step_it_ends_as_if_it_never_had_been(tmp_path: Path) -> None:
+    times = ("num_steps=80", "log_interval=1", "save_ckp_interval=3")
+    parts = killed_and_whole(tmp_path, 1, 50, *times)
+    assert saved(parts) == ["00000075", "00000078", "00000080"]
+
+
+@pytest.mark.slow
+def test_killed_ten_times_in_one_run(tmp_path: Path) -> None:
+    killed_and_whole(tmp_path, 10, 20, "num_steps=300", "log_interval=1", "save_ckp_interval=2")
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

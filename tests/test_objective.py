@@ -95,9 +95,27 @@ def test_regularization_is_the_cosine_of_those_who_heard_the_caption() -> None:
     run = objective(regularization_weight=0.1)
     assert run(batch, noisy, answer)[1]["regularization"] == pytest.approx(-0.8)
     deaf = dataclasses.replace(batch, heard=torch.tensor([False, True]))
-    assert run(deaf, noisy, answer)[1]["regularization"] == pytest.approx(-0.6)
+    assert run(deaf, noisy, answer)[1]["regularization"] == pytest.approx(-0.3)
     deaf = dataclasses.replace(batch, heard=torch.tensor([False, False]))
-    assert run(deaf, noisy, answer)[1].keys() == {"diffusion"}
+    assert run(deaf, noisy, answer)[1]["regularization"] == 0
+
+
+@pytest.mark.parametrize("heard", [(True, True), (True, False), (False, False)])
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts(heard: tuple[bool, bool]) -> None:
+    """However many processes share it out, whoever of them hears a caption."""
+    batch = dataclasses.replace(samples(), heard=torch.tensor(heard))
+    noisy, velocity, _ = noisy_and_velocity(batch)
+    answer = Answer(velocity + 0.1, (torch.rand(2, 8, 8, 4),), torch.rand(2, 2))
+    weights = {f"{name}_weight": 0.1 for name in ("video_motion", "text_motion", "regularization")}
+    halves = []
+    for row in (slice(0, 1), slice(1, 2)):
+        half = {
+            name: value[row] if value is not None else None for name, value in vars(batch).items()
+        }
+        part = Answer(answer.prediction[row], (answer.maps[0][row],), answer.motion_state[row])
+        halves.append(objective(**weights)(Samples(**half), noisy[row], part)[0].item())
+    whole = objective(**weights)(batch, noisy, answer)[0].item()
+    assert whole == pytest.approx(sum(halves) / 2, rel=1e-5)
 
 
 def test_text_motion_sends_gradients_to_the_attention_of_those_who_heard() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.data.table import read_rows
 from demo_t2v.outputs import Job
 
 if TYPE_CHECKING:
@@ -32,32 +32,23 @@ def read_prompts(file: Path) -> list[tuple[str, str]]:
     is 1). Where `prompt` is the last column, commas in it need no quotes. Other columns are
     ignored. Raises PromptError.
     """
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            if "prompt" not in header:
-                raise PromptError(f"{file}: has no column `prompt`; begin it with `id,prompt`")
-            rows = list(_parse_rows(file, header, reader))
-    except OSError as error:
-        raise PromptError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise PromptError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
-    except csv.Error as error:
-        where = f"{file}, line {reader.line_num}"
-        raise PromptError(f"{where}: is not valid CSV ({error}); double inner quotes") from None
+    lines = read_rows(file, PromptError)
+    header = [name.strip().lower() for name in next(lines, (1, []))[1]]
+    if "prompt" not in header:
+        raise PromptError(f"{file}: has no column `prompt`; begin it with `id,prompt`")
+    rows = list(_parse_rows(file, header, lines))
     if not rows:
         raise PromptError(f"{file}: has no prompts, only a header")
     return rows
 
 
 def _parse_rows(
-    file: Path, header: list[str], reader: Iterable[list[str]]
+    file: Path, header: list[str], lines: Iterable[tuple[int, list[str]]]
 ) -> Iterator[tuple[str, str]]:
     seen: dict[str, int] = {}
     column = header.index("prompt")
-    for number, cells in enumerate(reader, start=1):
-        where = f"{file}, row {number} (line {getattr(reader, 'line_num', number + 1)})"
+    for number, (line, cells) in enumerate(lines, start=1):
+        where = f"{file}, row {number} (line {line})"
         if not any(cell.strip() for cell in cells):
             raise PromptError(f"{where}: has nothing in it; remove it")
         if len(cells) > len(header):

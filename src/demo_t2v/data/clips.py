@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo_t2v.data.sprites import draw_clip
+from demo_t2v.data.table import read_rows
 from demo_t2v.data.video import Sampling, VideoError, sample_video, write_video
 
 _ENOUGH: Final = 100
@@ -233,32 +234,23 @@ def read_captions(file: Path, path_column: str, caption_column: str) -> Iterator
 
     Raises ClipError for a file that is no such CSV.
     """
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            for column in (*path_column.split("/"), caption_column):
-                if column not in header:
-                    there = ", ".join(header) or "none"
-                    raise ClipError(f"{file}: has no column {column!r}; the columns are {there}")
-            paths = [header.index(column) for column in path_column.split("/")]
-            caption = header.index(caption_column)
-            for cells in reader:
-                if cells and len(cells) != len(header):
-                    raise ClipError(
-                        f"{file}, line {reader.line_num}: has {len(cells)} columns, not "
-                        f"{len(header)}; quote cells with commas"
-                    )
-                if cells:
-                    path = "/".join(filter(None, (cells[column].strip() for column in paths)))
-                    yield path, cells[caption].strip()
-    except OSError as error:
-        raise ClipError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ClipError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
-    except csv.Error as error:
-        where = f"{file}, line {reader.line_num}"
-        raise ClipError(f"{where}: is not valid CSV ({error}); double inner quotes") from None
+    rows = read_rows(file, ClipError)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    for column in (*path_column.split("/"), caption_column):
+        if column not in header:
+            there = ", ".join(header) or "none"
+            raise ClipError(f"{file}: has no column {column!r}; the columns are {there}")
+    paths = [header.index(column) for column in path_column.split("/")]
+    caption = header.index(caption_column)
+    for line, cells in rows:
+        if cells and len(cells) != len(header):
+            raise ClipError(
+                f"{file}, line {line}: has {len(cells)} columns, not {len(header)}; "
+                "quote cells with commas"
+            )
+        if cells:
+            path = "/".join(filter(None, (cells[column].strip() for column in paths)))
+            yield path, cells[caption].strip()
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Task(Protocol):
         """The samples with these numbers, counted from the run's beginning; the same each time."""
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise and figures worth logging."""
+        """The scalar to minimise and figures worth logging, the same ones in every process."""
 
     def export(self, folder: Path) -> None:
         """Save the trained weights as diffusers and transformers folders."""

@@ -80,21 +80,23 @@ def _take_step(
     the loss of some process or the gradient was not finite.
     """
     engine.begin(step)
-    mean, figures = 0.0, dict[str, float]()
+    sums: dict[str, float] = {}
     for samples, last in ahead.step():
         with engine.micro_batch(last):
             loss, figures = engine.loss(samples)
-            part, *heard = engine.mean(loss, *signals.heard())
-            signals.agree(heard)
-            mean += part / engine.config.gradient_accumulation
-            if not math.isfinite(part):
+            heard = signals.heard()
+            means = engine.mean(loss, *figures.values(), *heard)
+            signals.agree(means[-len(heard) :])
+            for name, value in zip(("loss", *figures), means, strict=False):
+                sums[name] = sums.get(name, 0.0) + value / engine.config.gradient_accumulation
+            if not math.isfinite(means[0]):
                 engine.discard()
                 return None
             engine.backward(loss)
     norm = engine.step()
     if norm is None:
         return None
-    return {"loss": mean, **figures, "grad_norm": norm, **engine.learning_rates()}
+    return {**sums, "grad_norm": norm, **engine.learning_rates()}
 
 
 def _count(run: Progress, figures: dict[str, float] | None, samples: int) -> None:

@@ -78,19 +78,23 @@ class Objective:
         if self.video_weight:
             value = self._video_motion(samples, noisy, answer.prediction)
             terms["video_motion"] = (self.video_weight, value)
-        # Nobody who hears nothing can know the motion, or what the clip shows.
+        # Nobody who hears nothing can know the motion, or what the clip shows. A sample that does
+        # not hear counts 0, so that a batch's loss is the mean of its parts', however it is cut.
         heard = samples.heard
-        if self.text_weight and samples.flow is not None and heard.any():
-            maps = [attention[heard] for attention in answer.maps]
-            value = text_motion(maps, self._flow, samples.flow[heard])
+        share, nothing = heard.float().mean(), answer.prediction.new_zeros(())
+        if self.text_weight and samples.flow is not None:
+            value = nothing
+            if heard.any():
+                maps = [attention[heard] for attention in answer.maps]
+                value = share * text_motion(maps, self._flow, samples.flow[heard])
             terms["text_motion"] = (self.text_weight, value)
         image, state = samples.image, answer.motion_state
-        if self.regularization_weight and image is not None and state is not None and heard.any():
-            value = regularization(state[heard], image[heard])
+        if self.regularization_weight and image is not None and state is not None:
+            value = nothing
+            if heard.any():
+                value = share * regularization(state[heard], image[heard])
             terms["regularization"] = (self.regularization_weight, value)
-        total = sum(
-            (weight * value for weight, value in terms.values()), answer.prediction.new_zeros(())
-        )
+        total = sum((weight * value for weight, value in terms.values()), nothing)
         return total, {name: value.item() for name, (_, value) in terms.items()}
 
     def _diffusion(self, samples: Samples, prediction: Tensor) -> Tensor:

@@ -1,0 +1,26 @@
+"""A CSV file row by row, its faults told in one line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_rows(file: Path, fault: type[ValueError]) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a UTF-8 file, header and empty lines among them, each with its line's number.
+
+    Raises `fault` when the file cannot be read, is not UTF-8 or no CSV.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            for cells in reader:
+                yield reader.line_num, cells
+    except OSError as error:
+        raise fault(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise fault(f"{file}: is not UTF-8 text; save it as UTF-8") from None
+    except csv.Error as error:
+        where = f"{file}, line {reader.line_num}"
+        raise fault(f"{where}: is not valid CSV ({error}); double inner quotes") from None
