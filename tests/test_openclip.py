@@ -1,0 +1,172 @@
+"""OpenCLIP's towers, written here from torch's own layers, against the converted ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+
+from demo_t2v.models.text import penultimate_states
+from demo_t2v.weights.names import NamesError
+from demo_t2v.weights.openclip import (
+    clip_from_openclip,
+    clip_to_openclip,
+    text_from_openclip,
+    text_to_openclip,
+)
+from golden import relative_error, weight
+
+WIDTH, HEADS, LAYERS, LENGTH, WORDS, SHARED = 32, 4, 3, 12, 50, 16
+SIDE, PATCH = 24, 8
+TOWER = {
+    "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "hidden_act": "gelu",
+}  # fmt: skip
+TEXT = {
+    **TOWER, "vocab_size": WORDS, "max_position_embeddings": LENGTH, "bos_token_id": WORDS - 2,
+    "eos_token_id": WORDS - 1, "pad_token_id": 0,
+}  # fmt: skip
+
+
+class Block(nn.Module):
+    """OpenCLIP's residual block: pre-norm attention and MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attn = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        layers = {
+            "c_fc": nn.Linear(WIDTH, 4 * WIDTH),
+            "gelu": nn.GELU(),
+            "c_proj": nn.Linear(4 * WIDTH, WIDTH),
+        }
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block() for _ in range(LAYERS))
+
+
+class Visual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(WIDTH))
+        self.positional_embedding = nn.Parameter(torch.empty((SIDE // PATCH) ** 2 + 1, WIDTH))
+        self.ln_pre, self.ln_post = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.transformer = Blocks()
+        self.proj = nn.Parameter(torch.empty(WIDTH, SHARED))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(x), 1, -1)
+        x = self.ln_pre(torch.cat([first, x], 1) + self.positional_embedding)
+        for block in self.transformer.resblocks:
+            x = block(x, None)
+        return self.ln_post(x[:, 0]) @ self.proj
+
+
+class OpenClip(nn.Module):
+    """Both towers, as in github.com/mlfoundations/open_clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.empty(LENGTH, WIDTH))
+        self.text_projection = nn.Parameter(torch.empty(WIDTH, SHARED))
+        self.logit_scale = nn.Parameter(torch.tensor(0.0))
+        self.visual = Visual()
+        self.transformer = Blocks()
+        self.token_embedding = nn.Embedding(WORDS, WIDTH)
+        self.ln_final = nn.LayerNorm(WIDTH)
+
+    def states(self, ids: Tensor, layers: int) -> Tensor:
+        """The text's states behind so many layers, and the final norm."""
+        x = self.token_embedding(ids) + self.positional_embedding
+        mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1)
+        for block in self.transformer.resblocks[:layers]:
+            x = block(x, mask)
+        return self.ln_final(x)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> OpenClip:
+    model = OpenClip().eval()
+    state = {name: weight(name, tuple(w.shape)) for name, w in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    words = torch.randint(1, WORDS - 2, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    words[:, 0], words[0, 7:], words[1, 11:] = WORDS - 2, 0, 0
+    words[0, 7], words[1, 11] = WORDS - 1, WORDS - 1
+    return words
+
+
+def vision() -> CLIPModel:
+    picture = {**TOWER, "image_size": SIDE, "patch_size": PATCH}
+    return CLIPModel(CLIPConfig(text_config=TEXT, vision_config=picture, projection_dim=SHARED))
+
+
+@torch.no_grad()
+def test_the_text_encoder_says_what_openclip_says(theirs: OpenClip, ids: Tensor) -> None:
+    encoder = CLIPTextModel(CLIPTextConfig(**TEXT)).eval()
+    encoder.load_state_dict(text_from_openclip(theirs.state_dict(), encoder))
+    assert relative_error(penultimate_states(encoder, ids), theirs.states(ids, LAYERS - 1)) < 1e-5
+    last = encoder(input_ids=ids).last_hidden_state
+    assert relative_error(last, theirs.states(ids, LAYERS)) < 1e-5
+
+
+@torch.no_grad()
+def test_both_towers_meet_in_one_space(theirs: OpenClip, ids: Tensor) -> None:
+    model = vision().eval()
+    model.load_state_dict(clip_from_openclip(theirs.state_dict(), model))
+    images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    ends = theirs.states(ids, LAYERS)[torch.arange(2), torch.tensor([7, 11])]
+    words = ends @ theirs.text_projection
+    output = model(input_ids=ids, pixel_values=images)
+    for ours, expected in (
+        (output.image_embeds, theirs.visual(images)),
+        (output.text_embeds, words),
+    ):
+        assert relative_error(ours, expected / expected.norm(dim=1, keepdim=True)) < 1e-5
+
+
+def test_there_and_back_is_the_same_file(theirs: OpenClip) -> None:
+    state = theirs.state_dict()
+    back = clip_to_openclip(clip_from_openclip(state, vision()))
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    with torch.device("meta"):
+        encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
+    text = text_to_openclip(text_from_openclip(state, encoder))
+    assert all(torch.equal(text[name], state[name]) for name in text)
+    beside = {name for name in state if name.startswith("visual.")}
+    assert state.keys() - text.keys() == beside | {"text_projection", "logit_scale"}
+
+
+def test_the_mask_of_old_files_is_no_weight(theirs: OpenClip) -> None:
+    state = theirs.state_dict() | {"attn_mask": torch.zeros(LENGTH, LENGTH)}
+    assert len(clip_from_openclip(state, vision())) == len(vision().state_dict())
+
+
+def test_wrong_tensors_are_named(theirs: OpenClip) -> None:
+    state = theirs.state_dict()
+    state["transformer.resblocks.0.attn.in_proj_bias"] = torch.zeros(3)
+    del state["ln_final.bias"]
+    state["extra"] = torch.zeros(1)
+    with pytest.raises(NamesError) as caught:
+        text_from_openclip(state, CLIPTextModel(CLIPTextConfig(**TEXT)))
+    assert "1 missing: ln_final.bias; 1 surplus: extra; 1 misshapen: " in str(caught.value)
+    assert "in_proj_bias (3,) should be (96,)" in str(caught.value)
