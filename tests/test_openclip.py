@@ -13,9 +13,8 @@ from demo_t2v.models.text import penultimate_states
 from demo_t2v.weights.names import NamesError
 from demo_t2v.weights.openclip import (
     clip_from_openclip,
-    clip_to_openclip,
     text_from_openclip,
-    text_to_openclip,
+    to_openclip,
 )
 from golden import relative_error, weight
 
@@ -145,12 +144,12 @@ def test_both_towers_meet_in_one_space(theirs: OpenClip, ids: Tensor) -> None:
 
 def test_there_and_back_is_the_same_file(theirs: OpenClip) -> None:
     state = theirs.state_dict()
-    back = clip_to_openclip(clip_from_openclip(state, vision()))
+    back = to_openclip(clip_from_openclip(state, vision()))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     with torch.device("meta"):
         encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
-    text = text_to_openclip(text_from_openclip(state, encoder))
+    text = to_openclip(text_from_openclip(state, encoder))
     assert all(torch.equal(text[name], state[name]) for name in text)
     beside = {name for name in state if name.startswith("visual.")}
     assert state.keys() - text.keys() == beside | {"text_projection", "logit_scale"}

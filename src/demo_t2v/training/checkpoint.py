@@ -90,15 +90,6 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             later.rename(aside)
 
-    def data_state(self, place: Path, engine: Engine) -> dict[str, Any]:
-        """Where this process's data was; nothing if other processes than these wrote it."""
-        state = json.loads((place / "state.json").read_text(encoding="utf-8"))
-        file = _data_file(place, engine)
-        if state["processes"] != engine.world or not file.exists():
-            return {}
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return known
-
     def save(self, engine: Engine, progress: Progress, data: Mapping[str, Any]) -> None:
         """Write, sync, rename, and delete what need not be kept. All processes together.
 
@@ -204,6 +195,9 @@ def restore(place: Path, engine: Engine) -> Progress:
         # A run that kept no average begins one with the weights as they are.
         if average.exists():
             engine.load_average(load_file(average), state["averaged_steps"])
+    items, data = engine.task.items, _data_file(place, engine)
+    if items is not None and data.exists() and state["processes"] == engine.world:
+        items.load_state_dict(json.loads(data.read_text(encoding="utf-8")))
     return Progress(**state["progress"])
 
 

@@ -45,8 +45,6 @@ def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[
         config.log_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.begin(run.step)
         _forget_after(metrics, run.step)
-    if source is not None and task.items and (place := checkpoints.data_state(source, engine)):
-        task.items.load_state_dict(place)
     with _Signals() as signals, Ahead(engine, run.step, run.position) as ahead:
         pace = _Pace(engine, ahead, run.step)
         while run.step < config.num_steps and not signals.agreed:

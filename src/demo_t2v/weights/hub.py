@@ -65,7 +65,7 @@ def _download(name: str) -> Path:
         ) from None
     except OSError as error:
         raise ConnectionError(
-            f"{name}: is no folder here, and the hub does not give it ({_first_line(error)})"
+            f"{name}: is no folder here, and the hub does not give it ({first_line(error)})"
         ) from None
     if not (folder / "model_index.json").is_file():
         raise ModelError(
@@ -116,7 +116,7 @@ def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> 
             folder, dtype=getattr(torch, dtype), low_cpu_mem_usage=is_accelerate_available()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
+        raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from error
     pipeline.set_progress_bar_config(disable=True)
     loaded: DemoPipeline = pipeline.to(device)
     return loaded
@@ -143,5 +143,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

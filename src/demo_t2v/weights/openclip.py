@@ -55,25 +55,15 @@ def text_from_openclip(state: Mapping[str, Tensor], encoder: CLIPTextModel) -> d
     return _from_openclip(tower, encoder.state_dict())
 
 
-def text_to_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse: a text encoder's tensors under OpenCLIP's names."""
-    return _to_openclip(state)
-
-
 def clip_from_openclip(state: Mapping[str, Tensor], model: CLIPModel) -> dict[str, Tensor]:
     """Both towers as a state dict of `model` (which may be on the meta device), or NamesError."""
     towers = {name: tensor for name, tensor in state.items() if name not in _NO_WEIGHTS}
     return _from_openclip(towers, model.state_dict())
 
 
-def clip_to_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse."""
-    return _to_openclip(state)
-
-
 def _from_openclip(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     with torch.device("meta"):
-        wanted = _to_openclip({name: torch.empty(w.shape) for name, w in ours.items()})
+        wanted = to_openclip({name: torch.empty(w.shape) for name, w in ours.items()})
     check(state, {name: tuple(tensor.shape) for name, tensor in wanted.items()})
     taken = {}
     for name in ours:
@@ -85,7 +75,8 @@ def _from_openclip(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> d
     return taken
 
 
-def _to_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of both: an encoder's or a CLIP's tensors under OpenCLIP's names."""
     published: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():

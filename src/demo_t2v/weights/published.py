@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from demo_t2v.weights.hub import ModelError
+from demo_t2v.weights.hub import ModelError, first_line
 
 _BELOW: Final = ("unet_state_dict", "state_dict")
 _AGAIN: Final = "download it again"
@@ -63,5 +63,5 @@ def _load(file: Path) -> Any:
             ) from None
         raise ModelError(f"{file}: is damaged, or no file of weights; {_AGAIN}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{file}: is damaged or cut short ({first}); {_AGAIN}") from None
+        problem = f"is damaged or cut short ({first_line(error)})"
+        raise ModelError(f"{file}: {problem}; {_AGAIN}") from None
