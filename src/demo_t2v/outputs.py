@@ -139,13 +139,13 @@ class OutputFolder:
             with _partial(file) as partial:
                 write_video(frames, partial, self.settings["fps"], self.settings["format"])
                 for written in (*partial.glob("*"), partial) if partial.is_dir() else (partial,):
-                    _sync(written)
+                    sync(written)
                 if file.is_dir():
                     shutil.rmtree(file)  # a folder of frames cannot be replaced by rename
                 partial.replace(file)
         except OSError as error:  # name the video, not the temporary file or none at all
             raise OSError(error.errno, error.strerror or str(error), str(file)) from error
-        _sync(self.path)
+        sync(self.path)
         entry = {**asdict(job), "file": file.name, "seconds": round(seconds, 3)}
         entry |= {"model": self.model, "settings": dict(self.settings)}
         _append(self.path / MANIFEST, entry)
@@ -184,6 +184,28 @@ def _partial(file: Path) -> Iterator[Path]:
         _remove(partial)
 
 
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that is synced and called `folder` at the end, if all went well.
+
+    Raises OutputError if there is something of that name.
+    """
+    if folder.exists():
+        raise OutputError(f"{folder}: is there already; give the name of a new folder")
+    with _partial(folder) as partial:
+        partial.mkdir(parents=True)
+        yield partial
+        sync_all(partial)
+        partial.rename(folder)
+    sync(folder.parent)
+
+
+def sync_all(folder: Path) -> None:
+    """Wait until a folder and all that is below it are on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -191,7 +213,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
     if path.is_dir() and os.name != "posix":
         return  # Windows cannot, and need not

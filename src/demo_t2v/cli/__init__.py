@@ -24,6 +24,7 @@ from demo_t2v.cli.terminal import (
     only_reports_on_stdout,
     progress,
 )
+from demo_t2v.cli.weights import weights
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.generation import Job, PromptError, make_jobs, read_prompts
 from demo_t2v.generation import generate as generate_frames
@@ -40,6 +41,7 @@ app = typer.Typer(
 evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(data, name="data")
+app.add_typer(weights)
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 # What shapes the videos: a second run with other values would make other ones.

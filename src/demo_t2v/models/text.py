@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,14 @@ def penultimate_states(encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     return states
 
 
+def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], config: CLIPTextConfig) -> Tensor:
+    """Token ids (B, L) as an encoder of these settings was trained to hear them, cut or padded."""
+    length = config.max_position_embeddings
+    cut = tokenizer(list(prompts), max_length=length, truncation=True).input_ids
+    # OpenCLIP pads with a token that means something else in a prompt, so no tokenizer can say it.
+    return torch.tensor([ids + [config.pad_token_id] * (length - len(ids)) for ids in cut])
+
+
 class TextConditioner:
     """A tokenizer and the two encoders; holds no weights of its own."""
 
@@ -48,20 +57,14 @@ class TextConditioner:
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, L), padded; a prompt longer than L is cut, with a warning."""
-        length = self.content_encoder.config.max_position_embeddings
-        ids: Tensor = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        config = self.content_encoder.config
+        length = config.max_position_embeddings
         for prompt in dict.fromkeys(prompts):
             dropped = self.tokenizer(prompt, add_special_tokens=False).input_ids[length - 2 :]
             if dropped:
                 rest = self.tokenizer.decode(dropped)
                 logger.warning("the prompt is longer than %d tokens; dropped: %r", length - 2, rest)
-        return ids
+        return token_ids(self.tokenizer, prompts, config)
 
     def eot_index(self, ids: Tensor) -> Tensor:
         """Where each row's first end-of-text token stands: (B, L) -> (B,)."""

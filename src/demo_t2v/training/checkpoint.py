@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo_t2v.config import ConfigError
+from demo_t2v.outputs import sync, sync_all
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import Engine
 from demo_t2v.training.placement import named_weights
@@ -122,9 +122,9 @@ class Checkpoints:
         if engine.main and failure is None:
             try:
                 _write_state(partial / "state.json", engine, progress)
-                _sync(partial)
+                sync_all(partial)
                 partial.rename(place)
-                _sync_folder(self.folder)
+                sync(self.folder)
                 self._prune()
             except OSError as error:
                 failure = error
@@ -230,25 +230,6 @@ def _write_state(file: Path, engine: Engine, progress: Progress) -> None:
         "scaler": engine.scaler.state_dict(),
     }
     file.write_text(json.dumps(state), encoding="utf-8")
-
-
-def _sync(folder: Path) -> None:
-    """Have everything below a folder reach the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _step(place: Path) -> int:

@@ -21,7 +21,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import CaptionedClip
-from demo_t2v.models.text import penultimate_states
+from demo_t2v.models.text import penultimate_states, token_ids
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.motion.flow import resize_flow, video_flow
 from demo_t2v.training.config import DenoiserTraining
@@ -113,26 +113,18 @@ def latents_part(config: DenoiserTraining) -> Part:
 def tokens_part(config: DenoiserTraining) -> Part:
     """The caption's token ids (L,), padded or cut."""
     folder = config.clip / "tokenizer"
-    length: int = CLIPTextConfig.from_pretrained(
-        config.clip / "content_encoder"
-    ).max_position_embeddings
+    encoder = CLIPTextConfig.from_pretrained(config.clip / "content_encoder")
 
     def load() -> Compute:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
 
         def tokens(clip: CaptionedClip) -> Tensor:
-            ids: Tensor = tokenizer(
-                clip.caption,
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            return ids[0]
+            return token_ids(tokenizer, [clip.caption], encoder)[0]
 
         return tokens
 
-    return Part("tokens", f"{fingerprint(folder)} {length}", load)
+    made_by = f"{fingerprint(folder)} {encoder.max_position_embeddings} {encoder.pad_token_id}"
+    return Part("tokens", made_by, load)
 
 
 def content_part(config: DenoiserTraining) -> Part:

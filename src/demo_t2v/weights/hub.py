@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ BUILT_IN: Final[Mapping[str, Path]] = {
     "sprites": _ASSETS / "model",
     "sprites-base": _ASSETS / "base",  # the base denoiser that DEMO is compared with
 }
+PUBLISHED: Final = ("ali-vilab/modelscope-damo-text-to-video-synthesis", "Ryan-PR/DEMO")
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
@@ -41,16 +44,43 @@ class ModelDefaults:
 def resolve(name: str) -> Path:
     """The folder of a model: built in (`sprites`), a folder, or a hub repository (downloaded).
 
+    A folder with the published `.pth` files, the denoiser's file of such a one and the published
+    repositories' names are good too: they are converted, once, into a folder below `cache()`.
     Raises ModelError when there is no such model, ConnectionError when the hub does not answer.
     """
     folder = BUILT_IN.get(name, Path(name))
     if name and (folder / "model_index.json").is_file():
         return folder
+    if folder.suffix == ".pth" or (name and any(folder.glob("*.pth"))):
+        return _converted(folder)
+    if name in PUBLISHED and not folder.exists():
+        return _converted(name)
     if name not in BUILT_IN and not folder.exists() and _HUB_ID.fullmatch(name):
         return _download(name)
     wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
     raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
+
+
+def cache() -> Path:
+    """Where converted models are kept: `demo-t2v` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demo-t2v"
+
+
+def _converted(source: Path | str) -> Path:
+    """The folder that published files become, made anew when one of them has changed."""
+    from demo_t2v.weights.convert import convert
+    from demo_t2v.weights.download import downloaded
+    from demo_t2v.weights.published import PublishedFiles
+
+    files = downloaded(source) if isinstance(source, str) else PublishedFiles.find(source)
+    if files is None:
+        raise ModelError(f"{source}: has .pth files, but no denoiser among them")
+    known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    folder = cache() / hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    if not folder.exists():
+        convert(files, folder)
+    return folder
 
 
 def _download(name: str) -> Path:

@@ -7,7 +7,7 @@ from the network itself; so the two directions cannot drift apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import torch
@@ -54,6 +54,14 @@ def published_autoencoder(width: int = 128) -> AutoencoderKL:
         latent_channels=4,
         scaling_factor=0.18215,
     )
+
+
+def published_autoencoder_width(state: Mapping[str, Tensor]) -> int:
+    """The `width` of a published autoencoder's tensors, or NamesError."""
+    first = state.get(AUTOENCODER_PREFIX + "encoder.conv_in.weight")
+    if first is None:
+        raise NamesError(f"is no published autoencoder; it has no {AUTOENCODER_PREFIX}encoder")
+    return first.shape[0]
 
 
 def autoencoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,6 +153,36 @@ _ENDS: Final[Mapping[str, str]] = {
     "out.2": "conv_out",
 }
 _TRANSFORMERS: Final = ("attentions", "motion_attentions", "temp_attentions")
+
+
+def has_motion(published: Iterable[str]) -> bool:
+    """Whether a denoiser's tensors, by their published names, are DEMO's: its middle is longer."""
+    return any(name.startswith("middle_block.4.") for name in published)
+
+
+def published_denoiser(state: Mapping[str, Tensor]) -> DemoUNet:
+    """The network of a published denoiser's tensors, untrained, in the width that they have.
+
+    Its heads are 64 wide, as published. Raises NamesError for tensors of something else.
+    """
+    names = (
+        "input_blocks.0.0.weight",
+        "input_blocks.0.1.proj_in.weight",
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+    )
+    missing = [name for name in names if name not in state or state[name].ndim < 2]
+    if missing:
+        raise NamesError(f"is no published denoiser; it has no {', '.join(missing)}")
+    first, into, listening = (state[name].shape for name in names)
+    network: DemoUNet = DemoUNet(
+        in_channels=first[1],
+        out_channels=first[1],
+        block_out_channels=[first[0] * times for times in (1, 2, 4, 4)],
+        num_input_heads=into[0] // 64,
+        cross_attention_dim=listening[1],
+        motion=has_motion(state),
+    )
+    return network
 
 
 def denoiser_modules(unet: DemoUNet) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""OpenCLIP's names and shapes <-> transformers' CLIP: pure functions on state dicts.
+"""OpenCLIP's names, shapes and tokens <-> transformers' CLIP.
 
 OpenCLIP keeps query, key and value of a layer in one tensor, and multiplies by its projections
 from the right. `open_clip_pytorch_model.bin` holds both towers, `motion_encoder.pth` the text
@@ -7,15 +7,19 @@ tower alone (its names the same). Sizes are read from the network on our side.
 
 from __future__ import annotations
 
+import gzip
+import math
 import re
 from collections.abc import Mapping
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo_t2v.weights.names import check
+from demo_t2v.weights.names import NamesError, check
 
 # transformers' names -> OpenCLIP's, applied one after another; the text tower's first.
 _RULES: Final = (
@@ -38,7 +42,87 @@ _RULES: Final = (
 )
 _NO_WEIGHTS: Final = frozenset({"attn_mask"})  # a constant that old files hold
 # Of the text tower's file, but not of the encoder: its states are heard before the projection.
-_HEAD: Final = frozenset({"text_projection", "logit_scale"})
+HEAD: Final = frozenset({"text_projection", "logit_scale"})
+
+
+_PAIRS: Final = Path(__file__).parent.parent / "assets/openclip/bpe_simple_vocab_16e6.txt.gz"
+_MERGES: Final = 49_152 - 256 - 2  # of the file's many pairs, CLIP took the first ones
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """OpenCLIP's tokenizer, that of github.com/openai/CLIP (`clip/simple_tokenizer.py`).
+
+    What it does not do is to pad: OpenCLIP pads with token 0, which is also a word's `!`.
+    """
+    with gzip.open(_PAIRS, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : _MERGES + 1]
+    merges = [tuple(line.split()) for line in lines]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # type: ignore[arg-type]
+
+
+def published_encoder(state: Mapping[str, Tensor]) -> CLIPTextModel:
+    """The text tower that a file's tensors are, untrained, or NamesError.
+
+    Heads are 64 wide, as in ViT-H-14.
+    """
+    return CLIPTextModel(CLIPTextConfig(**_text_sizes(state)))
+
+
+def published_clip(state: Mapping[str, Tensor]) -> CLIPModel:
+    """Both towers, untrained, or NamesError; the visual one's heads are 80 wide, as in ViT-H-14."""
+    text = _text_sizes(state)
+    names = ("visual.conv1.weight", "visual.positional_embedding", "text_projection")
+    patches, places, projection = _shapes(state, names)
+    picture = _tower("visual.", state, patches[0], heads=patches[0] // 80)
+    side = patches[2] * math.isqrt(places[0] - 1)
+    picture |= {"image_size": side, "patch_size": patches[2]}
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=picture, projection_dim=projection[1])
+    )
+
+
+def preprocessing(side: int) -> dict[str, Any]:
+    """What OpenCLIP does to images before it sees them, as a `preprocessor_config.json`."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "resample": 3,  # bicubic
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+
+
+def _text_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    tokens, places = _shapes(state, ("token_embedding.weight", "positional_embedding"))
+    words, width = tokens
+    ends = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": 0}
+    sizes = {"vocab_size": words, "max_position_embeddings": places[0]}
+    return _tower("", state, width, heads=width // 64) | sizes | ends
+
+
+def _tower(prefix: str, state: Mapping[str, Tensor], width: int, heads: int) -> dict[str, Any]:
+    layer = re.compile(re.escape(f"{prefix}transformer.resblocks.") + r"(\d+)\.")
+    found = [int(match[1]) for match in map(layer.match, state) if match]
+    (hidden,) = _shapes(state, (f"{prefix}transformer.resblocks.0.mlp.c_fc.bias",))
+    return {
+        "hidden_size": width,
+        "intermediate_size": hidden[0],
+        "num_hidden_layers": max(found) + 1,
+        "num_attention_heads": max(1, heads),
+        "hidden_act": "gelu",
+    }
+
+
+def _shapes(state: Mapping[str, Tensor], names: tuple[str, ...]) -> list[torch.Size]:
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise NamesError(f"is no file of OpenCLIP's; it has no {', '.join(missing)}")
+    return [state[name].shape for name in names]
 
 
 def text_from_openclip(state: Mapping[str, Tensor], encoder: CLIPTextModel) -> dict[str, Tensor]:
@@ -50,7 +134,7 @@ def text_from_openclip(state: Mapping[str, Tensor], encoder: CLIPTextModel) -> d
     tower = {
         name: tensor
         for name, tensor in state.items()
-        if name not in _NO_WEIGHTS | _HEAD and not name.startswith("visual.")
+        if name not in _NO_WEIGHTS | HEAD and not name.startswith("visual.")
     }
     return _from_openclip(tower, encoder.state_dict())
 

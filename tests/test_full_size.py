@@ -1,0 +1,47 @@
+"""A file of the published size, through the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.weights.names import autoencoder_to_published, denoiser_to_published
+from demo_t2v.weights.openclip import to_openclip
+from layouts import write_published
+
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call([sys.executable, "-m", "demo_t2v", *sys.argv[1:]], stdout=2)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux does")
+def test_demo_is_converted_whole_and_in_little_memory(tmp_path: Path) -> None:
+    files = write_published(tmp_path, motion=True, full=True)
+    out = tmp_path / "model"
+    command = [sys.executable, "-c", MEASURED, "convert", str(tmp_path), str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    written = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    peak = int(ended.stdout)
+    print(f"peak {peak / 2**30:.2f} GiB, written {written / 2**30:.2f} GiB: {peak / written:.2f}")
+    assert peak < 1.3 * written
+    loaded = DemoPipeline.from_pretrained(out, dtype=torch.float16)
+    state = denoiser_to_published(loaded.unet.state_dict(), loaded.unet)
+    assert len(state) == 1896
+    for ours, name in (
+        (state, "demo.pth"),
+        (autoencoder_to_published(loaded.vae.state_dict()), "VQGAN_autoencoder.pth"),
+        (to_openclip(loaded.content_encoder.state_dict()), "open_clip_pytorch_model.bin"),
+        (to_openclip(loaded.motion_encoder.state_dict()), "motion_encoder.pth"),
+    ):
+        assert ours
+        assert [key for key in ours if not torch.equal(ours[key], files[name][key])] == []
