@@ -216,7 +216,7 @@ def _denoiser_width(config: Mapping[str, Any]) -> int:
     """
     first, second = _first_two(config)
     inner = config["num_input_heads"] * config["attention_head_dim"] if config["temporal"] else 0
-    return int(max(19 * inner + 3 * first, (24 + config["layers_per_block"]) * first + 2 * second))
+    return int(max(19 * inner + 3 * first, (25 + config["layers_per_block"]) * first + 2 * second))
 
 
 def _first_two(config: Mapping[str, Any]) -> tuple[int, int]:
