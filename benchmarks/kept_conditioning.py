@@ -21,7 +21,7 @@ STEPS, BATCH, ROUNDS = 20, 4, 3
 
 def main() -> None:
     pipe = load_pipeline("sprites")
-    states = pipe.encode_prompt(["a car moves to the left on the grass"] * BATCH)
+    states, _ = pipe.encode_prompt(["a car moves to the left on the grass"] * BATCH)
     config = pipe.unet.config
     side, frames = config.sample_size, config.sample_frames
     latents = torch.randn(BATCH, config.in_channels, frames, side, side, device=pipe.device)

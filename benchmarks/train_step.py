@@ -60,7 +60,7 @@ class Step:
         pixels = torch.from_numpy(np.stack([clip.frames for clip in clips])).float() / 127.5 - 1
         self.pixels = rearrange(pixels, "b f h w c -> b c f h w")
         with torch.no_grad():
-            states = self.pipe.encode_prompt([clip.caption for clip in clips])
+            states, _ = self.pipe.encode_prompt([clip.caption for clip in clips])
             self.latents = self.encode()
             self.flow = self.real_flow(lucas_kanade)
         self.states, self.ends = states, states.eot_index

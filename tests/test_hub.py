@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import ModelDefaults, ModelError, load_pipeline, read_defaults, resolve
 
 
@@ -80,6 +83,47 @@ def test_broken_weights(tmp_path: Path, tiny_folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded") as error:
         load_pipeline(str(broken), "cpu")
+    assert "\n" not in str(error.value)
+
+
+def spoil(folder: Path, part: str, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of one part of a saved model."""
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "content_encoder", "motion_encoder"])
+def test_weights_are_never_filled_in_by_chance(
+    tmp_path: Path, tiny_folder: Path, part: str
+) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(tiny_folder, broken)
+    spoil(broken, part, lambda tensors: tensors.popitem())
+    with pytest.raises(ModelError, match=rf"{part}: 1 tensors are missing, \S+; the model is not"):
+        load_pipeline(str(broken), "cpu")
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path, tiny_folder: Path) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(tiny_folder, broken)
+    spoil(broken, "unet", lambda tensors: tensors["conv_out.bias"].fill_(1e5))
+    load_pipeline(str(broken), "cpu", "float32")
+    with pytest.raises(
+        ModelError, match=r"conv_out\.bias has numbers that are not finite; .*float32"
+    ):
+        load_pipeline(str(broken), "cpu", "float16")
+
+
+def test_a_missing_shard(tmp_path: Path, tiny_pipeline: DemoPipeline) -> None:
+    tiny_pipeline.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    shards = sorted((tmp_path / "model/unet").glob("*.safetensors"))
+    assert len(shards) > 2
+    load_pipeline(str(tmp_path / "model"), "cpu")
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=shards[1].name) as error:
+        load_pipeline(str(tmp_path / "model"), "cpu")
     assert "\n" not in str(error.value)
 
 

@@ -6,13 +6,15 @@ release, so that a configuration written for it is at home here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 
 class ConfigError(ValueError):
@@ -23,6 +25,20 @@ class Strict(BaseModel):
     """A configuration that takes no unknown keys and does not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
+
+
+def parse_size(text: Any) -> Any:
+    """Bytes from a size such as 8GB (10^9 each), 512MB or 7.5GiB (2^30 each); bytes stay."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None:
+        raise PydanticCustomError("size", "should be a size such as 8GB, 512MB or 7.5GiB")
+    number, letter, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(letter.upper()) + 1))
 
 
 class InferDataset(Strict):
@@ -52,6 +68,10 @@ class InferenceConfig(Strict):
     format: Literal["mp4", "webm", "gif", "png"] = "mp4"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    offload: Literal["none", "model", "sequential"] = "none"
+    """What waits in the CPU's memory while a GPU computes: whole networks, or every layer."""
+    max_memory: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = None
+    """Bytes on the device, written as 8GB; picks what to offload and how to decode."""
 
 
 def load(

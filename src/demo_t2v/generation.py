@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,26 @@ from numpy.typing import NDArray
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.data.table import read_rows
 from demo_t2v.outputs import Job
+from demo_t2v.weights.hub import load_pipeline
+from demo_t2v.weights.memory import DENOISING, TEXT, Plan
 
 if TYPE_CHECKING:
+    from demo_t2v.models.text import TextStates
     from demo_t2v.pipeline import DemoPipeline
 
-__all__ = ["Job", "PromptError", "generate", "make_jobs", "read_prompts", "sample_seed"]
+    Encoded = tuple[TextStates, TextStates | None]
+    """A batch's `prompt_embeds` and `negative_prompt_embeds`."""
+
+__all__ = [
+    "Job",
+    "PromptError",
+    "encode",
+    "generate",
+    "load_for",
+    "make_jobs",
+    "read_prompts",
+    "sample_seed",
+]
 
 
 class PromptError(ValueError):
@@ -86,27 +103,72 @@ def make_jobs(prompts: Iterable[tuple[str, str]], repeat: int, seed: int) -> lis
     ]
 
 
+def load_for(
+    jobs: Sequence[Job], config: InferenceConfig, plan: Plan
+) -> tuple[DemoPipeline, list[Encoded] | None]:
+    """The pipeline as `plan` has it. Where the text encoders are dropped, it comes without them
+    and the encoded jobs with it; the denoiser is loaded after they are gone.
+    """
+    load = partial(load_pipeline, config.pretrained, config.device, config.dtype)
+    if not plan.drop_text:
+        return load(offload=plan.offload), None
+    encoded = encode(load(without=DENOISING), jobs, config)
+    gc.collect()
+    return load(without=TEXT), encoded
+
+
+def encode(pipeline: DemoPipeline, jobs: Sequence[Job], config: InferenceConfig) -> list[Encoded]:
+    """What the text encoders say of all jobs: on the CPU, batch by batch as `generate` goes."""
+    scale = pipeline.config.guidance_scale if config.guide_scale is None else config.guide_scale
+    negative = config.negative_prompt if scale > 1 else None
+    states = (
+        pipeline.encode_prompt([job.prompt for job in batch], negative_prompt=negative)
+        for batch in _batches(jobs, config)
+    )
+    return [
+        (these.map(lambda t: t.cpu()), None if those is None else those.map(lambda t: t.cpu()))
+        for these, those in states
+    ]
+
+
 def generate(
     pipeline: DemoPipeline,
     jobs: Sequence[Job],
     config: InferenceConfig,
     on_step: Callable[[int], None] | None = None,
+    encoded: Sequence[Encoded] | None = None,
 ) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
     """Make the videos batch by batch: yields (job, uint8 RGB frames (F, H, W, 3), seconds).
 
     `seconds` is the batch's time divided by its videos. `on_step` hears after each denoising
-    step how many videos took it. Raises ConfigError, at once, for a size that the network cannot
-    take.
+    step how many videos took it. `encoded` is what `encode` gave for the same jobs, for a pipeline
+    without text encoders. Raises ConfigError, at once, for a size that the network cannot take.
     """
     _check_size(pipeline, config)
+    batches = _batches(jobs, config)
+    texts: list[dict[str, Any]]
+    if encoded is None:
+        texts = [
+            {"prompt": [job.prompt for job in batch], "negative_prompt": config.negative_prompt}
+            for batch in batches
+        ]
+    else:
+        texts = [
+            {"prompt_embeds": these, "negative_prompt_embeds": those} for these, those in encoded
+        ]
+    pairs = zip(batches, texts, strict=True)
+    return (made for pair in pairs for made in _batch(pipeline, *pair, config, on_step))
+
+
+def _batches(jobs: Sequence[Job], config: InferenceConfig) -> list[Sequence[Job]]:
     size = config.batch_size
-    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-    return (made for batch in batches for made in _batch(pipeline, batch, config, on_step))
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
 def _batch(
     pipeline: DemoPipeline,
     jobs: Sequence[Job],
+    text: Mapping[str, Any],
     config: InferenceConfig,
     on_step: Callable[[int], None] | None,
 ) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
@@ -120,8 +182,7 @@ def _batch(
     height, width = config.resolution or (None, None)
     started = time.monotonic()
     videos = pipeline(
-        [job.prompt for job in jobs],
-        negative_prompt=config.negative_prompt,
+        **text,
         num_frames=config.max_frames,
         height=height,
         width=width,

@@ -32,8 +32,10 @@ class DemoPipelineOutput(BaseOutput):
 class DemoPipeline(DiffusionPipeline):
     """Text to video by DEMO (arXiv 2410.24219); a diffusers pipeline like any other.
 
-    Without a motion encoder it is the base model, ModelScopeT2V. `num_inference_steps` and
-    `guidance_scale` are kept in `model_index.json`: what the model is called with by default.
+    Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
+    without `unet` and `vae`, only to `encode_prompt`, and without its text encoders, to be called
+    with `prompt_embeds`. `num_inference_steps` and `guidance_scale` are kept in
+    `model_index.json`: what the model is called with by default.
     """
 
     model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
@@ -42,9 +44,9 @@ class DemoPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: DemoUNet,
-        vae: AutoencoderKL,
-        content_encoder: CLIPTextModel,
+        unet: DemoUNet | None,
+        vae: AutoencoderKL | None,
+        content_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer,
         scheduler: SchedulerMixin,
         motion_encoder: CLIPTextModel | None = None,
@@ -86,17 +88,36 @@ class DemoPipeline(DiffusionPipeline):
         if num_frames < 1:
             raise ValueError(f"num_frames {num_frames}: must be at least 1")
 
+    @torch.no_grad()
     def encode_prompt(
-        self, prompts: Sequence[str], motion_prompts: Sequence[str] | None = None
-    ) -> TextStates:
-        """States of both encoders for a batch of prompts."""
-        condition = TextConditioner(self.tokenizer, self.content_encoder, self.motion_encoder)
-        return condition(prompts, motion_prompts)
+        self,
+        prompt: str | Sequence[str],
+        motion_prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | None = None,
+    ) -> tuple[TextStates, TextStates | None]:
+        """The `prompt_embeds` and `negative_prompt_embeds` of a call: both encoders' states.
+
+        The second are None without a negative prompt, which has as many rows as there are prompts.
+        Raises ValueError where the text encoders were left out.
+        """
+        if self.content_encoder is None:
+            raise ValueError("prompt: this pipeline has no text encoders; give prompt_embeds")
+        prompts = _as_list(prompt)
+        motion_prompts = None if motion_prompt is None else _as_list(motion_prompt)
+        negatives = [] if negative_prompt is None else [negative_prompt] * len(prompts)
+        encode = TextConditioner(
+            self.tokenizer, self.content_encoder, self.motion_encoder, self._execution_device
+        )
+        states = encode(
+            negatives + prompts, None if motion_prompts is None else negatives + motion_prompts
+        )
+        count = len(negatives)
+        return states.map(lambda t: t[count:]), states.map(lambda t: t[:count]) if count else None
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         *,
         motion_prompt: str | Sequence[str] | None = None,
         negative_prompt: str = "",
@@ -108,6 +129,8 @@ class DemoPipeline(DiffusionPipeline):
         motion_strength: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: TextStates | None = None,
+        negative_prompt_embeds: TextStates | None = None,
         decode_chunk_size: int | None = None,
         output_type: Literal["np", "pt", "latent"] = "np",
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
@@ -119,26 +142,32 @@ class DemoPipeline(DiffusionPipeline):
         pixels and default to what the weights were trained for; `generator` is one for each
         sample, so that a video does not depend on the batch it rides in. `guidance_scale` 1 or
         less means none. `motion_strength` scales the motion transformers; 0 is the base network.
-        `decode_chunk_size` frames are decoded at once (None: all). Raises ValueError for sizes
-        that the network cannot take and for lists whose lengths disagree.
+        `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt` gave for the prompts,
+        to be given in their stead. `decode_chunk_size` frames are decoded at once (None: all).
+        Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
+        and for a prompt that is given twice or not at all.
         """
-        prompts = _as_list(prompt)
-        motion_prompts = None if motion_prompt is None else _as_list(motion_prompt)
         side = self.unet.config.sample_size * self.vae_scale_factor
         frames = _default(num_frames, self.unet.config.sample_frames)
         height, width = _default(height, side), _default(width, side)
         steps = _default(num_inference_steps, self.config.num_inference_steps)
         scale = _default(guidance_scale, self.config.guidance_scale)
         self.check_size(frames, height, width)
-        _check_lengths(len(prompts), motion_prompt=motion_prompts, generator=generator)
+        states, negatives = prompt_embeds, negative_prompt_embeds
+        texts = (prompt, motion_prompt, negative_prompt)
+        count = _count(*texts, states, negatives, guided=scale > 1)
+        _check_length(count, "generator", generator)
         _check_known("output_type", [output_type], ["np", "pt", "latent"])
         _check_known("callback tensor", callback_on_step_end_tensor_inputs, ["latents"])
         if steps < 1:
             raise ValueError(f"num_inference_steps {steps}: must be at least 1")
 
-        denoise = self._denoiser(prompts, motion_prompts, negative_prompt, scale, motion_strength)
+        if states is None:
+            negative = negative_prompt if scale > 1 else None
+            states, negatives = self.encode_prompt(prompt or "", motion_prompt, negative)
+        denoise = self._denoiser(states, negatives, scale, motion_strength)
         self.scheduler.set_timesteps(steps, device=self._execution_device)
-        latents = self._start(latents, (len(prompts), frames, height, width), generator)
+        latents = self._start(latents, (count, frames, height, width), generator)
         extra = {"generator": generator} if _takes_generator(self.scheduler) else {}
         self._interrupt = False
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
@@ -169,23 +198,18 @@ class DemoPipeline(DiffusionPipeline):
 
     def _denoiser(
         self,
-        prompts: list[str],
-        motion_prompts: list[str] | None,
-        negative: str,
+        states: TextStates,
+        negatives: TextStates | None,
         scale: float,
         motion_strength: float,
     ) -> Denoiser:
         """The network with its keys and values prepared once, under guidance if `scale` > 1."""
         guided = scale > 1
-        if guided:
-            negatives = [negative] * len(prompts)
-            prompts = negatives + prompts
-            if motion_prompts is not None:
-                motion_prompts = negatives + motion_prompts
-        states = self.encode_prompt(prompts, motion_prompts)
-        dtype = self.unet.dtype
-        motion = None if states.motion is None else states.motion.to(dtype)
-        conditioning = self.unet.prepare_conditioning(states.content.to(dtype), motion)
+        if guided and negatives is not None:
+            states = negatives.join(states)  # the order that guidance takes apart
+        device, dtype = self._execution_device, self.unet.dtype
+        motion = None if states.motion is None else states.motion.to(device, dtype)
+        conditioning = self.unet.prepare_conditioning(states.content.to(device, dtype), motion)
 
         def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
             output = self.unet(
@@ -233,12 +257,39 @@ def _check_known(name: str, given: Sequence[str], known: list[str]) -> None:
             raise ValueError(f"{name} {value!r}: must be {' or '.join(known)}")
 
 
-def _check_lengths(count: int, **lists: Any) -> None:
-    if count < 1:
-        raise ValueError("prompt: none given")
-    for name, values in lists.items():
-        if isinstance(values, list) and len(values) != count:
-            raise ValueError(f"{name}: {len(values)} given for {count} prompts")
+def _check_length(count: int, name: str, values: Any) -> None:
+    if isinstance(values, list) and len(values) != count:
+        raise ValueError(f"{name}: {len(values)} given for {count} prompts")
+
+
+def _count(
+    prompt: str | Sequence[str] | None,
+    motion_prompt: str | Sequence[str] | None,
+    negative_prompt: str,
+    states: TextStates | None,
+    negatives: TextStates | None,
+    guided: bool,
+) -> int:
+    """How many videos are asked for: by prompts, or by what `encode_prompt` made of them."""
+    if states is None:
+        prompts = [] if prompt is None else _as_list(prompt)
+        if not prompts:
+            raise ValueError("prompt: none given")
+        if negatives is not None:
+            raise ValueError("negative_prompt_embeds: must come with prompt_embeds")
+        if motion_prompt is not None:
+            _check_length(len(prompts), "motion_prompt", _as_list(motion_prompt))
+        return len(prompts)
+    if prompt is not None or motion_prompt is not None or negative_prompt:
+        raise ValueError("prompt_embeds: must come without prompt, motion_prompt, negative_prompt")
+    count = len(states.content)
+    if guided and negatives is None:
+        raise ValueError("prompt_embeds: guidance needs negative_prompt_embeds beside them")
+    if negatives is not None and len(negatives.content) != count:
+        raise ValueError(
+            f"negative_prompt_embeds: {len(negatives.content)} given for {count} prompts"
+        )
+    return count
 
 
 def _takes_generator(scheduler: SchedulerMixin) -> bool:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from demo_t2v.cli.data import data
+from demo_t2v.cli.info import info
 from demo_t2v.cli.terminal import (
     leave,
     one_line_errors,
@@ -26,11 +27,12 @@ from demo_t2v.cli.terminal import (
 )
 from demo_t2v.cli.weights import weights
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.generation import Job, PromptError, make_jobs, read_prompts
+from demo_t2v.generation import Job, PromptError, load_for, make_jobs, read_prompts
 from demo_t2v.generation import generate as generate_frames
 from demo_t2v.outputs import OutputFolder
 from demo_t2v.training.config import AnyTraining
-from demo_t2v.weights.hub import load_pipeline, quieten_libraries, read_defaults, resolve
+from demo_t2v.weights.hub import quieten_libraries, read_defaults, resolve
+from demo_t2v.weights.memory import pick
 
 app = typer.Typer(
     add_completion=False,
@@ -42,6 +44,7 @@ evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(data, name="data")
 app.add_typer(weights)
+app.command()(info)
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 # What shapes the videos: a second run with other values would make other ones.
@@ -104,6 +107,12 @@ def generate(
     decode_batch: Annotated[int | None, typer.Option(help="Frames decoded at a time.")] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
+    offload: Annotated[
+        str | None, typer.Option(metavar="none|model|sequential", help="What a GPU need not hold.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Such as 8GB: pick how to stay below it.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all of them anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -127,6 +136,8 @@ def generate(
         "decoder_bs": decode_batch,
         "device": device,
         "dtype": dtype,
+        "offload": offload,
+        "max_memory": max_memory,
     }
     with one_line_errors():
         text, overrides = _split(words or [])
@@ -267,10 +278,15 @@ def _make(folder: OutputFolder, jobs: list[Job], config: InferenceConfig, report
     # Whatever a library prints, stdout is for the report alone.
     name = f"{len(jobs)} video{'s' * (len(jobs) != 1)}"
     with redirect_stdout(sys.stderr), progress(name, steps) as bar:
-        pipeline = load_pipeline(config.pretrained, config.device, config.dtype)
+        plan, line = pick(config, len(jobs))
+        if line:
+            bar.say(line)
+        config = config.model_copy(update={"decoder_bs": plan.decode_chunk})
+        pipeline, encoded = load_for(jobs, config, plan)
         used = str(pipeline.dtype).removeprefix("torch.")
         folder = replace(folder, settings={**folder.settings, "dtype": used})
-        for job, frames, seconds in generate_frames(pipeline, jobs, config, bar.advance):
+        made = generate_frames(pipeline, jobs, config, bar.advance, encoded)
+        for job, frames, seconds in made:
             file = folder.save(job, frames, seconds)
             report.videos.append({**asdict(job), "file": str(file), "seconds": round(seconds, 3)})
             report.failed -= 1

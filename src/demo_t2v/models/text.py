@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,22 @@ class TextStates:
     """None where there is no motion encoder: the base model."""
     eot_index: Tensor
     """Position of the end-of-text token in the motion prompt."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TextStates:
+        """The same change of every tensor, such as a slice of its rows."""
+        motion = None if self.motion is None else change(self.motion)
+        return TextStates(change(self.content), motion, change(self.eot_index))
+
+    def join(self, other: TextStates) -> TextStates:
+        """The rows of both, these first."""
+        motion = None
+        if self.motion is not None and other.motion is not None:
+            motion = torch.cat([self.motion, other.motion])
+        return TextStates(
+            content=torch.cat([self.content, other.content]),
+            motion=motion,
+            eot_index=torch.cat([self.eot_index, other.eot_index]),
+        )
 
 
 def penultimate_states(encoder: CLIPTextModel, ids: Tensor) -> Tensor:
@@ -43,17 +59,23 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], config: CLIPText
 
 
 class TextConditioner:
-    """A tokenizer and the two encoders; holds no weights of its own."""
+    """A tokenizer and the two encoders; holds no weights of its own.
+
+    `device` is where the encoders compute, by default where their weights are; offloading keeps
+    those elsewhere.
+    """
 
     def __init__(
         self,
         tokenizer: CLIPTokenizer,
         content_encoder: CLIPTextModel,
         motion_encoder: CLIPTextModel | None,
+        device: torch.device | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.content_encoder = content_encoder
         self.motion_encoder = motion_encoder
+        self.device = device
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, L), padded; a prompt longer than L is cut, with a warning."""
@@ -78,7 +100,7 @@ class TextConditioner:
 
     def states(self, content_ids: Tensor, motion_ids: Tensor | None = None) -> TextStates:
         """The same from token ids (B, L)."""
-        device = self.content_encoder.device
+        device = self.device or self.content_encoder.device
         content_ids = content_ids.to(device)
         motion_ids = content_ids if motion_ids is None else motion_ids.to(device)
         content, motion = penultimate_states(self.content_encoder, content_ids), None

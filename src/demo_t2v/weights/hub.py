@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -122,34 +122,97 @@ def read_defaults(folder: Path) -> ModelDefaults:
         raise ModelError(f"{folder}: its configuration has no usable {error}") from None
 
 
-def load_pipeline(name: str, device: Device = "auto", dtype: Dtype = "auto") -> DemoPipeline:
-    """Load a model, ready to be called. Raises ModelError, ConnectionError.
+def settle(device: Device, dtype: Dtype) -> tuple[str, str]:
+    """The device and the precision that are meant. Raises ModelError for a GPU that is not there.
 
     `device` auto is the GPU where there is one; `dtype` auto is float16 there, float32 elsewhere.
     """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda: torch sees no CUDA device here; use auto or cpu")
+    found = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if dtype != "auto":
+        return found, dtype
+    return found, "float16" if found == "cuda" else "float32"
+
+
+def load_pipeline(
+    name: str,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    *,
+    offload: Literal["none", "model", "sequential"] = "none",
+    without: Sequence[str] = (),
+) -> DemoPipeline:
+    """Load a model, ready to be called, in the precision that it runs in.
+
+    `device` and `dtype` as `settle` says. `offload` keeps whole networks or every layer in the
+    CPU's memory until a GPU needs them; `without` names parts to leave out. Raises ModelError,
+    ConnectionError.
+    """
     folder = resolve(name)
     read_defaults(folder)
+    device_type, precision = settle(device, dtype)
     import torch
     from diffusers.utils import is_accelerate_available
 
     from demo_t2v.pipeline import DemoPipeline
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda: torch sees no CUDA device here; use auto or cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = "float16" if device == "cuda" else "float32"
+    if offload != "none" and device_type == "cpu":
+        raise ModelError(f"offload {offload}: needs a CUDA device; on the CPU use none")
+    if offload != "none" and not is_accelerate_available():
+        raise ModelError(f"offload {offload}: needs accelerate; run `pip install accelerate`")
     quieten_libraries()
     try:
         pipeline = DemoPipeline.from_pretrained(
-            folder, dtype=getattr(torch, dtype), low_cpu_mem_usage=is_accelerate_available()
+            folder,
+            dtype=getattr(torch, precision),
+            low_cpu_mem_usage=is_accelerate_available(),
+            **dict.fromkeys(without),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from error
+    _check_weights(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    loaded: DemoPipeline = pipeline.to(device)
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device_type)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device_type)
+    else:
+        pipeline.to(device_type)
+    loaded: DemoPipeline = pipeline
     return loaded
+
+
+def _check_weights(folder: Path, pipeline: DemoPipeline) -> None:
+    """Raise ModelError unless every weight came from a file, and is a number.
+
+    The libraries would fill in by chance what is missing, with a warning at most.
+    """
+    from safetensors import safe_open
+    from torch import nn
+
+    for part, network in pipeline.components.items():
+        if not isinstance(network, nn.Module):
+            continue
+        stored: set[str] = set()
+        for file in (folder / part).glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                stored |= {name.removeprefix("text_model.") for name in tensors.keys()}  # noqa: SIM118
+        weights = network.state_dict()
+        missing = [name for name in weights if name not in stored]
+        if missing:
+            raise ModelError(
+                f"{folder / part}: {len(missing)} tensors are missing, {', '.join(missing[:10])}; "
+                "the model is not whole, get it again"
+            )
+        spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
+        if spoilt:
+            raise ModelError(
+                f"{folder / part}: {spoilt[0]} has numbers that are not finite; the weights are "
+                "spoilt, or too large for float16: try --dtype float32"
+            )
 
 
 def quieten_libraries() -> None:

@@ -1,0 +1,113 @@
+"""The command `demo-t2v info`: the parts of a model, the device, and what fits on it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from demo_t2v.cli.terminal import one_line_errors
+from demo_t2v.config import InferenceConfig, load
+from demo_t2v.weights.hub import read_defaults, resolve, settle
+from demo_t2v.weights.memory import ITEM_BYTES, Request, peak, plans, read_parts, show
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: sprites.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames in a video.")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Videos at a time.")] = 1,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """What a model is made of, and the memory that a video takes; nothing is loaded."""
+    given = {
+        "pretrained": model,
+        "max_frames": frames,
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+    }
+    with one_line_errors():
+        options = {key: value for key, value in given.items() if value is not None}
+        config: InferenceConfig = load(InferenceConfig, None, (), options)
+        side = read_defaults(resolve(config.pretrained)).side
+        sizes = {"resolution": (height or side, width or side)}
+        report = _report(load(InferenceConfig, None, (), config.model_dump() | sizes))
+        if as_json:
+            typer.echo(json.dumps(report))
+        else:
+            _print(report)
+
+
+def _report(config: InferenceConfig) -> dict[str, Any]:
+    """The figures: sizes in bytes."""
+    folder = resolve(config.pretrained)
+    defaults, parts = read_defaults(folder), read_parts(folder)
+    device, dtype = settle(config.device, config.dtype)
+    name, memory = _device(device)
+    height, width = config.resolution or (defaults.side, defaults.side)
+    frames, item = config.max_frames or defaults.frames, ITEM_BYTES[dtype]
+    request = Request(
+        config.batch_size, frames, height, width, guided=defaults.guidance > 1, item=item
+    )
+    peaks = [
+        (plan, peak(parts, request, plan, device)) for plan in plans(config.decoder_bs, device)
+    ]
+    return {
+        "model": config.pretrained,
+        "dtype": dtype,
+        "parts": [
+            {"name": p.name, "class": p.kind, "parameters": p.numbers, "bytes": p.numbers * item}
+            for p in parts.values()
+        ],
+        "device": {"kind": device, "name": name, "bytes": memory},
+        "video": {
+            "batch_size": config.batch_size,
+            "frames": frames,
+            "height": height,
+            "width": width,
+        },
+        "plans": [
+            {"plan": str(plan), "peak": need, "fits": need <= memory} for plan, need in peaks
+        ],
+    }
+
+
+def _device(kind: str) -> tuple[str, int]:
+    """Its name and its memory in bytes."""
+    if kind == "cuda":
+        import torch
+
+        found = torch.cuda.get_device_properties(0)
+        return found.name, int(found.total_memory)
+    return "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console, video, device = Console(highlight=False), report["video"], report["device"]
+    parts = Table("part", "class", title=f"{report['model']}, {report['dtype']}")
+    parts.add_column("parameters, M", justify="right")
+    parts.add_column("MiB", justify="right")
+    for part in report["parts"]:
+        millions, size = part["parameters"] / 1e6, part["bytes"] / 2**20
+        parts.add_row(part["name"], part["class"], f"{millions:.2f}", f"{size:.1f}")
+    console.print(parts)
+    console.print(f"{device['name']} with {show(device['bytes'])}", markup=False)
+    what = f"{video['batch_size']} x {video['frames']} frames, {video['height']}x{video['width']}"
+    table = Table("plan", title=f"estimated peak, {what}")
+    table.add_column("peak", justify="right")
+    table.add_column("fits")
+    for plan in report["plans"]:
+        table.add_row(plan["plan"], show(plan["peak"]), "yes" if plan["fits"] else "no")
+    console.print(table)

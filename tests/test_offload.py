@@ -1,0 +1,187 @@
+"""Saving memory changes no video: prompts encoded before, parts left out, parts offloaded."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from demo_t2v.config import InferenceConfig
+from demo_t2v.generation import generate, load_for, make_jobs
+from demo_t2v.models.text import TextStates
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.weights.hub import ModelError, load_pipeline
+from demo_t2v.weights.memory import DENOISING, TEXT, Plan
+from test_cli import assert_one_line, run
+
+PROMPTS = ["a car falls", "the fish grows"]
+
+
+# Where weights are moved to the CPU from the CPU, accelerate loses their class.
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+def seeded(count: int = 2) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def latents_of(pipeline: DemoPipeline, **options: Any) -> Tensor:
+    return pipeline(generator=seeded(), output_type="latent", **options).frames
+
+
+@pytest.fixture
+def fresh(tiny_folder: Path) -> DemoPipeline:
+    """A pipeline that a test may change."""
+    return load_pipeline(str(tiny_folder), "cpu")
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_encoded_prompts_are_as_good_as_prompts(fresh: DemoPipeline, scale: float) -> None:
+    texts = {"prompt": PROMPTS, "motion_prompt": ["a pear", "snow"], "negative_prompt": "snow"}
+    whole = latents_of(fresh, guidance_scale=scale, **texts)
+    states, negatives = fresh.encode_prompt(*texts.values())
+    assert len(states.content) == len(negatives.content) == 2
+    if scale == 1:  # without guidance nobody encodes a negative prompt beside them
+        states, negatives = fresh.encode_prompt(PROMPTS, texts["motion_prompt"])
+        assert negatives is None
+    embeds = {"prompt_embeds": states, "negative_prompt_embeds": negatives}
+    fresh.content_encoder = fresh.motion_encoder = None
+    assert torch.equal(latents_of(fresh, guidance_scale=scale, **embeds), whole)
+    with pytest.raises(ValueError, match="has no text encoders; give prompt_embeds"):
+        latents_of(fresh, prompt=PROMPTS)
+
+
+def halved(states: TextStates) -> TextStates:
+    return states.map(lambda t: t[:1])
+
+
+def test_texts_that_do_not_go_together(tiny_pipeline: DemoPipeline) -> None:
+    states, negatives = tiny_pipeline.encode_prompt(PROMPTS, negative_prompt="")
+    assert negatives is not None
+    embeds = {"prompt_embeds": states, "negative_prompt_embeds": negatives}
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({**embeds, "prompt": PROMPTS}, "must come without prompt"),
+        ({**embeds, "motion_prompt": PROMPTS}, "must come without prompt, motion_prompt"),
+        ({**embeds, "negative_prompt": "snow"}, "must come without"),
+        ({"prompt_embeds": states}, "guidance needs negative_prompt_embeds"),
+        ({**embeds, "negative_prompt_embeds": halved(negatives)}, "1 given for 2 prompts"),
+        ({"prompt": PROMPTS, "negative_prompt_embeds": negatives}, "must come with prompt_embeds"),
+        ({}, "prompt: none given"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ValueError, match=message) as error:
+            latents_of(tiny_pipeline, **options)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_dropped_text_encoders_change_no_bit(tiny_folder: Path, scale: float) -> None:
+    config = InferenceConfig(
+        pretrained=str(tiny_folder),
+        device="cpu",
+        ddim_timesteps=2,
+        guide_scale=scale,
+        batch_size=2,
+        negative_prompt="snow",
+    )
+    jobs = make_jobs([("a", "a car falls"), ("b", "a fish"), ("c", "a pear")], repeat=1, seed=1)
+    whole, nothing = load_for(jobs, config, Plan(16))
+    assert nothing is None
+    lean, encoded = load_for(jobs, config, Plan(16, drop_text=True))
+    assert [getattr(lean, name) for name in TEXT] == [None, None]
+    first = list(generate(whole, jobs, config))
+    second = list(generate(lean, jobs, config, encoded=encoded))
+    assert [job for job, _, _ in second] == jobs
+    for (_, frames, _), (_, others, _) in zip(first, second, strict=True):
+        assert np.array_equal(frames, others)
+
+
+def test_parts_are_left_out_and_the_rest_is_in_the_precision(tiny_folder: Path) -> None:
+    for without, kept in ((TEXT, DENOISING), (DENOISING, TEXT)):
+        pipeline = load_pipeline(str(tiny_folder), "cpu", "bfloat16", without=without)
+        assert all(getattr(pipeline, name) is None for name in without)
+        weights = [w for name in kept for w in getattr(pipeline, name).parameters()]
+        assert {weight.dtype for weight in weights} == {torch.bfloat16}
+
+
+def test_model_offload_changes_no_video(tiny_pipeline: DemoPipeline, fresh: DemoPipeline) -> None:
+    """accelerate's hooks as on a GPU; here the device that they move weights to is the CPU."""
+    fresh.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):  # the hooks are set anew after a call
+        frames = fresh(PROMPTS, generator=seeded()).frames
+        assert np.array_equal(frames, tiny_pipeline(PROMPTS, generator=seeded()).frames)
+    assert hasattr(fresh.unet, "_hf_hook")
+
+
+@needs_gpu
+def test_sequential_offload_changes_no_video(
+    tiny_pipeline: DemoPipeline, fresh: DemoPipeline
+) -> None:
+    fresh.enable_sequential_cpu_offload()
+    latents = latents_of(fresh, prompt=PROMPTS)
+    torch.testing.assert_close(
+        latents.cpu(), latents_of(tiny_pipeline, prompt=PROMPTS), rtol=1e-3, atol=1e-3
+    )
+    modules = [m for m in fresh.components.values() if isinstance(m, nn.Module)]
+    assert {w.device.type for module in modules for w in module.parameters()} == {"meta"}
+
+
+def test_offloaded_prompts_may_be_encoded_before(
+    tiny_pipeline: DemoPipeline, fresh: DemoPipeline
+) -> None:
+    fresh.enable_model_cpu_offload(device="cpu")
+    states, negatives = fresh.encode_prompt(PROMPTS, negative_prompt="")
+    latents = latents_of(fresh, prompt_embeds=states, negative_prompt_embeds=negatives)
+    assert torch.equal(latents, latents_of(tiny_pipeline, prompt=PROMPTS))
+
+
+def test_diffusers_own_loader_takes_the_file_as_a_custom_pipeline(
+    tiny_folder: Path, tiny_pipeline: DemoPipeline
+) -> None:
+    loaded: Any = DiffusionPipeline.from_pretrained(
+        tiny_folder, custom_pipeline=inspect.getfile(DemoPipeline), trust_remote_code=True
+    )
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded).__name__ == "DemoPipeline"
+    assert torch.equal(
+        latents_of(loaded, prompt=PROMPTS), latents_of(tiny_pipeline, prompt=PROMPTS)
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_nothing_is_offloaded_from_the_cpu(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="offload model: needs a CUDA device"):
+        load_pipeline(str(tiny_folder), "cpu", offload="model")
+    words = ("generate", "a car", "--model", str(tiny_folder), "--device", "cpu", "--offload")
+    assert_one_line(run(tmp_path, *words, "sequential"), 2, "offload sequential: needs a CUDA")
+    assert_one_line(run(tmp_path, *words, "all"), 2, "offload: ", "'sequential'")
+
+
+def made(folder: Path, model: Path, out: str, *words: str) -> subprocess.CompletedProcess[str]:
+    fixed = ("--model", str(model), "--steps", "1", "--device", "cpu", "--json")
+    done = run(folder, "generate", "a car", "--out", out, *fixed, *words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_max_memory_says_what_it_picked(tiny_folder: Path, tmp_path: Path) -> None:
+    plain = made(tmp_path, tiny_folder, "plain")
+    assert plain.stderr == ""
+    done = made(tmp_path, tiny_folder, "ample", "--max-memory", "64GB")
+    assert len(done.stderr.splitlines()) == 1
+    assert "all parts in memory, 16 frames decoded at once" in done.stderr
+    assert [video["file"] for video in json.loads(done.stdout)["videos"]] == [
+        video["file"].replace("plain", "ample") for video in json.loads(plain.stdout)["videos"]
+    ]
+    done = run(tmp_path, "generate", "a", "--model", str(tiny_folder), "--max-memory", "9MB")
+    assert_one_line(done, 2, "max_memory 9MiB: the least for this model is", "lower batch_size")
+    done = run(tmp_path, "generate", "a", "--model", str(tiny_folder), "--max-memory", "9")
+    assert_one_line(done, 2, "max_memory: should be a size such as 8GB")
