@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel
 
-from demo_t2v.weights.names import check
+from demo_t2v.models.tensors import check
 
 # transformers' names -> OpenCLIP's, applied one after another; the text tower's first.
 _RULES: Final = (
