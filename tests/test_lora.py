@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demo_t2v.adapters import WEIGHT_NAME, LoraError, add_lora
+from demo_t2v.config import ConfigError
 from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training.loop import train
+from demo_t2v.training.tasks import make_task
+from stages import DENOISER, assert_same_weights, load, metrics
+from stages import run as run_stage
+from test_engine import PLAIN, TIMEOUT, free_port
 from test_pipeline import differ, latents_of
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
-def fresh(folder: Path, **options: object) -> DemoPipeline:
+def fresh(folder: Path, **options: Any) -> DemoPipeline:
     pipeline = DemoPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -50,8 +58,6 @@ def saved(adapted: DemoPipeline, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-
-
 @pytest.mark.parametrize("target", ["motion", "all"])
 def test_a_new_adapter_changes_nothing_until_it_has_learned(
     tiny_pipeline: DemoPipeline, tiny_folder: Path, target: str
@@ -70,7 +76,9 @@ def test_the_motion_adapter_is_on_what_demo_adds_and_nowhere_else(saved: Path) -
     assert all(".motion_attentions." in name for name in unet)
     assert [p for p in PROJECTIONS if not any(f".{p}.lora_A." in name for name in unet)] == []
     # Of the encoder's two layers the last is not heard.
-    encoder = {f"motion_encoder.encoder.layers.0.self_attn.{p}_proj" for p in ("q", "k", "v", "out")}
+    encoder = {
+        f"motion_encoder.encoder.layers.0.self_attn.{p}_proj" for p in ("q", "k", "v", "out")
+    }
     assert {name.partition(".lora_")[0] for name in set(names) - set(unet)} == encoder
 
 
@@ -82,7 +90,9 @@ def test_all_is_every_transformer(tiny_folder: Path) -> None:
     linear = {
         name.removesuffix(".base_layer")
         for name, layer in pipeline.unet.named_modules()
-        if isinstance(layer, torch.nn.Linear) and "transformer_blocks" in name and "lora" not in name
+        if isinstance(layer, torch.nn.Linear)
+        and "transformer_blocks" in name
+        and "lora" not in name
     }
     assert adapted == linear
     assert any(name.startswith("transformer_in.") for name in adapted)
@@ -111,9 +121,7 @@ def test_saved_and_loaded_it_makes_the_same_videos(
     torch.testing.assert_close(latents_of(by_tensors), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_the_file_is_diffusers_own(
-    adapted: DemoPipeline, saved: Path, tiny_folder: Path
-) -> None:
+def test_the_file_is_diffusers_own(adapted: DemoPipeline, saved: Path, tiny_folder: Path) -> None:
     with safe_open(saved / WEIGHT_NAME, "pt") as stored:
         told = json.loads(stored.metadata()["lora_adapter_metadata"])
     assert (told["unet.r"], told["unet.lora_alpha"]) == (2, 3)
@@ -240,7 +248,7 @@ def foreign(tensors: dict[str, Tensor]) -> None:
     ],
 )
 def test_a_file_of_other_tensors_is_refused_in_one_line(
-    saved: Path, tiny_folder: Path, spoil: object, message: str
+    saved: Path, tiny_folder: Path, spoil: Any, message: str
 ) -> None:
     file = saved / WEIGHT_NAME
     with safe_open(file, "pt") as stored:
@@ -283,3 +291,86 @@ def test_a_model_without_motion_takes_no_motion_adapter(tiny_folder: Path) -> No
         add_lora(pipeline.unet, None, "motion")
     add_lora(pipeline.unet, None, "all")
     assert list(pipeline.get_list_adapters()) == ["unet"]
+
+
+def adapter_stage(stages: Path, name: str, *overrides: str) -> Any:
+    """Four steps of an adapter on the DEMO of `stages`, a checkpoint after two."""
+    times = {"num_steps": 4, "save_ckp_interval": 2, "ema_decay": 0.5}
+    base = {"base": str(stages / "demo/final"), "model": {"motion": True}}
+    stage = {**DENOISER, **times, **base, "lora": {"rank": 2, "alpha": 4}}
+    return load(stages, stage, name, *overrides)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_training_moves_the_adapter_alone_and_goes_on_as_if_it_never_had_stopped(
+    stages: Path,
+) -> None:
+    whole = adapter_stage(stages, "adapter")
+    task = make_task(whole)
+    start = {name: weight.clone() for name, weight in task.model.state_dict().items()}
+    list(train(task, whole))
+    moved = {name for name, w in task.model.state_dict().items() if not torch.equal(start[name], w)}
+    assert moved == {name for name in start if ".lora_" in name}
+    assert {name.partition(".")[0] for name in moved} == {"unet", "motion_encoder"}
+    assert [file.name for file in (whole.log_dir / "final").iterdir()] == [WEIGHT_NAME]
+    kept = load_file(whole.log_dir / "checkpoints/00000004/weights.safetensors")
+    assert kept.keys() == moved
+
+    parts = adapter_stage(stages, "adapter-in-parts")
+    stopped = train(make_task(parts), parts)
+    next(stopped)  # the line of step 2, before its checkpoint
+    stopped.close()
+    run_stage(parts.model_copy(update={"num_steps": 2}))
+    run_stage(parts)
+    assert metrics(parts.log_dir) == metrics(whole.log_dir)
+    assert_same_weights(parts.log_dir / "final", whole.log_dir / "final")
+
+    pipeline = fresh(stages / "demo/final")
+    base = latents_of(pipeline)
+    pipeline.load_lora_weights(whole.log_dir / "final")
+    assert torch.equal(latents_of(pipeline), latents_of(task.pipeline()))
+    assert not torch.equal(latents_of(pipeline), base)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("base=null", "lora: value error, needs a trained denoiser to adapt: give base"),
+        ("freeze_unet=true", "lora: value error, .*leave out freeze_unet"),
+        ("stop_grad_index=1", "lora: value error, .*leave out stop_grad_index"),
+        ("lora.target=content", "lora.target: input should be 'motion' or 'all'"),
+        ("lora.rank=0", "lora.rank: input should be greater than or equal to 1"),
+    ],
+)
+def test_what_contradicts_an_adapter_is_refused(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapter_stage(tmp_path, "adapter", override)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_base_without_motion_is_adapted_as_a_whole_or_not(stages: Path) -> None:
+    base = (f"base={stages}/base/final", "model={motion: false}")
+    with pytest.raises(LoraError, match="has no motion transformers"):
+        make_task(adapter_stage(stages, "no-motion", *base))
+    task = make_task(adapter_stage(stages, "no-motion", *base, "lora={target: all}"))
+    trained = [name for name, weight in task.model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all(name.startswith("unet.") and ".lora_" in name for name in trained)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_chunks")
+def test_two_processes_train_the_adapter_that_one_does(stages: Path) -> None:
+    same = ("model={motion: true, dropout: 0}", "text_motion_weight=0", "lr_schedule=constant")
+    one, two = (adapter_stage(stages, name, *same) for name in ("one", "two"))
+    run_stage(one)
+    command = [sys.executable, *PLAIN, str(free_port()), "-m", "demo_t2v", "train", "--config"]
+    done = subprocess.run(
+        [*command, str(stages / "two.yaml"), *same],
+        capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(metrics(two.log_dir), metrics(one.log_dir), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)

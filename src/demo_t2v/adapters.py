@@ -131,7 +131,7 @@ class LoraMixin(LoraBaseMixin):
         parts = self.get_list_adapters()
         names = sorted({name for adapters in parts.values() for name in adapters})
         name = names[0] if adapter_name is None and len(names) == 1 else adapter_name
-        if name not in names:
+        if name is None or name not in names:
             there = f"there are {', '.join(names)}" if names else "there is no adapter"
             raise LoraError(f"adapter_name {name!r}: cannot be saved; {there}")
         tensors, settings = dict[str, Tensor](), dict[str, Any]()

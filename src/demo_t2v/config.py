@@ -52,6 +52,10 @@ class InferenceConfig(Strict):
     format: Literal["mp4", "webm", "gif", "png"] = "mp4"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    lora: str | None = None
+    """An adapter to put on the model: a file, a folder or a hub repository."""
+    lora_strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """0 is the model without it, 1 the adapter as it was trained."""
 
 
 def load(
