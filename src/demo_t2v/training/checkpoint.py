@@ -9,11 +9,11 @@
 
 What is frozen has no place there, a run that goes on has it from where it began; nor have learning
 rates and random numbers: both are functions of the step (every process seeds its generators anew
-in each), so a run that goes on takes the steps that it would have taken. With another number of processes, the weights, their average, the optimizer's state
-and the data's order stay; what differs is rounding, and what a network draws by chance (dropout)
-in its forward pass. ZeRO's optimizer state can be read by as many processes as wrote it; with
-others it begins anew, and a stream is read again up to its place. All processes must see the
-folder.
+in each), so a run that goes on takes the steps that it would have taken. With another number of
+processes, the weights, their average, the optimizer's state and the data's order stay; what
+differs is rounding, and what a network draws by chance (dropout) in its forward pass. ZeRO's
+optimizer state can be read by as many processes as wrote it; with others it begins anew, and a
+stream is read again up to its place. All processes must see the folder.
 """
 
 from __future__ import annotations

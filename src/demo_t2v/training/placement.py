@@ -14,7 +14,7 @@ from demo_t2v.config import ConfigError
 
 
 def named_weights(model: nn.Module, frozen: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and what else a state dict holds, each once, by name; the frozen ones, if asked."""
+    """Parameters and what else a state dict holds, each once, by name; or none that is frozen."""
     yield from ((n, p) for n, p in model.named_parameters() if frozen or p.requires_grad)
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(prefix, recurse=False):
