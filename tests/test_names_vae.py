@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo_t2v.models.tensors import NamesError
 from demo_t2v.weights.names import (
     AUTOENCODER_PREFIX,
-    NamesError,
     autoencoder_from_published,
     autoencoder_to_published,
     published_autoencoder,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
+from demo_t2v.models.tensors import NamesError
 from demo_t2v.models.text import penultimate_states
-from demo_t2v.weights.names import NamesError
 from demo_t2v.weights.openclip import (
     clip_from_openclip,
     text_from_openclip,

@@ -72,6 +72,10 @@ class InferenceConfig(Strict):
     """What waits in the CPU's memory while a GPU computes: whole networks, or every layer."""
     max_memory: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = None
     """Bytes on the device, written as 8GB; picks what to offload and how to decode."""
+    lora: str | None = None
+    """An adapter to put on the model: a file, a folder or a hub repository."""
+    lora_strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """0 is the model without it, 1 the adapter as it was trained."""
 
 
 def load(

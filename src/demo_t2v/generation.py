@@ -107,9 +107,17 @@ def load_for(
     jobs: Sequence[Job], config: InferenceConfig, plan: Plan
 ) -> tuple[DemoPipeline, list[Encoded] | None]:
     """The pipeline as `plan` has it. Where the text encoders are dropped, it comes without them
-    and the encoded jobs with it; the denoiser is loaded after they are gone.
+    and the encoded jobs with it; the denoiser is loaded after they are gone. Raises ConfigError
+    for an adapter where not all parts are in memory.
     """
     load = partial(load_pipeline, config.pretrained, config.device, config.dtype)
+    if config.lora is not None:
+        if plan.drop_text or plan.offload != "none":
+            raise ConfigError("lora: needs all parts in memory; raise max_memory, or no offload")
+        adapted = load()
+        adapted.load_lora_weights(config.lora, "lora")
+        adapted.set_adapters("lora", config.lora_strength)
+        return adapted, None
     if not plan.drop_text:
         return load(offload=plan.offload), None
     encoded = encode(load(without=DENOISING), jobs, config)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from demo_t2v.adapters import LoraMixin
 from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
 from demo_t2v.models.text import TextConditioner, TextStates
 from demo_t2v.models.unet import DemoUNet
@@ -29,7 +30,7 @@ class DemoPipelineOutput(BaseOutput):
     frames: NDArray[np.float32] | Tensor
 
 
-class DemoPipeline(DiffusionPipeline):
+class DemoPipeline(LoraMixin, DiffusionPipeline):
     """Text to video by DEMO (arXiv 2410.24219); a diffusers pipeline like any other.
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded

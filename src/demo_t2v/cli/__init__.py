@@ -50,7 +50,7 @@ _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 # What shapes the videos: a second run with other values would make other ones.
 _SETTINGS: Final = {
     *("inference_seed", "ddim_timesteps", "guide_scale", "negative_prompt", "max_frames"),
-    *("resolution", "fps", "format", "dtype"),
+    *("resolution", "fps", "format", "dtype", "lora"),
 }
 
 
@@ -90,6 +90,9 @@ def generate(
         str | None,
         typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: the built-in model, sprites."),
     ] = None,
+    lora: Annotated[
+        str | None, typer.Option(metavar="FILE|FOLDER|HUB_ID", help="An adapter for the model.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: outputs.")] = None,
     repeat: Annotated[int | None, typer.Option(help="Videos for each prompt.")] = None,
     seed: Annotated[int | None, typer.Option(help="Each video's own comes from it.")] = None,
@@ -124,6 +127,7 @@ def generate(
         "infer_dataset.csv_path": prompts,
         "infer_dataset.repeat_times": repeat,
         "pretrained": model,
+        "lora": lora,
         "out": out,
         "inference_seed": seed,
         "ddim_timesteps": steps,
@@ -260,7 +264,8 @@ def _complete(config: InferenceConfig, height: int | None, width: int | None) ->
 
 def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json: bool) -> None:
     """Make what is missing of the jobs, and report on all of them."""
-    settings = config.model_dump(mode="json", include=_SETTINGS)
+    shaping = _SETTINGS | ({"lora_strength"} if config.lora else set())
+    settings = config.model_dump(mode="json", include=shaping)
     folder = OutputFolder(config.out, config.pretrained, settings)
     missing = folder.missing(jobs, overwrite)
     report = _Report(config.pretrained, skipped=len(jobs) - len(missing), failed=len(missing))

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
@@ -157,7 +158,7 @@ class Block(nn.Module):
         return x, on_eot
 
 
-class DemoUNet(ModelMixin, ConfigMixin):
+class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Latent video denoiser; the defaults are the published sizes (1,684.86 M parameters).
 
     With `motion=False` it is exactly ModelScopeT2V's base network (arXiv 2308.06571; 1,411.23 M).

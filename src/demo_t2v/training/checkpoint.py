@@ -1,19 +1,19 @@
 """Checkpoints: folders that are whole or not there, and what of a run they hold.
 
     checkpoints/00000400/
-        weights.safetensors     the model, by parameter name
+        weights.safetensors     the weights that are trained, by parameter name
         optimizer.safetensors   what the optimizer keeps, as <parameter>.<key>; or `deepspeed/`
         average.safetensors     the averaged weights
         data-0.json             where a process's data is, if it is read as a stream
         state.json              where the run is: step, data position, losses not yet logged
 
-Learning rates and random numbers have no place there: both are functions of the step (every
-process seeds its generators anew in each), so a run that goes on takes the steps that it would
-have taken. With another number of processes, the weights, their average, the optimizer's state
-and the data's order stay; what differs is rounding, and what a network draws by chance (dropout)
-in its forward pass. ZeRO's optimizer state can be read by as many processes as wrote it; with
-others it begins anew, and a stream is read again up to its place. All processes must see the
-folder.
+What is frozen has no place there, a run that goes on has it from where it began; nor have learning
+rates and random numbers: both are functions of the step (every process seeds its generators anew
+in each), so a run that goes on takes the steps that it would have taken. With another number of
+processes, the weights, their average, the optimizer's state and the data's order stay; what
+differs is rounding, and what a network draws by chance (dropout) in its forward pass. ZeRO's
+optimizer state can be read by as many processes as wrote it; with others it begins anew, and a
+stream is read again up to its place. All processes must see the folder.
 """
 
 from __future__ import annotations
@@ -152,13 +152,14 @@ class Checkpoints:
 def read_weights(place: Path, model: nn.Module) -> dict[str, Tensor]:
     """The weights of a checkpoint by name.
 
-    Raises ConfigError unless they have the names and shapes of the weights of `model`.
+    Raises ConfigError unless they are weights of `model` by name and shape, among them all that
+    are trained.
     """
     file = place / "weights.safetensors"
     ours = {name: tuple(weight.shape) for name, weight in named_weights(model)}
     with safe_open(file, framework="pt") as stored:
         theirs = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-    for name in [*ours, *theirs]:
+    for name in [*dict(named_weights(model, frozen=False)), *theirs]:
         if ours.get(name) != theirs.get(name):
             raise ConfigError(
                 f"{place}: holds another architecture: {name} is {theirs.get(name, 'not there')}, "
@@ -203,7 +204,7 @@ def restore(place: Path, engine: Engine) -> Progress:
 
 def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """What is gathered from all processes, one after another, since each may be large."""
-    yield "weights", engine.weights()
+    yield "weights", engine.weights(frozen=False)
     yield "optimizer", engine.optimizer_state()
     yield "average", engine.average_weights()
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from demo_t2v.config import Strict
 from demo_t2v.data.sprites import MOTIONS
+from demo_t2v.models.lora import LoraTarget
 
 
 class TrainConfig(Strict):
@@ -145,6 +146,25 @@ AnyDataset = Annotated[
 ]
 
 
+class Lora(Strict):
+    """An adapter (arXiv 2106.09685) that is trained on a base that stays as it is."""
+
+    target: LoraTarget = "motion"
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """What the adapter learns counts `alpha` / `rank` times; None: once."""
+
+
+def _base_alone(lora: Lora | None, info: ValidationInfo) -> Lora | None:
+    if lora is not None:
+        if info.data.get("base") is None:
+            raise ValueError("needs a trained denoiser to adapt: give base")
+        for key in ("freeze_unet", "stop_grad_index"):
+            if info.data.get(key):
+                raise ValueError(f"freezes all of the base already: leave out {key}")
+    return lora
+
+
 class DenoiserTraining(TrainConfig):
     """Stages 3 to 5: an image denoiser (`temporal: false` in `model`), the base denoiser
     (`motion: false`), then DEMO, each on top of the one before.
@@ -186,6 +206,8 @@ class DenoiserTraining(TrainConfig):
     """Train the motion transformers alone of the denoiser."""
     stop_grad_index: Annotated[int, Field(ge=0)] = 0
     """The first layer of the motion encoder that is trained; from 1 on, its embeddings are not."""
+    lora: Annotated[Lora | None, AfterValidator(_base_alone)] = None
+    """Train an adapter alone: `final/` is then the adapter's file and no model."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the motion encoder; None: the same as `lr`."""
     video_motion_weight: Annotated[float, Field(ge=0)] = 0.1

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from demo_t2v.adapters import add_lora
 from demo_t2v.diffusion.noise import offset_noise
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
@@ -65,10 +66,13 @@ class DenoiserTask:
 
     def _freeze(self) -> None:
         """Leave to training what the configuration leaves to it."""
+        motion, lora = self.condition.motion_encoder, self.config.lora
+        if lora is not None:
+            add_lora(self.unet, motion, lora.target, lora.rank, lora.alpha)
+            return
         if self.config.freeze_unet:
             for name, weight in self.unet.named_parameters():
                 weight.requires_grad_("motion_attentions." in name)
-        motion = self.condition.motion_encoder
         if motion is not None:
             first = self.config.stop_grad_index
             motion.embeddings.requires_grad_(first == 0)
@@ -179,8 +183,13 @@ class DenoiserTask:
         )
 
     def export(self, folder: Path) -> None:
-        """Save the whole pipeline: `DemoPipeline.from_pretrained(folder)`."""
-        self.pipeline().save_pretrained(folder)
+        """Save the whole pipeline, for `from_pretrained`; of an adapter's training the adapter
+        alone, for `load_lora_weights`.
+        """
+        if self.config.lora is None:
+            self.pipeline().save_pretrained(folder)
+        else:
+            self.pipeline().save_lora_weights(folder)
 
 
 def _stack(tensors: Iterable[Tensor | None]) -> Tensor | None:

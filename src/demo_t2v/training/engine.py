@@ -215,9 +215,9 @@ class Engine:
         """What to raise, in every process, to end the run."""
         return TrainingStopped(message if self.main else "", code)
 
-    def weights(self) -> dict[str, Tensor]:
-        """All weights by name, whole, in the main process; nothing in others. Together."""
-        tensors = {name: whole(weight) for name, weight in named_weights(self.task.model)}
+    def weights(self, frozen: bool = True) -> dict[str, Tensor]:
+        """Weights by name, whole, in the main process; nothing in others. Together."""
+        tensors = {name: whole(w) for name, w in named_weights(self.task.model, frozen)}
         return self._for_main(tensors)
 
     def average_weights(self) -> dict[str, Tensor]:

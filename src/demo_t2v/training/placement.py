@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from demo_t2v.config import ConfigError
 
 
-def named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and what else a state dict holds, each once, by name."""
-    yield from model.named_parameters()
+def named_weights(model: nn.Module, frozen: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and what else a state dict holds, each once, by name; or none that is frozen."""
+    yield from ((n, p) for n, p in model.named_parameters() if frozen or p.requires_grad)
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(prefix, recurse=False):
             if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
@@ -29,9 +29,10 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set all weights of a plain model, in place."""
+    """Set weights of a plain model, in place; what is not among `tensors` stays as it is."""
     for name, weight in named_weights(model):
-        weight.copy_(tensors[name])
+        if name in tensors:
+            weight.copy_(tensors[name])
 
 
 def whole(tensor: Tensor) -> Tensor:

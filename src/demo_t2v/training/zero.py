@@ -105,12 +105,12 @@ class ZeroEngine(Engine):
                     shared.all_grad_tensors[group] = None
             shared.micro_step_id = -1
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, frozen: bool = True) -> dict[str, Tensor]:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
         tensors = {}
-        for name, weight in named_weights(self.task.model):
+        for name, weight in named_weights(self.task.model, frozen):
             if name in self.parameters:
                 tensors[name] = safe_get_full_fp32_param(weight).cpu()
             else:

@@ -20,14 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
+from demo_t2v.models.tensors import NamesError, check
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.outputs import whole_or_nothing
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import ModelError, first_line
 from demo_t2v.weights.names import (
-    NamesError,
     autoencoder_from_published,
-    check,
     denoiser_from_published,
     published_autoencoder,
     published_autoencoder_width,

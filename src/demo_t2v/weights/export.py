@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from demo_t2v.models.tensors import NamesError
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.outputs import whole_or_nothing
 from demo_t2v.weights.hub import ModelError, first_line
-from demo_t2v.weights.names import NamesError, denoiser_to_published
+from demo_t2v.weights.names import denoiser_to_published
 from demo_t2v.weights.openclip import HEAD, to_openclip
 from demo_t2v.weights.published import BASE, DEMO, MOTION_ENCODER, read_published
 

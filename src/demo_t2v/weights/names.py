@@ -14,14 +14,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from demo_t2v.models.tensors import NamesError, Shape, check
 from demo_t2v.models.unet import DemoUNet
-
-Shape = tuple[int, ...]
-
-
-class NamesError(ValueError):
-    """Tensors that are not the ones of the network; the message is one line for a person."""
-
 
 # The published autoencoder (Latent Diffusion's names; `state_dict` in VQGAN_autoencoder.pth)
 AUTOENCODER_PREFIX = "first_stage_model."
@@ -92,27 +86,6 @@ def autoencoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         AUTOENCODER_PREFIX + name: tensor.reshape(_as_convolution(name, tuple(tensor.shape)))
         for name, tensor in published.items()
     }
-
-
-def check(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
-    """Raise NamesError, naming the first ten, unless `state` has exactly the expected tensors."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problems = {
-        "missing": [name for name in expected if name not in shapes],
-        "surplus": [name for name in shapes if name not in expected],
-        "misshapen": [
-            f"{name} {shapes[name]} should be {shape}"
-            for name, shape in expected.items()
-            if shapes.get(name, shape) != shape
-        ],
-    }
-    found = [f"{len(them)} {kind}: {_first_ten(them)}" for kind, them in problems.items() if them]
-    if found:
-        raise NamesError("these are not the network's tensors; " + "; ".join(found))
-
-
-def _first_ten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _autoencoder_shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:

@@ -19,7 +19,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo_t2v.weights.names import NamesError, check
+from demo_t2v.models.tensors import NamesError, check
 
 # transformers' names -> OpenCLIP's, applied one after another; the text tower's first.
 _RULES: Final = (
