@@ -14,7 +14,7 @@ demo: $(VENV)/.core
 	time $(RUN) demo_t2v generate "$$PROMPT" --out outputs/demo --overwrite
 
 test: $(VENV)/.dev
-	$(RUN) pytest --cov
+	$(RUN) pytest --cov --numprocesses 2 --dist loadfile
 
 slow: $(VENV)/.dev
 	$(RUN) pytest -m slow
