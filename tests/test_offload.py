@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -119,6 +120,21 @@ def test_model_offload_changes_no_video(tiny_pipeline: DemoPipeline, fresh: Demo
         frames = fresh(PROMPTS, generator=seeded()).frames
         assert np.array_equal(frames, tiny_pipeline(PROMPTS, generator=seeded()).frames)
     assert hasattr(fresh.unet, "_hf_hook")
+
+
+def test_offloading_every_layer_changes_no_video(
+    tiny_pipeline: DemoPipeline, fresh: DemoPipeline
+) -> None:
+    """What `enable_sequential_cpu_offload` does, which would name the device cpu:0.
+
+    For accelerate that is another one than the weights' cpu.
+    """
+    modules = [m for m in fresh.components.values() if isinstance(m, nn.Module)]
+    for module in modules:
+        cpu_offload(module, torch.device("cpu"), offload_buffers=len(module._parameters) > 0)
+    frames = fresh(PROMPTS, generator=seeded()).frames
+    assert np.array_equal(frames, tiny_pipeline(PROMPTS, generator=seeded()).frames)
+    assert {w.device.type for module in modules for w in module.parameters()} == {"meta"}
 
 
 @needs_gpu
