@@ -412,3 +412,35 @@ def test_two_processes_train_the_adapter_that_one_does(stages: Path) -> None:
     run_stage(one)
     for ours, theirs in zip(metrics(two.log_dir), metrics(one.log_dir), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_without_peft_there_is_all_but_lora(tiny_folder: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["peft"] = None
+from demo_t2v.adapters import LoraError, add_lora
+from demo_t2v.pipeline import DemoPipeline
+pipeline = DemoPipeline.from_pretrained({str(tiny_folder)!r})
+pipeline("a car", num_inference_steps=1)
+pipeline.save_pretrained({str(tmp_path / "model")!r})
+for call in (
+    lambda: pipeline.load_lora_weights("adapter"),
+    lambda: pipeline.save_lora_weights("adapter"),
+    lambda: add_lora(pipeline.unet, pipeline.motion_encoder),
+):
+    try:
+        call()
+    except LoraError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if "LoRA" in line]  # other packages talk too
+    assert said == ["LoRA needs peft: pip install 'demo-t2v[lora]'"] * 3
+    assert (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").is_file()
