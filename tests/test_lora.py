@@ -441,5 +441,6 @@ for call in (
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["LoRA needs peft: pip install 'demo-t2v[lora]'"] * 3
+    said = [line for line in done.stdout.splitlines() if "LoRA" in line]  # other packages talk too
+    assert said == ["LoRA needs peft: pip install 'demo-t2v[lora]'"] * 3
     assert (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").is_file()
