@@ -1,0 +1,107 @@
+"""Training of an adapter alone, on a base that stays as it is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demo_t2v.adapters import WEIGHT_NAME, LoraError
+from demo_t2v.config import ConfigError
+from demo_t2v.training.loop import train
+from demo_t2v.training.tasks import make_task
+from stages import DENOISER, assert_same_weights, load, metrics
+from stages import run as run_stage
+from test_engine import PLAIN, TIMEOUT, free_port
+from test_lora import fresh
+from test_pipeline import latents_of
+
+
+def adapter_stage(stages: Path, name: str, *overrides: str) -> Any:
+    """Four steps of an adapter on the DEMO of `stages`, a checkpoint after two."""
+    times = {"num_steps": 4, "save_ckp_interval": 2, "ema_decay": 0.5}
+    base = {"base": str(stages / "demo/final"), "model": {"motion": True}}
+    stage = {**DENOISER, **times, **base, "lora": {"rank": 2, "alpha": 4}}
+    return load(stages, stage, name, *overrides)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_training_moves_the_adapter_alone_and_goes_on_as_if_it_never_had_stopped(
+    stages: Path,
+) -> None:
+    whole = adapter_stage(stages, "adapter", "log_interval=1")
+    task = make_task(whole)
+    start = {name: weight.clone() for name, weight in task.model.state_dict().items()}
+    list(train(task, whole))
+    moved = {name for name, w in task.model.state_dict().items() if not torch.equal(start[name], w)}
+    assert moved == {name for name in start if ".lora_" in name}
+    assert {name.partition(".")[0] for name in moved} == {"unet", "motion_encoder"}
+    assert [file.name for file in (whole.log_dir / "final").iterdir()] == [WEIGHT_NAME]
+    kept = load_file(whole.log_dir / "checkpoints/00000004/weights.safetensors")
+    assert kept.keys() == moved
+
+    parts = adapter_stage(stages, "adapter-in-parts", "log_interval=1")
+    stopped = train(make_task(parts), parts)
+    list(islice(stopped, 3))
+    stopped.close()
+    run_stage(parts)  # from the checkpoint of step 2
+    assert metrics(parts.log_dir) == metrics(whole.log_dir)
+    assert_same_weights(parts.log_dir / "final", whole.log_dir / "final")
+
+    pipeline = fresh(stages / "demo/final")
+    base = latents_of(pipeline)
+    pipeline.load_lora_weights(whole.log_dir / "final")
+    assert torch.equal(latents_of(pipeline), latents_of(task.pipeline()))
+    assert not torch.equal(latents_of(pipeline), base)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("base=null", "lora: value error, needs a trained denoiser to adapt: give base"),
+        ("freeze_unet=true", "lora: value error, .*leave out freeze_unet"),
+        ("stop_grad_index=1", "lora: value error, .*leave out stop_grad_index"),
+        ("lora.target=content", "lora.target: input should be 'motion' or 'all'"),
+        ("lora.rank=0", "lora.rank: input should be greater than or equal to 1"),
+    ],
+)
+def test_what_contradicts_an_adapter_is_refused(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapter_stage(tmp_path, "adapter", override)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_base_without_motion_is_adapted_as_a_whole_or_not(stages: Path) -> None:
+    base = (f"base={stages}/base/final", "model={motion: false}")
+    with pytest.raises(LoraError, match="has no motion transformers"):
+        make_task(adapter_stage(stages, "no-motion", *base))
+    task = make_task(adapter_stage(stages, "no-motion", *base, "lora={target: all}"))
+    trained = [name for name, weight in task.model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all(name.startswith("unet.") and ".lora_" in name for name in trained)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_chunks")
+def test_two_processes_train_the_adapter_that_one_does(stages: Path) -> None:
+    same = ("model={motion: true, dropout: 0}", "text_motion_weight=0", f"latents={stages}/anew")
+    one, two = (adapter_stage(stages, name, *same) for name in ("one", "two"))
+    command = [sys.executable, *PLAIN, str(free_port()), "-m", "demo_t2v", "train", "--config"]
+    done = subprocess.run(
+        [*command, str(stages / "two.yaml"), *same],
+        capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(stages / "anew")  # that program's files are larger than this one's
+    run_stage(one)
+    for ours, theirs in zip(metrics(two.log_dir), metrics(one.log_dir), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
