@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet3DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
@@ -138,6 +139,26 @@ def test_a_folder_goes_back_to_the_published_files(
     with pytest.raises(ModelError, match=r"motion_encoder\.pth: holds logit_scale and text_proj"):
         export(converted, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_goes_back_with_its_averaged_weights(
+    demo: tuple[Path, Files], converted: Path, tmp_path: Path
+) -> None:
+    """Of the files of a checkpoint, the average counts more, as far as it goes."""
+    loaded = DemoPipeline.from_pretrained(converted, dtype=torch.float16)
+    parts = {"unet": loaded.unet, "motion_encoder": loaded.motion_encoder}
+    weights = {f"{p}.{n}": w for p, net in parts.items() for n, w in net.state_dict().items()}
+    trained = {n: w + 1 for n, w in weights.items() if n.startswith("unet.") and "motion_" in n}
+    save_file(weights, tmp_path / "weights.safetensors")
+    save_file(trained, tmp_path / "average.safetensors")
+    export(tmp_path, tmp_path / "back", demo[0] / "open_clip_pytorch_model.bin")
+    back = read_published(tmp_path / "back/demo.pth")
+    state = {n.removeprefix("unet."): w for n, w in (weights | trained).items() if n[:5] == "unet."}
+    assert same(back, denoiser_to_published(state, loaded.unet))
+    assert not same(back, demo[1]["demo.pth"])
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no published layout|holds no video denoiser"):
+        export(tmp_path, tmp_path / "other", demo[0] / "open_clip_pytorch_model.bin")
 
 
 @torch.no_grad()
