@@ -308,15 +308,20 @@ def test_the_commands(demo: tuple[Path, Files], started: Path, tmp_path: Path) -
     )
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "b/demo.pth").is_file()
-    for words, line in (
-        ((str(demo[0]), str(tmp_path / "a")), "a: is there already"),
-        ((str(demo[0]), str(tmp_path / "c"), "--start-motion"), "is a DEMO already"),
-        ((str(tmp_path), str(tmp_path / "c")), "holds neither published .pth files nor"),
-        ((str(tmp_path), str(tmp_path / "c"), "--published"), "is no pipeline's folder"),
+    ended = run(tmp_path, "convert", str(demo[0]), str(tmp_path / "a"))
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert "a: is there already" in ended.stderr
+
+
+def test_what_cannot_be_converted(demo: tuple[Path, Files], tmp_path: Path) -> None:
+    for attempt, line in (
+        (lambda out: convert(demo[0], out, start_motion=True), "is a DEMO already"),
+        (lambda out: convert(tmp_path, out), "holds neither published .pth files nor"),
+        (lambda out: export(tmp_path, out), "is no pipeline's folder"),
     ):
-        ended = run(tmp_path, "convert", *words)
-        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
-        assert line in ended.stderr
+        with pytest.raises(ModelError, match=line):
+            attempt(tmp_path / "c")
+        assert not (tmp_path / "c").exists()
 
 
 def test_without_a_network_the_download_says_what_to_do(tmp_path: Path) -> None:
