@@ -14,9 +14,18 @@ from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training import sources
 from demo_t2v.training.tasks import train_tokenizer
-from golden import published_sampler
+from demo_t2v.weights.convert import published_scheduler
 from stages import AUTOENCODER, CLIP, DENOISER, load, run
 
+TINY = {
+    "block_out_channels": (16, 32),
+    "attention": (True, True),
+    "layers_per_block": 1,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 8,
+    "num_input_heads": 2,
+    "norm_num_groups": 4,
+}
 CAPTIONS = ["a car moves to the left", "a fish falls", "the pear grows slowly in the snow"]
 
 
@@ -58,18 +67,7 @@ def shake(module: torch.nn.Module, seed: int) -> None:
 
 def tiny_unet(motion: bool = True, **sizes: object) -> DemoUNet:
     """Two levels, 4 frames of 4x4 latents, every weight random; in eval mode."""
-    defaults = {
-        "sample_size": 4,
-        "sample_frames": 4,
-        "block_out_channels": (16, 32),
-        "attention": (True, True),
-        "layers_per_block": 1,
-        "cross_attention_dim": 24,
-        "attention_head_dim": 8,
-        "num_input_heads": 2,
-        "norm_num_groups": 4,
-    }
-    unet = DemoUNet(**{**defaults, "motion": motion, **sizes})
+    unet = DemoUNet(**{**TINY, "sample_size": 4, "sample_frames": 4, "motion": motion, **sizes})
     shake(unet, seed=1)
     return unet.eval()
 
@@ -106,7 +104,7 @@ def tiny_pipeline() -> DemoPipeline:
         content_encoder=content.eval(),
         motion_encoder=motion.eval(),
         tokenizer=tokenizer,
-        scheduler=published_sampler(),
+        scheduler=published_scheduler(),
         num_inference_steps=3,
         guidance_scale=3.0,
     )

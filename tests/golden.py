@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -59,15 +58,3 @@ def recorded(file: str) -> dict[str, Tensor]:
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """The norm of the difference over the norm of what is expected."""
     return ((actual - expected).norm() / expected.norm()).item()
-
-
-def published_sampler() -> DDIMScheduler:
-    """DDIM as ModelScopeT2V samples: leading timesteps from 1, and a last step to the first."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )

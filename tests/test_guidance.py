@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from demo_t2v.diffusion.guidance import classifier_free_guidance
-from golden import make_input, published_sampler, recorded, relative_error
+from demo_t2v.weights.convert import published_scheduler
+from golden import make_input, recorded, relative_error
 
 
 def toy_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def toy_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
 
 def test_the_published_noise_schedule() -> None:
     torch.testing.assert_close(
-        published_sampler().alphas_cumprod.double(),
+        published_scheduler().alphas_cumprod.double(),
         recorded("ddim.safetensors")["alphas_cumprod"],
         rtol=1e-5,
         atol=0,
@@ -27,7 +28,7 @@ def test_the_published_noise_schedule() -> None:
 
 
 def test_the_published_timesteps() -> None:
-    sampler = published_sampler()
+    sampler = published_scheduler()
     sampler.set_timesteps(50)
     assert sampler.timesteps.tolist() == list(range(981, 0, -20))
     assert sampler.final_alpha_cumprod == sampler.alphas_cumprod[0]
@@ -35,7 +36,7 @@ def test_the_published_timesteps() -> None:
 
 @pytest.mark.parametrize("steps", [20, 50])
 def test_guided_ddim_matches_the_recorded_figures(steps: int) -> None:
-    sampler = published_sampler()
+    sampler = published_scheduler()
     sampler.set_timesteps(steps)
     denoise = classifier_free_guidance(toy_denoiser, 9.0)
     latents = make_input("noise", (2, 4, 8, 16, 16))

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from demo_t2v.motion.flow import lucas_kanade, video_flow
 from demo_t2v.motion.losses import diffusion, regularization, text_motion, video_motion
-from golden import make_input, published_sampler, recorded
+from demo_t2v.weights.convert import published_scheduler
+from golden import make_input, recorded
 
 
 def toy_prediction() -> tuple[Tensor, Tensor]:
@@ -22,7 +23,7 @@ def toy_prediction() -> tuple[Tensor, Tensor]:
     shape = (2, 4, 8, 16, 16)
     latents, noise = make_input("x0", shape), make_input("eps", shape)
     timesteps = torch.tensor([3, 700])
-    noisy = published_sampler().add_noise(latents, noise, timesteps)
+    noisy = published_scheduler().add_noise(latents, noise, timesteps)
     assert_close(noisy, recorded("losses.safetensors")["xt"], atol=1e-5, rtol=1e-5)
     return 0.8 * torch.sin(0.7 * noisy + 0.001 * timesteps.view(2, 1, 1, 1, 1)), noise
 

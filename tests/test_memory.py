@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from conftest import TINY
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.models.text import penultimate_states
 from demo_t2v.models.unet import DemoUNet
@@ -79,15 +80,6 @@ class FusedAttention(TorchFunctionMode):
 FULL: dict[str, Any] = {}  # the defaults are the published sizes
 SPRITES = json.loads((BUILT_IN["sprites"] / "unet" / "config.json").read_text())
 SPRITES_VAE = json.loads((BUILT_IN["sprites"] / "vae" / "config.json").read_text())
-TINY = {
-    "block_out_channels": (16, 32),
-    "attention": (True, True),
-    "layers_per_block": 1,
-    "cross_attention_dim": 24,
-    "attention_head_dim": 8,
-    "num_input_heads": 2,
-    "norm_num_groups": 4,
-}
 STABLE_DIFFUSION = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,

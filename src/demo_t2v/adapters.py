@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from demo_t2v.models.lora import LoraTarget, lora_layers
-from demo_t2v.models.tensors import Shape, check
+from demo_t2v.models.tensors import Shape, below, check
 from demo_t2v.models.unet import DemoUNet
 
 WEIGHT_NAME: Final = "pytorch_lora_weights.safetensors"
@@ -99,9 +99,9 @@ class LoraMixin(LoraBaseMixin):
         adapters, expected = [], dict[str, Shape]()
         try:
             for part in self._lora_loadable_modules:
-                module, own = getattr(self, part), _below(part, tensors)
+                module, own = getattr(self, part), below(part, tensors)
                 if module is not None and own:
-                    config, shapes = _fit(module, own, _below(part, settings))
+                    config, shapes = _fit(module, own, below(part, settings))
                     adapters.append((module, own, config))
                     expected |= {f"{part}.{key}": shape for key, shape in shapes.items()}
             check(tensors, expected)
@@ -179,12 +179,6 @@ class LoraMixin(LoraBaseMixin):
 def _require_peft() -> None:
     if not USE_PEFT_BACKEND:
         raise LoraError("LoRA needs peft: pip install 'demo-t2v[lora]'")
-
-
-def _below(part: str, names: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs to a part, without its prefix."""
-    prefix = f"{part}."
-    return {k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)}
 
 
 def _fit(

@@ -12,7 +12,7 @@ import typer
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.weights.hub import read_defaults, resolve, settle
-from demo_t2v.weights.memory import ITEM_BYTES, Request, peak, plans, read_parts, show
+from demo_t2v.weights.memory import peak, plans, read_parts, requested, show
 
 
 def info(
@@ -49,15 +49,10 @@ def info(
 
 def _report(config: InferenceConfig) -> dict[str, Any]:
     """The figures: sizes in bytes."""
-    folder = resolve(config.pretrained)
-    defaults, parts = read_defaults(folder), read_parts(folder)
+    parts = read_parts(resolve(config.pretrained))
+    request = requested(config, config.batch_size)
     device, dtype = settle(config.device, config.dtype)
     name, memory = _device(device)
-    height, width = config.resolution or (defaults.side, defaults.side)
-    frames, item = config.max_frames or defaults.frames, ITEM_BYTES[dtype]
-    request = Request(
-        config.batch_size, frames, height, width, guided=defaults.guidance > 1, item=item
-    )
     peaks = [
         (plan, peak(parts, request, plan, device)) for plan in plans(config.decoder_bs, device)
     ]
@@ -65,15 +60,20 @@ def _report(config: InferenceConfig) -> dict[str, Any]:
         "model": config.pretrained,
         "dtype": dtype,
         "parts": [
-            {"name": p.name, "class": p.kind, "parameters": p.numbers, "bytes": p.numbers * item}
+            {
+                "name": p.name,
+                "class": p.kind,
+                "parameters": p.numbers,
+                "bytes": p.numbers * request.item,
+            }
             for p in parts.values()
         ],
         "device": {"kind": device, "name": name, "bytes": memory},
         "video": {
-            "batch_size": config.batch_size,
-            "frames": frames,
-            "height": height,
-            "width": width,
+            "batch_size": request.batch,
+            "frames": request.frames,
+            "height": request.height,
+            "width": request.width,
         },
         "plans": [
             {"plan": str(plan), "peak": need, "fits": need <= memory} for plan, need in peaks

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 Shape = tuple[int, ...]
+_T = TypeVar("_T")
 
 
 class NamesError(ValueError):
@@ -28,6 +30,12 @@ def check(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
     found = [f"{len(them)} {kind}: {_first_ten(them)}" for kind, them in problems.items() if them]
     if found:
         raise NamesError("these are not the network's tensors; " + "; ".join(found))
+
+
+def below(part: str, names: Mapping[str, _T]) -> dict[str, _T]:
+    """What belongs to a part of a model, `part.name`, without its prefix."""
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)}
 
 
 def _first_ten(names: list[str]) -> str:

@@ -15,8 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.utils.tqdm import tqdm
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
@@ -24,7 +23,7 @@ from demo_t2v.models.tensors import NamesError, check
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.outputs import whole_or_nothing
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import ModelError, first_line
+from demo_t2v.weights.hub import ModelError, first_line, read_tensors
 from demo_t2v.weights.names import (
     autoencoder_from_published,
     denoiser_from_published,
@@ -209,13 +208,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".json":
         known = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
         files = {file.with_name(Path(name).name) for name in known.values()}
-    state: dict[str, Tensor] = {}
-    for shard in sorted(files):
-        try:
-            state |= load_file(shard)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{shard}: cannot be read ({first_line(error)})") from None
-    return state
+    return {name: w for shard in sorted(files) for name, w in read_tensors(shard).items()}
 
 
 def _with_motion(parts: Parts) -> Parts:
@@ -245,7 +238,7 @@ def write_pipeline(parts: Parts, out: Path, dtype: ConvertedDtype | None) -> Non
     """Write the folder of a pipeline with the published sampler; all of it or nothing.
 
     Raises ModelError for tensors that do not belong to their network, are not finite, or do not
-    fit into float16; FileExistsError if `out` is there.
+    fit into float16; outputs.OutputError if `out` is there.
     """
     networks = {name: part.network for name, part in parts.items() if name != "clip"}
     pipeline = DemoPipeline(**networks, tokenizer=clip_tokenizer(), scheduler=published_scheduler())

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from demo_t2v.models.tensors import NamesError
-from demo_t2v.models.unet import DemoUNet
+from demo_t2v.models.tensors import NamesError, below
 from demo_t2v.outputs import whole_or_nothing
-from demo_t2v.weights.hub import ModelError, first_line
-from demo_t2v.weights.names import denoiser_to_published
+from demo_t2v.weights.hub import ModelError, read_tensors
+from demo_t2v.weights.names import denoiser_to_published, publishable_denoiser
 from demo_t2v.weights.openclip import HEAD, to_openclip
 from demo_t2v.weights.published import BASE, DEMO, MOTION_ENCODER, read_published
 
@@ -40,8 +37,9 @@ def export(source: Path, out: Path, clip: Path | None = None) -> None:
     OpenCLIP's published file. Raises ModelError, and then writes nothing.
     """
     trained = _read(source)
-    unet = _network(source, trained.denoiser)
     try:
+        with torch.device("meta"):
+            unet = publishable_denoiser(trained.denoiser)
         denoiser = denoiser_to_published(trained.denoiser, unet)
     except NamesError as error:
         raise ModelError(f"{source}: has no published layout ({error})") from None
@@ -71,43 +69,16 @@ def _read(source: Path) -> _Trained:
             f"{source}: is no pipeline's folder, no training run with a `final` and no checkpoint"
         )
     # A checkpoint's average has only what was trained.
-    state = {name: tensor for file in reversed(found) for name, tensor in _load(file).items()}
-    return _Trained(_below("unet.", state), _below("motion_encoder.", state))
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): w for k, w in state.items() if k.startswith(prefix)}
+    state = {
+        name: tensor for file in reversed(found) for name, tensor in read_tensors(file).items()
+    }
+    return _Trained(below("unet", state), below("motion_encoder", state))
 
 
 def _tensors(folder: Path, part: str) -> dict[str, Tensor]:
     """All tensors of one network; none where the pipeline has no such network."""
     files = sorted((folder / part).glob(f"{_STEM[part]}*.safetensors"))
-    return {name: tensor for file in files for name, tensor in _load(file).items()}
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: cannot be read ({first_line(error)})") from None
-
-
-def _network(source: Path, denoiser: Mapping[str, Tensor]) -> DemoUNet:
-    """The denoiser of these tensors on the meta device, as far as its names depend on it."""
-    first, into = denoiser.get("conv_in.weight"), denoiser.get("transformer_in.proj_in.weight")
-    if first is None or into is None:
-        raise ModelError(f"{source}: holds no video denoiser; only such a one can be published")
-    listening = denoiser.get("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight")
-    with torch.device("meta"):
-        network: DemoUNet = DemoUNet(
-            in_channels=first.shape[1],
-            out_channels=first.shape[1],
-            block_out_channels=[len(first) * times for times in (1, 2, 4, 4)],
-            num_input_heads=len(into) // 64,
-            cross_attention_dim=1024 if listening is None else listening.shape[1],
-            motion=any("motion_attentions." in name for name in denoiser),
-        )
-    return network
+    return {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 
 def _encoder(trained: _Trained, clip: Path) -> dict[str, Tensor]:

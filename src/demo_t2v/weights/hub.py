@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from demo_t2v.pipeline import DemoPipeline
 
 _ASSETS: Final = Path(__file__).parent.parent / "assets" / "sprites"
@@ -234,6 +236,18 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ModelError(f"{file}: is not the JSON of a model")
     return tree
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors by name, mapped into memory. Raises ModelError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be read ({first_line(error)})") from None
+    return tensors
 
 
 def first_line(error: Exception) -> str:

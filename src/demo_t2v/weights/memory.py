@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.weights.hub import ModelError, read_defaults, resolve, settle
 
@@ -142,22 +144,26 @@ def pick(config: InferenceConfig, videos: int) -> tuple[Plan, str]:
         return Plan(config.decoder_bs, offload=config.offload), ""
     if config.offload != "none":
         raise ConfigError("max_memory: picks the offload by itself; leave offload out")
-    folder = resolve(config.pretrained)
     device, dtype = settle(config.device, config.dtype)
-    defaults = read_defaults(folder)
+    parts, request = read_parts(resolve(config.pretrained)), requested(config, videos)
+    plan, need = choose(parts, request, config.decoder_bs, device, config.max_memory)
+    line = f"{plan}: about {show(need)} of {show(config.max_memory)}"
+    return plan, f"max_memory on {device}, {dtype}: {line}"
+
+
+def requested(config: InferenceConfig, videos: int) -> Request:
+    """What `config` makes at once of so many videos; the model's own values where it has none."""
+    defaults = read_defaults(resolve(config.pretrained))
     height, width = config.resolution or (defaults.side, defaults.side)
     guidance = defaults.guidance if config.guide_scale is None else config.guide_scale
-    request = Request(
+    return Request(
         batch=min(config.batch_size, videos),
         frames=config.max_frames or defaults.frames,
         height=height,
         width=width,
         guided=guidance > 1,
-        item=ITEM_BYTES[dtype],
+        item=ITEM_BYTES[settle(config.device, config.dtype)[1]],
     )
-    plan, need = choose(read_parts(folder), request, config.decoder_bs, device, config.max_memory)
-    line = f"{plan}: about {show(need)} of {show(config.max_memory)}"
-    return plan, f"max_memory on {device}, {dtype}: {line}"
 
 
 def activation_bytes(parts: Mapping[str, Part], request: Request, plan: Plan) -> dict[str, int]:
@@ -233,12 +239,9 @@ def _read_part(folder: Path, kind: str) -> Part:
 
 
 def _tensors(file: Path) -> Iterator[int]:
-    """How many numbers each tensor of a safetensors file has: its header is a length and JSON."""
+    """How many numbers each tensor of a safetensors file has; of the file, its header is read."""
     try:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    except (ValueError, OverflowError, MemoryError):
+        with safe_open(file, "np") as stored:
+            yield from (math.prod(stored.get_slice(k).get_shape()) for k in stored.keys())  # noqa: SIM118
+    except SafetensorError:
         raise ModelError(f"{file}: is not a safetensors file") from None
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            yield math.prod(tensor["shape"])

@@ -143,9 +143,28 @@ def published_denoiser(state: Mapping[str, Tensor]) -> DemoUNet:
         "input_blocks.0.1.proj_in.weight",
         "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
     )
+    return _denoiser_like(state, names, has_motion(state))
+
+
+def publishable_denoiser(state: Mapping[str, Tensor]) -> DemoUNet:
+    """The same network of the tensors of a DemoUNet, which has the published levels or none."""
+    names = (
+        "conv_in.weight",
+        "transformer_in.proj_in.weight",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    )
+    return _denoiser_like(state, names, any("motion_attentions." in name for name in state))
+
+
+def _denoiser_like(
+    state: Mapping[str, Tensor], names: tuple[str, str, str], motion: bool
+) -> DemoUNet:
+    """The network by the shapes of its first convolution, the way into its first transformer, and
+    the keys of its states.
+    """
     missing = [name for name in names if name not in state or state[name].ndim < 2]
     if missing:
-        raise NamesError(f"is no published denoiser; it has no {', '.join(missing)}")
+        raise NamesError(f"is no video denoiser; it has no {', '.join(missing)}")
     first, into, listening = (state[name].shape for name in names)
     network: DemoUNet = DemoUNet(
         in_channels=first[1],
@@ -153,7 +172,7 @@ def published_denoiser(state: Mapping[str, Tensor]) -> DemoUNet:
         block_out_channels=[first[0] * times for times in (1, 2, 4, 4)],
         num_input_heads=into[0] // 64,
         cross_attention_dim=listening[1],
-        motion=has_motion(state),
+        motion=motion,
     )
     return network
 
