@@ -16,12 +16,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from demo_t2v.config import InferenceConfig
-from demo_t2v.generation import generate, load_for, make_jobs
+from demo_t2v.generation.batches import generate, load_for
+from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.models.text import TextStates
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import ModelError, load_pipeline
 from demo_t2v.weights.memory import DENOISING, TEXT, Plan
-from test_cli import assert_one_line, run
+from test_cli import assert_one_line, messages, run
 
 PROMPTS = ["a car falls", "the fish grows"]
 
@@ -95,7 +96,7 @@ def test_dropped_text_encoders_change_no_bit(tiny_folder: Path, scale: float) ->
     )
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish"), ("c", "a pear")], repeat=1, seed=1)
     whole, nothing = load_for(jobs, config, Plan(16))
-    assert nothing is None
+    assert nothing == {}
     lean, encoded = load_for(jobs, config, Plan(16, drop_text=True))
     assert [getattr(lean, name) for name in TEXT] == [None, None]
     first = list(generate(whole, jobs, config))
@@ -190,9 +191,9 @@ def made(folder: Path, model: Path, out: str, *words: str) -> subprocess.Complet
 
 def test_max_memory_says_what_it_picked(tiny_folder: Path, tmp_path: Path) -> None:
     plain = made(tmp_path, tiny_folder, "plain")
-    assert plain.stderr == ""
+    assert messages(plain.stderr) == []
     done = made(tmp_path, tiny_folder, "ample", "--max-memory", "64GB")
-    assert len(done.stderr.splitlines()) == 1
+    assert len(messages(done.stderr)) == 1
     assert "all parts in memory, 16 frames decoded at once" in done.stderr
     assert [video["file"] for video in json.loads(done.stdout)["videos"]] == [
         video["file"].replace("plain", "ample") for video in json.loads(plain.stdout)["videos"]
