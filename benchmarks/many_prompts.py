@@ -1,0 +1,166 @@
+"""Do all ways to share work make the same videos, and what do processes and overlap gain?
+
+    python benchmarks/many_prompts.py [--prompts 100] [--repeat 2] [--steps 4] [--rounds 3]
+
+First the same jobs by one process, by two under torchrun, by two under DeepSpeed and by two actors
+of Ray: whether each file is there once, and the same byte for byte. Then, in the order A B A B, two
+processes of one thread against one of two threads, start included; and in one process of one
+thread, decoding and writing in a thread while the next batch is denoised against one after another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.distributed import HashStore
+
+from demo_t2v.config import InferenceConfig
+from demo_t2v.evaluation.sprites import list_prompts
+from demo_t2v.generation.prompts import make_jobs, read_prompts
+from demo_t2v.generation.run import AHEAD, Maker, make
+from demo_t2v.generation.sharing import Share
+from demo_t2v.outputs import MANIFEST, OutputFolder
+from demo_t2v.weights.memory import Plan
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+ONE = [sys.executable, "-m", "demo_t2v", "generate"]
+TWO = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--standalone", *ONE[1:]]
+DEEPSPEED = ["bash", str(ROOT / "scripts" / "inference_deepspeed.sh"), "--num_accelerators", "2"]
+WAYS = {
+    "one process": (ONE, []),
+    "torchrun, two": (TWO, []),
+    "DeepSpeed, two": (
+        [*DEEPSPEED, "--"],
+        [f"deepspeed_config={ROOT / 'configs' / 'deepspeed' / 'inference.json'}"],
+    ),
+    "Ray, two actors": (ONE, ["--engine", "ray", "workers=2"]),
+}
+
+
+class Silent:
+    """Nobody watches."""
+
+    def refresh(self) -> None:
+        pass
+
+    def made(self, entry: Mapping[str, Any]) -> None:
+        pass
+
+    def failed(self, failure: Mapping[str, Any]) -> None:
+        raise RuntimeError(failure["reason"])
+
+
+def timed(words: list[str], out: Path, file: Path, steps: int, repeat: int, threads: int) -> float:
+    """Seconds that a command took."""
+    given = ["--prompts", file, "--repeat", repeat, "--steps", steps, "--out", out, "--overwrite"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "RAY_worker_niceness": "0"}
+    environment["PATH"] = f"{BIN}:{environment['PATH']}"
+    began = time.monotonic()
+    done = subprocess.run(
+        [*words, *map(str, given)], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return time.monotonic() - began
+
+
+def made_files(folder: Path) -> dict[str, str]:
+    """The hash of each file; each must be in the manifest once."""
+    entries = [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines()]
+    times = Counter(entry["file"] for entry in entries)
+    if set(times.values()) != {1} or set(times) != {p.name for p in folder.glob("*.mp4")}:
+        raise RuntimeError(f"{folder}: not every file is there once")
+    return {entry["file"]: entry["sha256"] for entry in entries}
+
+
+def compare_ways(console: Console, scratch: Path, file: Path, steps: int, repeat: int) -> None:
+    table = Table(title=f"{len(read_prompts(file))} prompts x {repeat}, {steps} steps")
+    for column in ("way", "seconds", "files, each once", "same bytes as one process"):
+        table.add_column(column, justify="right")
+    known: dict[str, str] = {}
+    for number, (name, (words, more)) in enumerate(WAYS.items()):
+        out = scratch / str(number)
+        seconds = timed([*words, *more], out, file, steps, repeat, 1)
+        files = made_files(out)
+        known = known or files
+        same = sum(known.get(name) == content for name, content in files.items())
+        table.add_row(name, f"{seconds:.0f}", str(len(files)), f"{same} of {len(known)}")
+    console.print(table)
+
+
+def compare_processes(
+    console: Console, scratch: Path, file: Path, steps: int, repeat: int, rounds: int
+) -> None:
+    count, ratios = len(read_prompts(file)) * repeat, []
+    for _ in range(rounds):
+        two = timed(TWO, scratch / "a", file, steps, repeat, 1)
+        one = timed(ONE, scratch / "b", file, steps, repeat, 2)
+        ratios.append(one / two)
+        rates = f"{60 * count / two:.1f} and {60 * count / one:.1f} videos a minute"
+        console.print(f"two processes of one thread, one of two: {rates}, {one / two:.2f}")
+    console.print(f"two processes against one: {statistics.median(ratios):.2f} (median)")
+
+
+def compare_overlap(console: Console, scratch: Path, file: Path, steps: int, rounds: int) -> None:
+    torch.set_num_threads(1)
+    config = InferenceConfig(device="cpu", ddim_timesteps=steps)
+    jobs = make_jobs(read_prompts(file)[:24], 1, 0)
+    settings = {"fps": 8, "format": "mp4", "resolution": [64, 64]}
+    folder = OutputFolder(scratch / "overlap", "sprites", settings)
+    folder.prepare()
+    maker = Maker.load(jobs, config, Plan(config.decoder_bs), folder)
+    seconds: dict[int, list[float]] = {AHEAD: [], 0: []}
+    for _ in range(rounds):
+        for ahead, taken in seconds.items():
+            began = time.monotonic()
+            make(replace(maker, ahead=ahead), jobs, Share(HashStore()), Silent())
+            taken.append(time.monotonic() - began)
+    ratios = [b / a for a, b in zip(seconds[AHEAD], seconds[0], strict=True)]
+    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    middle = statistics.median(ratios)
+    console.print(f"overlap against one after another, {steps} steps: {shown}; median {middle:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4, help="denoising steps of the comparisons")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["ways", "processes", "overlap"], help="one part")
+    asked = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        file = scratch / "prompts.csv"
+        with file.open("w", newline="") as stream:
+            rows = [(case.id, case.prompt) for case in list_prompts(asked.prompts, 0)]
+            csv.writer(stream).writerows([("id", "prompt"), *rows])
+        if asked.only in (None, "ways"):
+            compare_ways(console, scratch, file, asked.steps, asked.repeat)
+        if asked.only in (None, "processes"):
+            compare_processes(console, scratch, file, asked.steps, 1, asked.rounds)
+        if asked.only in (None, "overlap"):
+            for steps in (asked.steps, 16):
+                compare_overlap(console, scratch, file, steps, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()
