@@ -6,6 +6,7 @@ import gc
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from demo_t2v.weights.hub import load_pipeline
 from demo_t2v.weights.memory import DENOISING, TEXT, Plan
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from demo_t2v.models.text import TextStates
     from demo_t2v.pipeline import DemoPipeline
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Job",
     "PromptError",
+    "Step",
     "encode",
     "generate",
     "load_for",
@@ -40,6 +44,18 @@ __all__ = [
 
 class PromptError(ValueError):
     """Prompts that cannot be used; the message is one line that names file, row and column."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step that a batch of videos has taken."""
+
+    number: int
+    """Counts from 1."""
+    latents: Tensor
+    """(B, C, F, h, w): what the next step begins with."""
+    clean: Tensor
+    """(B, C, F, h, w): the latents without noise, as far as they can be told by now."""
 
 
 def read_prompts(file: Path) -> list[tuple[str, str]]:
@@ -130,7 +146,9 @@ def encode(pipeline: DemoPipeline, jobs: Sequence[Job], config: InferenceConfig)
     scale = pipeline.config.guidance_scale if config.guide_scale is None else config.guide_scale
     negative = config.negative_prompt if scale > 1 else None
     states = (
-        pipeline.encode_prompt([job.prompt for job in batch], negative_prompt=negative)
+        pipeline.encode_prompt(
+            [job.prompt for job in batch], _motion_prompts(batch, config), negative
+        )
         for batch in _batches(jobs, config)
     )
     return [
@@ -145,11 +163,13 @@ def generate(
     config: InferenceConfig,
     on_step: Callable[[int], None] | None = None,
     encoded: Sequence[Encoded] | None = None,
+    watch: Callable[[Step], None] | None = None,
 ) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
     """Make the videos batch by batch: yields (job, uint8 RGB frames (F, H, W, 3), seconds).
 
     `seconds` is the batch's time divided by its videos. `on_step` hears after each denoising
-    step how many videos took it. `encoded` is what `encode` gave for the same jobs, for a pipeline
+    step how many videos took it; `watch` sees their latents too, and what it raises ends the work
+    there, with nothing decoded. `encoded` is what `encode` gave for the same jobs, for a pipeline
     without text encoders. Raises ConfigError, at once, for a size that the network cannot take.
     """
     _check_size(pipeline, config)
@@ -157,7 +177,11 @@ def generate(
     texts: list[dict[str, Any]]
     if encoded is None:
         texts = [
-            {"prompt": [job.prompt for job in batch], "negative_prompt": config.negative_prompt}
+            {
+                "prompt": [job.prompt for job in batch],
+                "motion_prompt": _motion_prompts(batch, config),
+                "negative_prompt": config.negative_prompt,
+            }
             for batch in batches
         ]
     else:
@@ -165,12 +189,16 @@ def generate(
             {"prompt_embeds": these, "negative_prompt_embeds": those} for these, those in encoded
         ]
     pairs = zip(batches, texts, strict=True)
-    return (made for pair in pairs for made in _batch(pipeline, *pair, config, on_step))
+    return (made for pair in pairs for made in _batch(pipeline, *pair, config, on_step, watch))
 
 
 def _batches(jobs: Sequence[Job], config: InferenceConfig) -> list[Sequence[Job]]:
     size = config.batch_size
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
+
+def _motion_prompts(jobs: Sequence[Job], config: InferenceConfig) -> list[str] | None:
+    return None if config.motion_prompt is None else [config.motion_prompt] * len(jobs)
 
 
 def _batch(
@@ -179,12 +207,15 @@ def _batch(
     text: Mapping[str, Any],
     config: InferenceConfig,
     on_step: Callable[[int], None] | None,
+    watch: Callable[[Step], None] | None,
 ) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
     import torch
 
-    def step_done(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def step_done(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step(len(jobs))
+        if watch:
+            watch(Step(step + 1, tensors["latents"], tensors["clean"]))
         return tensors
 
     height, width = config.resolution or (None, None)
@@ -196,9 +227,11 @@ def _batch(
         width=width,
         num_inference_steps=config.ddim_timesteps,
         guidance_scale=config.guide_scale,
+        motion_strength=config.motion_strength,
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         decode_chunk_size=config.decoder_bs,
         callback_on_step_end=step_done,
+        callback_on_step_end_tensor_inputs=("latents", "clean") if watch else ("latents",),
     ).frames  # (B, F, H, W, 3)
     seconds = (time.monotonic() - started) / len(jobs)
     for job, video in zip(jobs, videos, strict=True):

@@ -25,6 +25,7 @@ from demo_t2v.cli.terminal import (
     only_reports_on_stdout,
     progress,
 )
+from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.generation import Job, PromptError, load_for, make_jobs, read_prompts
@@ -45,11 +46,13 @@ app.add_typer(evaluate, name="evaluate")
 app.add_typer(data, name="data")
 app.add_typer(weights)
 app.command()(info)
+app.command()(web)
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 # What shapes the videos: a second run with other values would make other ones.
 _SETTINGS: Final = {
     *("inference_seed", "ddim_timesteps", "guide_scale", "negative_prompt", "max_frames"),
+    *("motion_prompt", "motion_strength"),
     *("resolution", "fps", "format", "dtype", "lora"),
 }
 
@@ -99,6 +102,12 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     negative: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
+    motion_prompt: Annotated[
+        str | None, typer.Option(help="What the motion encoder hears in the prompt's stead.")
+    ] = None,
+    motion_strength: Annotated[
+        float | None, typer.Option(help="0: the base network; 1: as trained.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames in a video.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
@@ -133,6 +142,8 @@ def generate(
         "ddim_timesteps": steps,
         "guide_scale": guidance,
         "negative_prompt": negative,
+        "motion_prompt": motion_prompt,
+        "motion_strength": motion_strength,
         "max_frames": frames,
         "fps": fps,
         "format": format,
