@@ -8,11 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -20,7 +19,7 @@ FLAGS += ["--disable-background-networking", "--disable-component-update", "--di
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="needs a browser: apt-get install chromium"
 )
-WAIT = 60_000  # milliseconds; only a page that hangs takes so long
+WAIT = 25_000  # milliseconds; only a page that hangs takes so long
 
 
 @contextmanager
@@ -56,10 +55,8 @@ def chromium() -> Iterator[Browser]:
 class Visitor:
     """One person on the page: a browser context of its own, and what went wrong in it."""
 
-    def __init__(self, browser: Browser, address: str, width: int = 1280, scheme: str = "light"):
-        self.context: BrowserContext = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
-        )
+    def __init__(self, browser: Browser, address: str):
+        self.context: BrowserContext = browser.new_context(viewport={"width": 1280, "height": 900})
         self.context.set_default_timeout(WAIT)
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
@@ -81,11 +78,26 @@ class Visitor:
         ]
 
     @property
-    def panel(self):
+    def panel(self) -> Locator:
+        """The tab that is open."""
         return self.page.get_by_role("tabpanel")
 
+    @property
+    def bar(self) -> Locator:
+        """The progress of what is being made."""
+        return self.panel.locator(".status progress")
+
     def tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
+        """Open a tab; where there is little room, from the list of all that did not fit."""
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if tab.is_visible():
+            tab.click()
+        else:
+            self.page.get_by_role("button", name="More tabs").click()
+            self.page.get_by_role("button", name=name, exact=True).last.click()
+        self.page.locator("button[role=tab][aria-selected=true]", has_text=name).wait_for(
+            state="attached"
+        )
 
     def settings(self, **values: float) -> None:
         """Open the settings and write numbers into them, by their labels."""
@@ -123,8 +135,3 @@ class Visitor:
     def said(self, text: str) -> None:
         """Waits until the status line has `text` in it."""
         self.panel.locator(".block.status").get_by_text(text).first.wait_for()
-
-
-def screenshot(visitor: Visitor, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    visitor.page.screenshot(path=folder / f"{name}.png", full_page=True)

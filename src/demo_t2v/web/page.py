@@ -60,9 +60,9 @@ def _theme() -> gr.themes.Base:
     )
     labels = {
         f"block_{kind}_{part}{mode}": value
-        for kind in ("title", "label")
+        for kind, fill in (("title", "transparent"), ("label", "*background_fill_primary"))
         for mode, text in (("", "*neutral_700"), ("_dark", "*neutral_200"))
-        for part, value in (("text_color", text), ("background_fill", "transparent"))
+        for part, value in (("text_color", text), ("background_fill", fill))
     }
     return theme.set(
         **labels,
@@ -123,9 +123,9 @@ class _Page:
         self.prompt = gr.Textbox(
             label="Prompt",
             placeholder=texts[0],
-            lines=2,
+            lines=1,  # so that Enter begins
+            max_lines=4,
             max_length=PROMPT_LENGTH,
-            submit_btn=False,
         )
         with gr.Row(elem_classes="examples"):
             return {text: gr.Button(text, size="sm") for text in texts}
@@ -173,11 +173,12 @@ class _Page:
             labels = [f"Video {number}" for number in range(1, MOST_VIDEOS + 1)]
             self.stages["generate"] = Stage("generate", labels), button
         with gr.Tab("Compare", id="compare", visible=has_motion):
-            gr.Markdown("The same seed twice: without the motion branch, and with it.")
+            gr.Markdown(
+                "The same seed twice: without the motion branch, and with it. The strip below "
+                "the videos shows where things are going, without it above and with it below."
+            )
             button = gr.Button("Compare", variant="primary")
-            flow = "Optical flow: motion off above, on below"
-            stage = Stage("compare", ["Motion off", "Motion on"], flow)
-            self.stages["compare"] = stage, button
+            self.stages["compare"] = Stage("compare", ["Motion off", "Motion on"]), button
         with gr.Tab("Take apart", id="apart", visible=has_motion):
             gr.Markdown("The content encoder hears the prompt; tell the motion encoder otherwise.")
             self.motion_prompt.render()  # type: ignore[no-untyped-call]
@@ -187,20 +188,22 @@ class _Page:
         with gr.Tab("Look inside", id="inside", visible=has_motion):
             gr.Markdown(
                 "Where the motion transformers listen to the end of the motion prompt, [eot], "
-                "which stands for its whole meaning: bright is much."
+                "which stands for its whole meaning: bright is much. Rows: after a quarter, a half "
+                "and three quarters of the steps, and before the last."
             )
             button = gr.Button("Look inside", variant="primary")
-            heat = "Attention over the frames; rows: a quarter, a half, three quarters, all steps"
-            self.stages["inside"] = Stage("inside", ["Video"], heat), button
+            self.stages["inside"] = Stage("inside", ["Video"]), button
         with gr.Tab("History", id="history"):
             gr.Markdown(
                 f"The last {KEPT} that you made; only you see them, until you close this page. "
                 "Choose one to have it and its settings back."
             )
             self.gallery = gr.Gallery(
-                label="Made so far",
-                columns=4,
+                show_label=False,
+                columns=3,
+                height="auto",
                 object_fit="contain",
+                elem_classes="history",
                 allow_preview=False,
                 interactive=False,
                 buttons=[],

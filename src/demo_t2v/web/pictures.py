@@ -23,7 +23,7 @@ _CELL: Final = 160  # pixels, the height of a frame in a strip
 _GAP: Final = 4
 _ARROWS: Final = 8  # along the shorter side of a frame
 _STRETCH: Final = 3.0  # an arrow is so many times as long as the way from a frame to the next
-_STILL: Final = 1 / 400  # of the frame's height: what moves less has no arrow
+_STILL: Final = 1 / 100  # of the frame's height: what moves less has no arrow
 _RAMP: Final = np.array(
     [(0, 0, 8), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32
 )  # dark to bright, in even steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from html import escape
 from typing import Any
 
@@ -40,22 +41,14 @@ class _Slot:
 class Stage:
     """The stage of one tab. Build it inside of a gr.Blocks; `labels` names its videos."""
 
-    def __init__(self, tab: Tab, labels: list[str], picture: str = "") -> None:
+    def __init__(self, tab: Tab, labels: list[str]) -> None:
         self.tab: Tab = tab
         self.status = gr.HTML(elem_classes="status", padding=False)
         self.stop = gr.Button("Stop", variant="stop", visible=False)
         self.preview = gr.HTML(visible=False, padding=False)
         with gr.Row(elem_classes="in-step" if tab == "compare" else None):
             self.slots = [_Slot(label) for label in labels]
-        self.picture = gr.Image(
-            label=picture,
-            visible=False,
-            interactive=False,
-            type="filepath",
-            format="png",
-            buttons=["download", "fullscreen"],
-            elem_classes="strip",
-        )
+        self.picture = gr.HTML(visible=False, padding=False, elem_classes="strip")
         self.command = gr.Textbox(
             label="The same in a terminal",
             visible=False,
@@ -103,8 +96,7 @@ class Stage:
                 updates += [kind(value=value) for kind, value in zip(kinds, values, strict=True)]
             else:
                 updates += [gr.Column(visible=False), gr.Video(value=None), gr.skip(), gr.skip()]
-        picture = None if made.picture is None else str(made.picture)
-        updates.append(gr.Image(value=picture, visible=picture is not None))
+        updates.append(gr.HTML(_strip(made), visible=made.picture is not None))
         updates.append(gr.Textbox(value=made.command, visible=True))
         return updates
 
@@ -135,3 +127,12 @@ def _bar(progress: Progress) -> str:
         f'<progress max="{progress.total}" value="{progress.step}" aria-label="{text}"></progress>'
     )
     return f"{_say(text)}{bar}"
+
+
+def _strip(made: Made) -> str:
+    """The picture of a result, if it has one."""
+    if made.picture is None:
+        return ""
+    about = "optical flow" if made.wish.tab == "compare" else "attention on the motion prompt"
+    source = f"data:image/webp;base64,{b64encode(made.picture.read_bytes()).decode()}"
+    return f'<img src="{source}" alt="Frames of the result, and over them the {about}">'

@@ -186,6 +186,6 @@ class _Run:
             picture = pictures.heat_strip(videos[0], self.attention)
         else:
             return None
-        file = self.folder / f"{self.wish.tab}.png"
-        picture.save(file)
+        file = self.folder / f"{self.wish.tab}.webp"
+        picture.save(file, quality=90)
         return file
