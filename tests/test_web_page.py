@@ -50,7 +50,7 @@ def test_from_prompt_to_playing_video(visitor: Visitor) -> None:
     first = int(bar.get_attribute("value") or 0)
     visitor.page.wait_for_function(
         "first => document.querySelector('.status progress')?.value > first",
-        arg=float(seen.pop() or 0),
+        arg=first,
     )
     visitor.panel.get_by_alt_text("video 1, still emerging").wait_for()
     (video,) = visitor.videos(1)
