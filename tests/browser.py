@@ -19,7 +19,7 @@ FLAGS += ["--disable-background-networking", "--disable-component-update", "--di
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="needs a browser: apt-get install chromium"
 )
-WAIT = 25_000  # milliseconds; only a page that hangs takes so long
+WAIT = 60_000  # milliseconds; only a page that hangs takes so long
 
 
 @contextmanager
