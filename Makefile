@@ -6,6 +6,7 @@ export PROMPT ?= a balloon moves up in the sky
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OPENCLIP := open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0 ftfy==6.3.1 wcwidth==0.9.4
 
 .PHONY: demo test slow lint bench clean
 
@@ -16,7 +17,7 @@ demo: $(VENV)/.core
 test: $(VENV)/.dev
 	$(RUN) pytest --cov --numprocesses 2 --dist loadfile
 
-slow: $(VENV)/.dev
+slow: $(VENV)/.dev $(VENV)/.openclip
 	$(RUN) pytest -m slow
 
 lint: $(VENV)/.dev
@@ -38,4 +39,9 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	$(INSTALL) --editable ".[dev]"
+	touch $@
+
+# For a test to compare with, and apart: transformers breaks beside torchvision on a torch without CUDA.
+$(VENV)/.openclip: $(VENV)/.core Makefile
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/openclip $(OPENCLIP)
 	touch $@

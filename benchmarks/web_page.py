@@ -31,7 +31,8 @@ from rich.table import Table
 
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import write_video
-from demo_t2v.generation import generate, load_for, make_jobs
+from demo_t2v.generation.batches import generate, load_for
+from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.weights.memory import Plan
 
 PROMPTS = (

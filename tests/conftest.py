@@ -15,6 +15,7 @@ from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training import sources
 from demo_t2v.training.tasks import train_tokenizer
 from demo_t2v.weights.convert import published_scheduler
+from kinds import make_world
 from stages import AUTOENCODER, CLIP, DENOISER, load, run
 
 TINY = {
@@ -40,6 +41,12 @@ def small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "CHUNK", 5)
         yield
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the data sets of `kinds` need."""
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")

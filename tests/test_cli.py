@@ -39,10 +39,15 @@ def run(
     )
 
 
+def messages(stderr: str) -> list[str]:
+    """What the program said to a person: all but the events of `--json`."""
+    return [line for line in stderr.splitlines() if not line.startswith('{"event"')]
+
+
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
     """Whether the program ended with `code` and one line on stderr that has all `parts`."""
     assert done.returncode == code, done.stderr
-    (line,) = done.stderr.splitlines()
+    (line,) = messages(done.stderr)
     assert line.startswith("demo-t2v: ")
     for part in parts:
         assert part in line
@@ -54,6 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "model").symlink_to(tiny_folder)
     (folder / "two.csv").write_text("id,prompt\n3,a fish falls, in the snow\nx,a car falls\n")
+    (folder / "long.csv").write_text(f"id,prompt\n1,{'a car ' * 170_000}\n")  # a megabyte
     (folder / "run.yaml").write_text(
         "pretrained: model\nout: made\nddim_timesteps: 2\nfps: 5\n"
         "infer_dataset:\n  csv_path: two.csv\n  repeat_times: 2\n"
@@ -91,6 +97,11 @@ def test_the_first_run(place: Path, first: subprocess.CompletedProcess[str]) -> 
     assert entries[0]["settings"]["ddim_timesteps"] == 2
     assert entries[0]["settings"]["resolution"] == [32, 32]  # the model's own, filled in
     assert entries[0]["settings"]["dtype"] in ("float32", "float16")
+    events = [json.loads(line) for line in first.stderr.splitlines()]
+    assert [event["file"] for event in events if event["event"] == "made"] == NAMES
+    progress = [event for event in events if event["event"] == "progress"]
+    assert [event["videos"] for event in progress] == [4] * len(progress)
+    assert all(event["per_minute"] > 0 <= event["seconds_left"] for event in progress)
 
 
 @pytest.mark.usefixtures("first")
@@ -130,7 +141,7 @@ def test_options_and_overrides(place: Path) -> None:
     frames, fps = read_video(place / video["file"])
     assert frames.shape == (3, 64, 32, 3)
     assert fps == 4
-    assert done.stderr == ""
+    assert messages(done.stderr) == []
 
 
 @pytest.mark.parametrize(
@@ -138,6 +149,8 @@ def test_options_and_overrides(place: Path) -> None:
     [
         ([], ["no prompt"]),
         ([""], ["prompt is empty"]),
+        (["a car " * 2000], ["prompt has 11,999 characters; write at most 10,000"]),
+        (["--prompts", "long.csv"], ["long.csv, line 2: has a cell of more than 131,072"]),
         (["a", "car"], ["'a' and 'car'", "quotes"]),
         (["a car", "--prompts", "two.csv"], ["two.csv", "give one of them"]),
         (["--prompts", "caption.csv"], ["caption.csv", "`prompt`"]),
@@ -226,7 +239,7 @@ def test_ctrl_c(place: Path) -> None:
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130, stderr
-    assert stderr == "demo-t2v: stopped\n"
+    assert messages(stderr) == ["demo-t2v: stopped"]
     report = json.loads(stdout)
     assert 1 <= len(report["videos"]) < 500
     assert len(report["videos"]) + report["failed"] == 500

@@ -29,6 +29,7 @@ WORKER = Path(__file__).parent / "tiny_task.py"
 TIMEOUT = 600  # seconds; only what hangs takes so long
 PLAIN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
 SHARED = {"num_steps": 8, "batch_size": 8, "lr": 1e-2, "warmup_steps": 2, "log_interval": 1}
+TWO = {"gradient_accumulation": 2, "lr_schedule": "constant", "poison": (23,)}
 ZERO = {"zero_optimization": {"stage": 2}, "gradient_clipping": "auto"}
 
 
@@ -42,12 +43,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def launch(wanted: TinyConfig) -> list[dict[str, float]]:
-    """Train in two processes; the log lines."""
-    file = wanted.log_dir.with_suffix(".json")
-    file.write_text(wanted.model_dump_json())
+def launch(*wanted: TinyConfig) -> list[list[dict[str, float]]]:
+    """Train all of them, one after another, in the same two processes; each one's log lines."""
+    files = [each.log_dir.with_suffix(".json") for each in wanted]
+    for each, file in zip(wanted, files, strict=True):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(each.model_dump_json())
     done = subprocess.run(
-        [sys.executable, *PLAIN, str(free_port()), str(WORKER), str(file)],
+        [sys.executable, *PLAIN, str(free_port()), str(WORKER), *map(str, files)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -55,7 +58,8 @@ def launch(wanted: TinyConfig) -> list[dict[str, float]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [[line for line in lines if line["run"] == str(each.log_dir)] for each in wanted]
 
 
 def curve(lines: list[dict[str, float]]) -> dict[float, list[float]]:
@@ -69,23 +73,22 @@ def zero(folder: Path, **settings: Any) -> Path:
     return file
 
 
-def assert_two_are_as_one(
-    tmp_path: Path, shared: dict[str, Any] | None = None, **engine: Any
-) -> None:
-    """Two processes take the steps that one takes, skip what one skips, and go on as one.
+def launch_twice(*wanted: TinyConfig) -> list[list[dict[str, float]]]:
+    """The same with five steps of each, and the rest in two new processes."""
+    begun = launch(*(each.model_copy(update={"num_steps": 5}) for each in wanted))
+    return [first + rest for first, rest in zip(begun, launch(*wanted), strict=True)]
+
+
+def assert_two_are_as_one(tmp_path: Path, two: TinyConfig, lines: list[dict[str, float]]) -> None:
+    """Two processes took the steps that one takes, skipped what one skips, and went on as one.
 
     Sample 23 is the second process's, in the third step's second micro-batch.
     """
-    settings = {"gradient_accumulation": 2, "lr_schedule": "constant", "poison": (23,)}
-    settings |= shared or {}
-    (tmp_path / "one").mkdir()
-    one = config(tmp_path / "one", **settings)
+    alone = {"log_dir": tmp_path / "one", "fsdp": False, "deepspeed_config": None}
+    one = two.model_copy(update=alone)
     expected = curve(run(one))
-    two = config(tmp_path, **settings, **engine)
-    lines = launch(two.model_copy(update={"num_steps": 5}))
-    assert [line["skipped"] for line in lines] == [0, 0, 1, 0, 0]
-    lines += launch(two)
-    assert list(curve(lines)) == list(expected)
+    assert [line["step"] for line in lines] == list(expected)
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 0, 0, 0, 0, 0]
     for step, figures in curve(lines).items():
         assert figures == pytest.approx(expected[step], rel=1e-3), step
     ours, theirs = (load_file(c.log_dir / "final/model.safetensors") for c in (two, one))
@@ -93,16 +96,20 @@ def assert_two_are_as_one(
         assert torch.allclose(ours[name], tensor, rtol=1e-3, atol=1e-5), name
 
 
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    assert_two_are_as_one(tmp_path)
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
+    """What was trained with each engine, and its lines."""
+    folder = tmp_path_factory.mktemp("engines")
+    kinds = {"ddp": {}, "fsdp": {"fsdp": True}, "zero": {"deepspeed_config": zero(folder)}}
+    wanted = [config(folder / name, **TWO, **engine) for name, engine in kinds.items()]
+    return dict(zip(kinds, zip(wanted, launch_twice(*wanted), strict=True), strict=True))
 
 
-def test_two_processes_that_share_the_weights_are_as_one(tmp_path: Path) -> None:
-    assert_two_are_as_one(tmp_path, fsdp=True)
-
-
-def test_two_processes_under_deepspeed_are_as_one(tmp_path: Path) -> None:
-    assert_two_are_as_one(tmp_path, deepspeed_config=zero(tmp_path))
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero"])
+def test_two_processes_are_as_one(
+    tmp_path: Path, engines: dict[str, tuple[Any, Any]], engine: str
+) -> None:
+    assert_two_are_as_one(tmp_path, *engines[engine])
 
 
 @pytest.mark.slow
@@ -110,7 +117,9 @@ def test_two_processes_under_deepspeed_are_as_one(tmp_path: Path) -> None:
 def test_the_shipped_deepspeed_settings(tmp_path: Path, name: str) -> None:
     average = {"ema_decay": None} if name == "train_zero3" else {}
     file = ROOT / f"configs/deepspeed/{name}.json"
-    assert_two_are_as_one(tmp_path, average, deepspeed_config=file)
+    wanted = config(tmp_path, **TWO, **average, deepspeed_config=file)
+    (lines,) = launch_twice(wanted)
+    assert_two_are_as_one(tmp_path, wanted, lines)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

@@ -6,20 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.generation import (
-    PromptError,
-    Step,
-    encode,
-    generate,
-    make_jobs,
-    read_prompts,
-    sample_seed,
-)
+from demo_t2v.generation.batches import Step, encode, generate
+from demo_t2v.generation.prompts import PromptError, make_jobs, read_prompts, sample_seed
 from demo_t2v.weights.hub import load_pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +50,7 @@ def test_prompt_files(tmp_path: Path, text: str, prompts: list[tuple[str, str]])
     [
         ("", "has no column `prompt`; begin it with `id,prompt`"),
         ("id,caption\n1,a\n", "has no column `prompt`"),
-        ("id,prompt\n", "has no prompts, only a header"),
+        ("id,prompt\n", "has no prompts"),
         ("id,prompt\n1,a\n\n2,b\n", "row 2 (line 3): has nothing in it"),
         ("id,prompt\n1,a\n , \n", "row 2 (line 3): has nothing in it"),
         ("id,prompt\n1,a\n2, \n", "row 2 (line 3): column `prompt` is empty"),
@@ -75,6 +70,51 @@ def test_bad_prompt_files(tmp_path: Path, text: str, line: str) -> None:
     assert str(error.value).startswith(str(file))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"id": "b", "prompt": "a car, red", "more": 1}\n{"prompt": "a \u2028 fish"}\n')
+    assert read_prompts(file) == [("b", "a car, red"), ("2", "a \u2028 fish")]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    rows = {"id": [7, None], "prompt": ["a car, red", "a fish"], "n": [1.0, 2.0]}
+    file = tmp_path / "prompts.parquet"
+    parquet.write_table(pyarrow.table(rows), file)
+    assert read_prompts(file) == [("7", "a car, red"), ("2", "a fish")]
+    parquet.write_table(pyarrow.table({"text": ["a car"]}), file)
+    with pytest.raises(PromptError, match=r"parquet: has no column `prompt`; it has text"):
+        read_prompts(file)
+    file.write_text("no Parquet")
+    with pytest.raises(PromptError, match=r"parquet: cannot be read"):
+        read_prompts(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "has no prompts"),
+        ('{"prompt": "a"}\n\n', "row 2: is no JSON object"),
+        ("[]", "row 1: is no JSON object"),
+        ('{"prompt": 3}', "row 1: column `prompt` should be text, not int"),
+        ('{"prompt": "a", "id": []}', "row 1: column `id` should be text, not list"),
+        ('{"id": "a"}', "row 1: column `prompt` is empty"),
+        (f'{{"prompt": "{"a" * 1_000_000}"}}', "has 1,000,000 characters; write at most 10,000"),
+        (
+            '{"prompt": "a", "id": "../x"}\n{"prompt": "a", "id": "../X"}',
+            "row 2: column `id` repeats",
+        ),
+    ],
+)
+def test_bad_json_lines(tmp_path: Path, text: str, line: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(text)
+    with pytest.raises(PromptError) as error:
+        read_prompts(file)
+    assert str(error.value).startswith(str(file))
+    assert line in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_prompt_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -170,7 +210,7 @@ def test_a_watcher_sees_the_latents_and_can_end_the_work(
     assert [step.number for step in seen] == [1, 2]
     assert {step.latents.shape for step in seen} == {step.clean.shape for step in seen}
     assert seen[0].latents.shape == (2, 4, 4, 4, 4)
-    decoded = pipeline.decode(seen[-1].latents).numpy()
+    decoded = pipeline.decode(seen[-1].latents).detach().numpy()
     assert np.abs(decoded[0] * 255 - together[0][1]).max() <= 1
     monkeypatch.setattr(pipeline, "decode", lambda *_: pytest.fail("decoded"))
 
@@ -193,5 +233,7 @@ def test_motion_has_a_prompt_and_a_strength(tiny_folder: Path, config: Inference
     assert (video(motion_prompt="it grows") != plain).any()
     assert (video(motion_strength=0.0) != plain).any()
     other = config.model_copy(update={"motion_prompt": "it grows"})
-    ((_, frames, _),) = generate(pipeline, jobs, other, encoded=encode(pipeline, jobs, other))
+    ((_, frames, _),) = generate(
+        pipeline, jobs, other, encoded=encode(pipeline, [jobs[0].prompt], other)
+    )
     assert (frames != plain).any()  # encoded ahead, it is heard too

@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
+import inside
 from demo_t2v.pipeline import DemoPipeline
 from test_cli import assert_one_line, run
 
 
-def info(folder: Path, *words: object) -> dict[str, Any]:
-    done = run(folder, "info", "--device", "cpu", "--json", *words)
+def info(start: Any, folder: Path, *words: object) -> dict[str, Any]:
+    done = start(folder, "info", "--device", "cpu", "--json", *words)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
 
 def test_the_figures(tmp_path: Path, tiny_folder: Path, tiny_pipeline: DemoPipeline) -> None:
-    report = info(tmp_path, "--model", tiny_folder, "--dtype", "bfloat16")
+    report = info(run, tmp_path, "--model", tiny_folder, "--dtype", "bfloat16")
     for part in report["parts"]:
         module = getattr(tiny_pipeline, part["name"])
         assert part["class"] == type(module).__name__
@@ -33,7 +34,7 @@ def test_the_figures(tmp_path: Path, tiny_folder: Path, tiny_pipeline: DemoPipel
     assert all(
         plan["fits"] == (plan["peak"] <= report["device"]["bytes"]) for plan in report["plans"]
     )
-    larger = info(tmp_path, "--model", tiny_folder, "--frames", "64", "--height", "512")
+    larger = info(inside.run, tmp_path, "--model", tiny_folder, "--frames", "64", "--height", "512")
     assert larger["video"] == {"batch_size": 1, "frames": 64, "height": 512, "width": 32}
     assert larger["plans"][0]["peak"] > report["plans"][0]["peak"]
 
@@ -55,4 +56,4 @@ def test_the_tables(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input(tmp_path: Path, words: tuple[str, ...], parts: list[str]) -> None:
-    assert_one_line(run(tmp_path, "info", *words), 2, *parts)
+    assert_one_line(inside.run(tmp_path, "info", *words), 2, *parts)

@@ -14,11 +14,11 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typer.testing import CliRunner
 
+import inside
 from demo_t2v.adapters import WEIGHT_NAME, LoraError, add_lora
-from demo_t2v.cli import app
 from demo_t2v.pipeline import DemoPipeline
+from test_cli import assert_one_line
 from test_engine import TIMEOUT
 from test_pipeline import differ, latents_of
 
@@ -291,16 +291,14 @@ def test_a_model_without_motion_takes_no_motion_adapter(tiny_folder: Path) -> No
 def test_the_command_line_puts_an_adapter_on_the_model(
     tiny_folder: Path, saved: Path, tmp_path: Path
 ) -> None:
-    def generate(out: str, *words: str) -> tuple[int, str]:
-        options = ["--model", str(tiny_folder), "--out", str(tmp_path / out), "--format", "png"]
-        done = CliRunner().invoke(
-            app, ["generate", "a car falls", "--steps", "2", *options, *words]
-        )
-        return done.exit_code, done.stderr
+    def generate(out: str, *words: str) -> subprocess.CompletedProcess[str]:
+        options = ("--model", tiny_folder, "--out", tmp_path / out, "--format", "png")
+        return inside.run(tmp_path, "generate", "a car falls", "--steps", 2, *options, *words)
 
     lora = ("--lora", str(saved))
-    assert generate("base")[0] == generate("full", *lora)[0] == 0
-    assert generate("zero", *lora, "lora_strength=0")[0] == 0
+    for done in (generate("base"), generate("full", *lora)):
+        assert done.returncode == 0, done.stderr
+    assert generate("zero", *lora, "lora_strength=0").returncode == 0
     base, full, zero = (
         [file.read_bytes() for file in sorted((tmp_path / out).rglob("*.png"))]
         for out in ("base", "full", "zero")
@@ -315,13 +313,8 @@ def test_the_command_line_puts_an_adapter_on_the_model(
         ((), "made with lora"),
         ((*lora, "lora_strength=0.5"), "made with lora_strength 1.0, not 0.5"),
     ):
-        code, said = generate("full", *words)
-        assert code == 2
-        assert message in said
-    code, said = generate("none", "--lora", "nowhere")
-    assert code == 2
-    assert "nowhere: there is no such adapter" in said
-    assert len(said.splitlines()) == 1
+        assert_one_line(generate("full", *words), 2, message)
+    assert_one_line(generate("none", "--lora", "nowhere"), 2, "nowhere: there is no such adapter")
 
 
 def test_without_peft_there_is_all_but_lora(tiny_folder: Path, tmp_path: Path) -> None:

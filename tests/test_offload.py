@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+import inside
 from demo_t2v.config import InferenceConfig
-from demo_t2v.generation import generate, load_for, make_jobs
+from demo_t2v.generation.batches import generate, load_for
+from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.models.text import TextStates
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import ModelError, load_pipeline
 from demo_t2v.weights.memory import DENOISING, TEXT, Plan
-from test_cli import assert_one_line, run
+from test_cli import assert_one_line, messages, run
 
 PROMPTS = ["a car falls", "the fish grows"]
 
@@ -95,7 +97,7 @@ def test_dropped_text_encoders_change_no_bit(tiny_folder: Path, scale: float) ->
     )
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish"), ("c", "a pear")], repeat=1, seed=1)
     whole, nothing = load_for(jobs, config, Plan(16))
-    assert nothing is None
+    assert nothing == {}
     lean, encoded = load_for(jobs, config, Plan(16, drop_text=True))
     assert [getattr(lean, name) for name in TEXT] == [None, None]
     first = list(generate(whole, jobs, config))
@@ -111,6 +113,47 @@ def test_parts_are_left_out_and_the_rest_is_in_the_precision(tiny_folder: Path) 
         assert all(getattr(pipeline, name) is None for name in without)
         weights = [w for name in kept for w in getattr(pipeline, name).parameters()]
         assert {weight.dtype for weight in weights} == {torch.bfloat16}
+
+
+def test_offloading_knows_every_network(tiny_pipeline: DemoPipeline) -> None:
+    modules = {k for k, v in tiny_pipeline.components.items() if isinstance(v, nn.Module)}
+    order = DemoPipeline.model_cpu_offload_seq.split("->")
+    assert set(order) == modules
+    assert len(order) == len(modules)
+
+
+def test_every_network_is_called_for_before_its_weights_are_used(
+    tiny_pipeline: DemoPipeline,
+) -> None:
+    """What offloading hangs on: accelerate's hook comes first, in the order of the sequence."""
+    order: list[str] = []
+
+    class Arrival(ModelHook):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def pre_forward(self, _: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            order.append(self.name)
+            return args, kwargs
+
+    projection = tiny_pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    networks = {k: v for k, v in tiny_pipeline.components.items() if isinstance(v, nn.Module)}
+    for name, module in networks.items():
+        add_hook_to_module(module, Arrival(name))
+    listening = projection.register_forward_pre_hook(lambda *_: order.append("keys"))
+    try:
+        tiny_pipeline("a car", generator=seeded(1))
+    finally:
+        listening.remove()
+        for module in networks.values():
+            remove_hook_from_module(module)
+    assert list(dict.fromkeys(order)) == [
+        "content_encoder",
+        "motion_encoder",
+        "unet",
+        "keys",
+        "vae",
+    ]
 
 
 def test_model_offload_changes_no_video(tiny_pipeline: DemoPipeline, fresh: DemoPipeline) -> None:
@@ -177,27 +220,24 @@ def test_nothing_is_offloaded_from_the_cpu(tiny_folder: Path, tmp_path: Path) ->
     with pytest.raises(ModelError, match="offload model: needs a CUDA device"):
         load_pipeline(str(tiny_folder), "cpu", offload="model")
     words = ("generate", "a car", "--model", str(tiny_folder), "--device", "cpu", "--offload")
-    assert_one_line(run(tmp_path, *words, "sequential"), 2, "offload sequential: needs a CUDA")
-    assert_one_line(run(tmp_path, *words, "all"), 2, "offload: ", "'sequential'")
-
-
-def made(folder: Path, model: Path, out: str, *words: str) -> subprocess.CompletedProcess[str]:
-    fixed = ("--model", str(model), "--steps", "1", "--device", "cpu", "--json")
-    done = run(folder, "generate", "a car", "--out", out, *fixed, *words)
-    assert done.returncode == 0, done.stderr
-    return done
+    done = inside.run(tmp_path, *words, "sequential")
+    assert_one_line(done, 2, "offload sequential: needs a CUDA")
+    assert_one_line(inside.run(tmp_path, *words, "all"), 2, "offload: ", "'sequential'")
 
 
 def test_max_memory_says_what_it_picked(tiny_folder: Path, tmp_path: Path) -> None:
-    plain = made(tmp_path, tiny_folder, "plain")
-    assert plain.stderr == ""
-    done = made(tmp_path, tiny_folder, "ample", "--max-memory", "64GB")
-    assert len(done.stderr.splitlines()) == 1
+    car = ("generate", "a car", "--model", tiny_folder)
+    made = (*car, "--steps", 1, "--device", "cpu", "--json", "--out")
+    plain = inside.run(tmp_path, *made, "plain")
+    assert (plain.returncode, messages(plain.stderr)) == (0, [])
+    done = run(tmp_path, *made, "ample", "--max-memory", "64GB")
+    assert done.returncode == 0, done.stderr
+    assert len(messages(done.stderr)) == 1
     assert "all parts in memory, 16 frames decoded at once" in done.stderr
     assert [video["file"] for video in json.loads(done.stdout)["videos"]] == [
         video["file"].replace("plain", "ample") for video in json.loads(plain.stdout)["videos"]
     ]
-    done = run(tmp_path, "generate", "a", "--model", str(tiny_folder), "--max-memory", "9MB")
+    done = inside.run(tmp_path, *car, "--max-memory", "9MB")
     assert_one_line(done, 2, "max_memory 9MiB: the least for this model is", "lower batch_size")
-    done = run(tmp_path, "generate", "a", "--model", str(tiny_folder), "--max-memory", "9")
+    done = inside.run(tmp_path, *car, "--max-memory", "9")
     assert_one_line(done, 2, "max_memory: should be a size such as 8GB")

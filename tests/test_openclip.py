@@ -1,23 +1,35 @@
-"""OpenCLIP's towers, written here from torch's own layers, against the converted ones."""
+"""OpenCLIP's towers against the converted ones: in small, written here from torch's own layers,
+and in full size by its own package.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from demo_t2v.models.tensors import NamesError
-from demo_t2v.models.text import penultimate_states
+from demo_t2v.models.text import TextConditioner, penultimate_states, token_ids
 from demo_t2v.weights.openclip import (
     clip_from_openclip,
+    clip_tokenizer,
+    published_clip,
+    published_encoder,
     text_from_openclip,
     to_openclip,
 )
 from golden import relative_error, weight
+from openclip_package import PROMPTS
 
+PACKAGES = Path(__file__).parent.parent / ".venv/openclip"
 WIDTH, HEADS, LAYERS, LENGTH, WORDS, SHARED = 32, 4, 3, 12, 50, 16
 SIDE, PATCH = 24, 8
 TOWER = {
@@ -169,3 +181,34 @@ def test_wrong_tensors_are_named(theirs: OpenClip) -> None:
         text_from_openclip(state, CLIPTextModel(CLIPTextConfig(**TEXT)))
     assert "1 missing: ln_final.bias; 1 surplus: extra; 1 misshapen: " in str(caught.value)
     assert "in_proj_bias (3,) should be (96,)" in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (PACKAGES / "open_clip").is_dir(),
+    reason=f"OpenCLIP's own package is not in {PACKAGES}; `make slow` puts it there",
+)
+@torch.no_grad()
+def test_vit_h_14_says_what_its_own_package_says(tmp_path: Path) -> None:
+    command = [sys.executable, Path(__file__).with_name("openclip_package.py"), PACKAGES, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    state = load_file(tmp_path / "weights.safetensors")
+    theirs = load_file(tmp_path / "answers.safetensors")
+    with init_empty_weights():
+        encoder, both = published_encoder(state).eval(), published_clip(state).eval()
+    encoder.load_state_dict(text_from_openclip(state, encoder), assign=True)
+    both.load_state_dict(clip_from_openclip(state, both), assign=True)
+    tokenizer = clip_tokenizer()
+    ids = token_ids(tokenizer, PROMPTS, encoder.config)
+    assert torch.equal(ids, theirs["ids"])
+    heard = TextConditioner(tokenizer, encoder, None).states(ids)
+    ours = {
+        "states": heard.content,
+        "ends": heard.content[torch.arange(len(ids)), heard.eot_index],
+        "embeddings": both.get_image_features(pixel_values=theirs["images"]).pooler_output,
+    }
+    errors = {name: relative_error(tensor, theirs[name]) for name, tensor in ours.items()}
+    print(errors)
+    assert max(errors.values()) < 1e-4
+    (tmp_path / "weights.safetensors").unlink()  # pytest would keep its four gigabytes

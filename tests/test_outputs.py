@@ -1,6 +1,8 @@
 """File names, the manifest, and what a second run still has to make."""
 
+import hashlib
 import json
+import multiprocessing
 import os
 import re
 from dataclasses import replace
@@ -31,7 +33,7 @@ FISH = Job("8", "A fish", 1, 456)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> OutputFolder:
-    made = OutputFolder(tmp_path / "out", "sprites", SETTINGS)
+    made = OutputFolder(tmp_path / "out", "sprites", SETTINGS, "12ab")
     made.prepare()
     return made
 
@@ -70,28 +72,74 @@ def test_texts_that_differ_in_letters_have_different_names(one: str, other: str)
 
 def test_a_saved_video_is_finished(folder: OutputFolder) -> None:
     assert folder.missing([ROCKET, FISH]) == [ROCKET, FISH]
-    file = folder.save(ROCKET, FRAMES, 1.25)
+    entry = folder.save(ROCKET, FRAMES, 1.25, "cuda")
+    file = folder.file(ROCKET)
     assert read_video(file)[0].shape == FRAMES.shape
     assert folder.missing([ROCKET, FISH]) == [FISH]
     assert folder.missing([ROCKET, FISH], overwrite=True) == [ROCKET, FISH]
     (line,) = (folder.path / MANIFEST).read_text().splitlines()
-    assert json.loads(line) == {
+    assert json.loads(line) == entry
+    assert entry == {
         "id": "7",
         "prompt": "A rocket moves up, quickly!",
         "repeat": 0,
         "seed": 123,
         "file": "7-a-rocket-moves-up-quickly-0.mp4",
         "seconds": 1.25,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "device": "cuda",
         "model": "sprites",
+        "model_hash": "12ab",
         "settings": SETTINGS,
+        "settings_hash": entry["settings_hash"],
     }
     assert sorted(os.listdir(folder.path)) == [file.name, MANIFEST]
 
 
 def test_what_is_deleted_is_missing(folder: OutputFolder) -> None:
     folder.save(ROCKET, FRAMES, 1.0)
-    folder.save(FISH, FRAMES, 1.0).unlink()
+    folder.save(FISH, FRAMES, 1.0)
+    folder.file(FISH).unlink()
     assert folder.missing([ROCKET, FISH]) == [FISH]
+
+
+@pytest.mark.parametrize("format", ["mp4", "png"])
+def test_what_is_damaged_is_missing(tmp_path: Path, format: str) -> None:  # noqa: A002
+    folder = OutputFolder(tmp_path, "sprites", {**SETTINGS, "format": format})
+    folder.save(ROCKET, FRAMES, 1.0)
+    assert folder.missing([ROCKET]) == []
+    file = folder.file(ROCKET) if format == "mp4" else folder.file(ROCKET) / "0001.png"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert folder.missing([ROCKET]) == [ROCKET]
+
+
+def test_settings_have_a_hash_of_their_own(folder: OutputFolder) -> None:
+    other = replace(folder, settings={**SETTINGS, "guide_scale": 3.0})
+    turned = replace(folder, settings=dict(reversed(SETTINGS.items())))
+    hashes = [f.save(ROCKET, FRAMES, 1.0)["settings_hash"] for f in (folder, other, turned)]
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert re.fullmatch("[0-9a-f]{16}", hashes[0])
+
+
+def append_lines(folder: OutputFolder, name: str) -> None:
+    for number in range(100):
+        folder.record({"file": f"{name}-{number}", "prompt": name * 500})
+
+
+def test_several_processes_share_a_manifest(folder: OutputFolder) -> None:
+    names = ["a", "b", "c", "d"]
+    context = multiprocessing.get_context("fork")  # quick: nothing here has threads
+    writers = [context.Process(target=append_lines, args=(folder, name)) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    lines = (folder.path / MANIFEST).read_text().splitlines()
+    assert len(lines) == len(names) * 100
+    made = [json.loads(line)["file"] for line in lines]
+    assert sorted(made) == sorted(f"{name}-{number}" for name in names for number in range(100))
 
 
 def test_what_the_manifest_does_not_know_is_missing(folder: OutputFolder) -> None:
@@ -107,6 +155,7 @@ def test_what_the_manifest_does_not_know_is_missing(folder: OutputFolder) -> Non
         (replace(ROCKET, prompt="a rocket moves up quickly"), {}, "prompt 'A rocket"),
         (ROCKET, {"settings": {**SETTINGS, "guide_scale": 3.0}}, "guide_scale 7.5, not 3.0"),
         (ROCKET, {"model": "other"}, "model 'sprites', not 'other'"),
+        (ROCKET, {"model_hash": "34cd"}, "model_hash '12ab', not '34cd'"),
     ],
 )
 def test_what_was_made_otherwise_is_not_replaced(
@@ -158,13 +207,14 @@ def test_a_spoiled_manifest_is_no_reason_to_stop(
 def test_frames_replace_frames(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path, "sprites", {**SETTINGS, "format": "png"})
     folder.save(ROCKET, FRAMES, 1.0)
-    made = folder.save(ROCKET, FRAMES[:2], 1.0)
-    assert sorted(os.listdir(made)) == ["0000.png", "0001.png"]
+    folder.save(ROCKET, FRAMES[:2], 1.0)
+    assert sorted(os.listdir(folder.file(ROCKET))) == ["0000.png", "0001.png"]
     assert folder.missing([ROCKET]) == []
 
 
 def test_a_failed_write_leaves_the_old_video_and_nothing_else(folder: OutputFolder) -> None:
-    file = folder.save(ROCKET, FRAMES, 1.0)
+    folder.save(ROCKET, FRAMES, 1.0)
+    file = folder.file(ROCKET)
     whole = file.read_bytes()
     with pytest.raises(VideoError):
         folder.save(ROCKET, FRAMES[:, :31, :31], 1.0)

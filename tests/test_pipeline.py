@@ -11,7 +11,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 
 from conftest import tiny_unet
@@ -351,44 +350,3 @@ def test_keys_and_values_are_computed_once_for_all_steps(tiny_pipeline: DemoPipe
     ):
         latents_of(tiny_pipeline, PROMPTS, num_inference_steps=5)
     assert [tuple(states.shape) for states in content + motion] == [(4, 16, 24)] * 2
-
-
-def test_offloading_knows_every_network(tiny_pipeline: DemoPipeline) -> None:
-    modules = {k for k, v in tiny_pipeline.components.items() if isinstance(v, nn.Module)}
-    order = DemoPipeline.model_cpu_offload_seq.split("->")
-    assert set(order) == modules
-    assert len(order) == len(modules)
-
-
-def test_every_network_is_called_for_before_its_weights_are_used(
-    tiny_pipeline: DemoPipeline,
-) -> None:
-    """What offloading hangs on: accelerate's hook comes first, in the order of the sequence."""
-    order: list[str] = []
-
-    class Arrival(ModelHook):
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def pre_forward(self, _: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-            order.append(self.name)
-            return args, kwargs
-
-    projection = tiny_pipeline.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-    networks = {k: v for k, v in tiny_pipeline.components.items() if isinstance(v, nn.Module)}
-    for name, module in networks.items():
-        add_hook_to_module(module, Arrival(name))
-    listening = projection.register_forward_pre_hook(lambda *_: order.append("keys"))
-    try:
-        tiny_pipeline("a car", generator=seeded(0))
-    finally:
-        listening.remove()
-        for module in networks.values():
-            remove_hook_from_module(module)
-    assert list(dict.fromkeys(order)) == [
-        "content_encoder",
-        "motion_encoder",
-        "unet",
-        "keys",
-        "vae",
-    ]

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.data.video import read_video
-from demo_t2v.generation import generate, make_jobs
+from demo_t2v.generation.batches import generate
+from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.web import pictures
 from demo_t2v.web.history import KEPT, History, Made
 from demo_t2v.web.inside import moments

@@ -1,6 +1,6 @@
 """A task that trains in milliseconds, for tests of the training loop, also in several processes.
 
-As a program: `python tiny_task.py CONFIG.json` trains and prints the log lines.
+As a program: `python tiny_task.py CONFIG.json...` trains and prints the log lines.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -69,11 +70,18 @@ def run(config: TinyConfig, **options: Any) -> list[dict[str, float]]:
     return list(train(TinyTask(config), config, **options))
 
 
-if __name__ == "__main__":
-    settings = TinyConfig.model_validate_json(Path(sys.argv[1]).read_text())
-    try:
+def main(files: list[str]) -> None:
+    """Train one configuration after another, each with an engine of its own."""
+    for file in files:
+        settings = TinyConfig.model_validate_json(Path(file).read_text())
         for line in train(TinyTask(settings), settings):
-            print(json.dumps(line), flush=True)
+            print(json.dumps({"run": str(settings.log_dir), **line}), flush=True)
+        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the engine
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         sys.exit(stopped.code)

@@ -42,7 +42,10 @@ def parse_size(text: Any) -> Any:
 
 
 class InferDataset(Strict):
-    """Where the prompts come from: a CSV file with the columns `id,prompt`, seen from here."""
+    """Where the prompts come from: a file with the columns `id,prompt`, seen from here.
+
+    CSV, JSON lines or Parquet, by its name; `type` and `csv_path` are called so in the release.
+    """
 
     type: Literal["csv"] = "csv"
     csv_path: Path | None = None
@@ -54,7 +57,8 @@ class InferenceConfig(Strict):
 
     infer_dataset: InferDataset = InferDataset()
     pretrained: str = "sprites"
-    out: Path = Path("outputs")
+    out: str = "outputs"
+    """A folder; with Ray, also one that fsspec knows, as in `s3://bucket/videos`."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     decoder_bs: Annotated[int, Field(ge=1)] = 16
     max_frames: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -80,6 +84,12 @@ class InferenceConfig(Strict):
     """An adapter to put on the model: a file, a folder or a hub repository."""
     lora_strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """0 is the model without it, 1 the adapter as it was trained."""
+    engine: Literal["local", "ray"] = "local"
+    """Who starts the processes: a launcher, if there are several, or Ray Data on its cluster."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Actors on Ray; None: one for each GPU that the cluster has, or for each CPU."""
+    deepspeed_config: Path | None = None
+    """DeepSpeed's JSON (`configs/deepspeed/inference*.json`); None: without it."""
 
 
 def load(

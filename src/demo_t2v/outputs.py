@@ -1,11 +1,11 @@
 """The only place that writes generated files: their names, the manifest, and what is left to make.
 
-An output folder holds `<id>-<slug of prompt>-<repeat>.<format>` and `manifest.jsonl`, one JSON
-object a line. A video counts as finished when its file is there and the manifest's last line on
-it names the same prompt, seed, model and settings. Then it is left alone. A file of the same name
-that was made otherwise is never replaced silently: that needs `overwrite`, another folder, or the
-old settings. A file that the manifest does not know (the machine stopped between the two) is made
-again.
+An output folder holds `<id>-<slug of prompt>-<repeat>.<format>` and `manifest.jsonl`, to which one
+JSON object a line is appended for each finished file. A video counts as finished when its file is
+there, is what the manifest's last line on it has the hash of, and was made from the same prompt,
+seed, model and settings. Then it is left alone. A file of the same name that was made otherwise is
+never replaced silently: that needs `overwrite`, another folder, or the old settings. A file that is
+damaged, or that the manifest does not know (the machine stopped between the two), is made again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,12 @@ def slug(text: str, length: int) -> str:
     lost = any(letter.isalnum() and not letter.isascii() for letter in _without_accents(text))
     if words and not lost and len(words) <= length:
         return words
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{words[: length - 9]}-{digest}".replace("--", "-").lstrip("-")
+    return f"{words[: length - 9]}-{_short_hash(text)[:8]}".replace("--", "-").lstrip("-")
+
+
+def _short_hash(text: str) -> str:
+    """Sixteen hexadecimal digits that tell texts apart."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def file_name(job: Job, format: str) -> str:  # noqa: A002
@@ -71,11 +75,13 @@ class OutputFolder:
 
     `settings` is what shapes the videos, JSON values only: `fps`, `format`, `resolution` (height
     and width in pixels) and whatever else the maker names. A `dtype` of "auto" asks for nothing.
+    `model_hash` tells a model's weights from others of the same name.
     """
 
     path: Path
     model: str
     settings: Mapping[str, Any]
+    model_hash: str = ""
 
     def file(self, job: Job) -> Path:
         """Where the job's video is, or will be."""
@@ -97,22 +103,38 @@ class OutputFolder:
                 )
         if overwrite:
             return list(jobs)
-        known = read_manifest(self.path)
+        known = self.entries()
         return [job for job in jobs if not self._finished(job, known.get(self.file(job).name))]
 
     def _finished(self, job: Job, entry: Mapping[str, Any] | None) -> bool:
-        if entry is None or not self.file(job).exists():
+        file = self.file(job)
+        if entry is None or not self._exists(file):
             return False
-        asked = {"prompt": job.prompt, "model": self.model, **self.settings, "seed": job.seed}
+        asked: dict[str, Any] = {"prompt": job.prompt, "model": self.model}
+        asked |= {"model_hash": self.model_hash, **self.settings, "seed": job.seed}
         settings = entry.get("settings")
         made = {**entry, **settings} if isinstance(settings, dict) else entry
         for key, value in asked.items():
             if made.get(key) != value and (key, value) != ("dtype", "auto"):
                 raise OutputError(
-                    f"{self.file(job)}: is there already, made with {key} {made.get(key)!r}, "
+                    f"{self.shown(file)}: is there already, made with {key} {made.get(key)!r}, "
                     f"not {value!r}: give --overwrite, or another --out"
                 )
-        return True
+        return self._digest(file) == entry.get("sha256")
+
+    def shown(self, file: Path) -> str:
+        """Where a video is, for a person or a script."""
+        return str(file)
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The manifest's last entry on each file, by its name."""
+        return read_manifest(self.path)
+
+    def _exists(self, file: Path) -> bool:
+        return file.exists()
+
+    def _digest(self, file: Path) -> str:
+        return digest(file)
 
     def prepare(self) -> None:
         """Make the folder, and see that the format can hold the videos, before any is made.
@@ -127,29 +149,55 @@ class OutputFolder:
         except (FileExistsError, NotADirectoryError):
             raise OutputError(f"{self.path}: a file is in the way of this folder") from None
 
-    def save(self, job: Job, frames: NDArray[np.uint8], seconds: float) -> Path:
-        """Write the job's video, (F, H, W, 3), and its manifest line; returns the file.
+    def save(
+        self, job: Job, frames: NDArray[np.uint8], seconds: float, device: str = "cpu"
+    ) -> dict[str, Any]:
+        """Write the job's video, (F, H, W, 3), and its manifest line, which is returned.
 
         The file appears by rename once it is whole and on the disk. Raises OSError.
         """
+        entry = self.write(job, frames, seconds, device)
+        self.record(entry)
+        return entry
+
+    def write(
+        self, job: Job, frames: NDArray[np.uint8], seconds: float, device: str
+    ) -> dict[str, Any]:
+        """`save` without the manifest: the line that it is to get."""
         from demo_t2v.data.video import write_video
 
         file = self.file(job)
         try:
             with _partial(file) as partial:
                 write_video(frames, partial, self.settings["fps"], self.settings["format"])
+                sha256 = digest(partial)
                 for written in (*partial.glob("*"), partial) if partial.is_dir() else (partial,):
                     sync(written)
-                if file.is_dir():
-                    shutil.rmtree(file)  # a folder of frames cannot be replaced by rename
-                partial.replace(file)
+                self._put(partial, file)
         except OSError as error:  # name the video, not the temporary file or none at all
-            raise OSError(error.errno, error.strerror or str(error), str(file)) from error
+            raise OSError(error.errno, error.strerror or str(error), self.shown(file)) from error
+        settings = dict(self.settings)
+        return {
+            **asdict(job),
+            "file": file.name,
+            "seconds": round(seconds, 3),
+            "sha256": sha256,
+            "device": device,
+            "model": self.model,
+            "model_hash": self.model_hash,
+            "settings": settings,
+            "settings_hash": _short_hash(json.dumps(settings, sort_keys=True)),
+        }
+
+    def _put(self, partial: Path, file: Path) -> None:
+        if file.is_dir():
+            shutil.rmtree(file)  # a folder of frames cannot be replaced by rename
+        partial.replace(file)
         sync(self.path)
-        entry = {**asdict(job), "file": file.name, "seconds": round(seconds, 3)}
-        entry |= {"model": self.model, "settings": dict(self.settings)}
+
+    def record(self, entry: Mapping[str, Any]) -> None:
+        """Append a line to the manifest. Raises OSError."""
         _append(self.path / MANIFEST, entry)
-        return file
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -224,9 +272,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, or of a folder's files, one after another by name; in hexadecimal."""
+    whole = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            while part := stream.read(1 << 20):
+                whole.update(part)
+    return whole.hexdigest()
+
+
 def _append(file: Path, entry: Mapping[str, Any]) -> None:
     """Add one line to the manifest, in one write, after a line that a crash tore if need be."""
-    with file.open("a+b", buffering=0) as stream:
+    with file.open("a+b", buffering=0) as stream, _locked(stream):
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
@@ -234,3 +292,18 @@ def _append(file: Path, entry: Mapping[str, Any]) -> None:
         if stream.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         os.fsync(stream.fileno())
+
+
+@contextmanager
+def _locked(stream: IO[bytes]) -> Iterator[None]:
+    """Have a file for this process alone, among those that lock it too."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none: there only one process should write
+        yield
+        return
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(stream, fcntl.LOCK_UN)

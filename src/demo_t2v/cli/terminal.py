@@ -23,9 +23,9 @@ class Bar:
         """So many steps more are done."""
         self.bar.advance(self.task, count)
 
-    def reach(self, count: int) -> None:
-        """So many steps are done in all."""
-        self.bar.update(self.task, completed=count)
+    def reach(self, count: int, note: str = "") -> None:
+        """So many steps are done in all; `note` stands behind the bar."""
+        self.bar.update(self.task, completed=count, note=note)
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -45,10 +45,11 @@ def progress(name: str, total: int | None) -> Iterator[Bar]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    texts = (TextColumn("{task.description}"), TextColumn("{task.fields[note]}"))
+    columns = (texts[0], BarColumn(), TimeRemainingColumn(), texts[1])
     hidden = not console.is_terminal or os.environ.get("RANK", "0") != "0"
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        yield Bar(bar, bar.add_task(name, total=total))
+        yield Bar(bar, bar.add_task(name, total=total, note=""))
 
 
 @contextmanager

@@ -23,4 +23,7 @@ def read_rows(file: Path, fault: type[ValueError]) -> Iterator[tuple[int, list[s
         raise fault(f"{file}: is not UTF-8 text; save it as UTF-8") from None
     except csv.Error as error:
         where = f"{file}, line {reader.line_num}"
+        if "field limit" in str(error):
+            most = f"{csv.field_size_limit():,}"
+            raise fault(f"{where}: has a cell of more than {most} characters; shorten it") from None
         raise fault(f"{where}: is not valid CSV ({error}); double inner quotes") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 import gradio as gr
 
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.generation import load_for
+from demo_t2v.generation.batches import load_for
 from demo_t2v.web.page import build, looks
 from demo_t2v.web.studio import Maker, Studio, unchanged
 from demo_t2v.weights.memory import Plan

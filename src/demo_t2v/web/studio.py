@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import write_video
-from demo_t2v.generation import Step, generate, make_jobs
+from demo_t2v.generation.batches import Step, generate
+from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.outputs import file_name
 from demo_t2v.web import pictures
 from demo_t2v.web.history import Clip, Made

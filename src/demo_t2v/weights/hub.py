@@ -124,6 +124,17 @@ def read_defaults(folder: Path) -> ModelDefaults:
         raise ModelError(f"{folder}: its configuration has no usable {error}") from None
 
 
+def fingerprint(folder: Path) -> str:
+    """Sixteen hexadecimal digits that tell a model's files from any other's. Raises OSError."""
+    whole = hashlib.sha256()
+    files = sorted(file for pattern in _FILES for file in folder.glob(pattern))
+    for file in files:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return whole.hexdigest()[:16]
+
+
 def settle(device: Device, dtype: Dtype) -> tuple[str, str]:
     """The device and the precision that are meant. Raises ModelError for a GPU that is not there.
 

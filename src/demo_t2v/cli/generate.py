@@ -1,0 +1,285 @@
+"""`demo-t2v generate`: prompts to videos, in one process or in one of several."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
+from demo_t2v.config import InferenceConfig, load
+from demo_t2v.generation.prompts import PromptError, check_prompt, make_jobs, read_prompts
+from demo_t2v.generation.sharing import Share, world_size
+from demo_t2v.outputs import Job, OutputFolder
+from demo_t2v.remote import open_folder
+from demo_t2v.weights.hub import fingerprint, read_defaults, resolve
+from demo_t2v.weights.memory import pick
+
+_OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
+# What shapes the videos: a second run with other values would make other ones.
+_SETTINGS: Final = {
+    *("inference_seed", "ddim_timesteps", "guide_scale", "negative_prompt", "max_frames"),
+    *("motion_prompt", "motion_strength"),
+    *("resolution", "fps", "format", "dtype", "lora"),
+}
+
+
+def generate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT] [KEY=VALUE]...",
+            help="What the video shows, in quotes; and any key of the configuration.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="id,prompt as CSV, JSON lines or Parquet.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: the built-in model, sprites."),
+    ] = None,
+    lora: Annotated[
+        str | None, typer.Option(metavar="FILE|FOLDER|HUB_ID", help="An adapter for the model.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR|URL", help="Default: outputs.")] = None,
+    repeat: Annotated[int | None, typer.Option(help="Videos for each prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Each video's own comes from it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
+    motion_prompt: Annotated[
+        str | None, typer.Option(help="What the motion encoder hears in the prompt's stead.")
+    ] = None,
+    motion_strength: Annotated[
+        float | None, typer.Option(help="0: the base network; 1: as trained.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames in a video.")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
+    format: Annotated[  # noqa: A002
+        str | None, typer.Option(metavar="mp4|webm|gif|png", help="png: a folder of frames.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Videos at a time.")] = None,
+    decode_batch: Annotated[int | None, typer.Option(help="Frames decoded at a time.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
+    offload: Annotated[
+        str | None, typer.Option(metavar="none|model|sequential", help="What a GPU need not hold.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Such as 8GB: pick how to stay below it.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all of them anew.")] = False,
+    engine: Annotated[
+        str | None, typer.Option(metavar="local|ray", help="ray: a cluster, by Ray Data.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout, events on stderr.")
+    ] = False,
+) -> None:
+    """Make a video from a prompt, or one from each prompt of a file.
+
+    What is in the output folder already is not made again.
+    """
+    options = {
+        "infer_dataset.csv_path": prompts,
+        "infer_dataset.repeat_times": repeat,
+        "pretrained": model,
+        "lora": lora,
+        "out": out,
+        "inference_seed": seed,
+        "ddim_timesteps": steps,
+        "guide_scale": guidance,
+        "negative_prompt": negative,
+        "motion_prompt": motion_prompt,
+        "motion_strength": motion_strength,
+        "max_frames": frames,
+        "fps": fps,
+        "format": format,
+        "batch_size": batch_size,
+        "decoder_bs": decode_batch,
+        "device": device,
+        "dtype": dtype,
+        "offload": offload,
+        "max_memory": max_memory,
+        "engine": engine,
+    }
+    with one_line_errors():
+        text, overrides = _split(words or [])
+        if text is not None and prompts:
+            raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
+        given = {key: value for key, value in options.items() if value is not None}
+        asked = load(InferenceConfig, config, overrides, given)
+        _generate(_jobs(text, asked), _complete(asked, height, width), overwrite, as_json)
+
+
+@dataclass
+class _Watch:
+    """What this process says on stderr of the work of all: a bar, or with `--json` events."""
+
+    share: Share
+    bar: Bar
+    as_json: bool
+    videos: int
+    steps: int
+    began: float = field(default_factory=time.monotonic)
+    said: float = 0.0
+
+    def refresh(self) -> None:
+        if not self.share.main:
+            return
+        steps, made = self.share.count(), self.share.number("made")
+        failed, now = self.share.number("failed"), time.monotonic()
+        rate = 60 * steps / self.steps / (now - self.began)
+        note = f"{made} of {self.videos}, {rate:.1f} a minute"
+        self.bar.reach(steps, note + f", {failed} failed" * bool(failed))
+        if self.as_json and now - self.said > 1:
+            self.said = now
+            left = (self.videos - steps / self.steps) / rate * 60 if rate else None
+            known = {"made": made, "failed": failed, "videos": self.videos}
+            rounded = None if left is None else round(max(left, 0), 1)
+            _event("progress", known | {"per_minute": round(rate, 2), "seconds_left": rounded})
+
+    def made(self, entry: Mapping[str, Any]) -> None:
+        if self.as_json:
+            _event("made", entry)
+        self.refresh()
+
+    def failed(self, failure: Mapping[str, Any]) -> None:
+        if self.as_json:
+            _event("failed", failure)
+        else:
+            self.bar.say(f"{_name(failure)}: {failure['reason']}")
+        self.refresh()
+
+
+def _event(name: str, figures: Mapping[str, Any]) -> None:
+    print(json.dumps({"event": name, **figures}), file=sys.stderr, flush=True)
+
+
+def _name(job: Mapping[str, Any]) -> str:
+    """A job as a person finds it in the list: id, repeat, and the prompt's beginning."""
+    return f"id {job['id']!r}, repeat {job['repeat']} ({job['prompt'][:60]!r})"
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """The prompt, if there is one, and the overrides: `key=value` with a name on the left."""
+    overrides = [word for word in words if _OVERRIDE.fullmatch(word)]
+    prompts = [word for word in words if word not in overrides]
+    if len(prompts) > 1:
+        raise PromptError(f"{prompts[0]!r} and {prompts[1]!r}: put the prompt in quotes, as one")
+    return (prompts[0] if prompts else None), overrides
+
+
+def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
+    source = config.infer_dataset
+    if text is not None:
+        prompts = [("1", check_prompt(text))]
+    elif source.csv_path is not None:
+        prompts = read_prompts(source.csv_path)
+    else:
+        raise PromptError("no prompt: give one in quotes, or --prompts FILE.csv, or --config FILE")
+    return make_jobs(prompts, source.repeat_times, config.inference_seed)
+
+
+def _complete(config: InferenceConfig, height: int | None, width: int | None) -> InferenceConfig:
+    """The configuration with the model's own values where nothing was asked for."""
+    defaults = read_defaults(resolve(config.pretrained))
+    before = config.resolution or (defaults.side, defaults.side)
+    known = {
+        "resolution": tuple(
+            old if new is None else new for old, new in zip(before, (height, width), strict=True)
+        ),
+        "max_frames": config.max_frames or defaults.frames,
+        "ddim_timesteps": config.ddim_timesteps or defaults.steps,
+        "guide_scale": defaults.guidance if config.guide_scale is None else config.guide_scale,
+    }
+    complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | known)
+    return complete
+
+
+def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json: bool) -> None:
+    """Make what is missing of the jobs, or this process's share of it, and report on all."""
+    shaping = _SETTINGS | ({"lora_strength"} if config.lora else set())
+    settings = config.model_dump(mode="json", include=shaping)
+    model_hash = fingerprint(resolve(config.pretrained))
+    folder = open_folder(config.out, config.pretrained, settings, model_hash)
+    share = Share.join() if world_size() > 1 else None
+    missing = share.agree(folder, jobs, overwrite) if share else folder.missing(jobs, overwrite)
+    if not missing:
+        if not share or share.main:
+            _report(config.pretrained, [], len(jobs), 0, as_json)
+        return
+    if not share:
+        folder.prepare()
+        share = Share.join()
+    try:
+        _make(folder, missing, config, share, as_json)
+    finally:
+        if share.main:
+            order = {folder.file(job).name: number for number, job in enumerate(jobs)}
+            made = sorted(share.reports("made"), key=lambda entry: order[entry["file"]])
+            videos = [
+                {name: entry[name] for name in ("id", "prompt", "repeat", "seed")}
+                | {"file": folder.shown(folder.path / entry["file"]), "seconds": entry["seconds"]}
+                for entry in made
+            ]
+            lost = len(missing) - len(videos)
+            _report(config.pretrained, videos, len(jobs) - len(missing), lost, as_json)
+    failed = share.reports("failed") if share.main else []
+    if failed:
+        leave(f"{len(failed)} of {len(missing)} videos failed, first {_name(failed[0])}", 1)
+
+
+def _make(
+    folder: OutputFolder, jobs: list[Job], config: InferenceConfig, share: Share, as_json: bool
+) -> None:
+    """Make this process's share of the jobs; in the first process, wait for the others' too."""
+    steps = config.ddim_timesteps or 1
+    name = f"{len(jobs)} video{'s' * (len(jobs) != 1)}"
+    # Whatever a library prints, stdout is for the report alone.
+    with redirect_stdout(sys.stderr), progress(name, len(jobs) * steps) as bar:
+        watch = _Watch(share, bar, as_json, len(jobs), steps)
+        try:
+            if config.engine == "ray":
+                from demo_t2v.generation.cluster import make_on_ray
+
+                make_on_ray(folder, jobs, config, share, watch)
+            else:
+                from demo_t2v.generation.run import Maker, make
+
+                plan, line = pick(config, len(jobs))
+                if line and share.main:
+                    bar.say(line)
+                make(Maker.load(jobs, config, plan, folder), jobs, share, watch)
+        finally:
+            share.leave()
+        if share.main:
+            share.wait(watch.refresh)
+
+
+def _report(
+    model: str, videos: list[dict[str, Any]], skipped: int, failed: int, as_json: bool
+) -> None:
+    """What a run did."""
+    if as_json:
+        report = {"model": model, "videos": videos, "skipped": skipped, "failed": failed}
+        typer.echo(json.dumps(report))
+        return
+    for video in videos:
+        typer.echo(video["file"])
+    if not failed:
+        there = f", {skipped} were there already" if skipped else ""
+        typer.echo(f"{len(videos)} made{there}", err=True)
