@@ -12,11 +12,11 @@ else:
     options = {"on_gpu": spaces.GPU}
 
 from demo_t2v.config import InferenceConfig
-from demo_t2v.web.page import looks
-from demo_t2v.web.server import make_page
+from demo_t2v.web.page import build, looks
+from demo_t2v.web.server import make_studio
 
 config = InferenceConfig(pretrained=os.environ.get("DEMO_MODEL", "sprites"))
-page = make_page(config, Path(tempfile.mkdtemp()), **options)
+page = build(make_studio(config, Path(tempfile.mkdtemp()), **options))
 
 if __name__ == "__main__":
     page.launch(**looks())

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import gradio as gr
-
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.generation.batches import load_for
 from demo_t2v.web.page import build, looks
@@ -33,19 +31,16 @@ class Place:
     max_queue: int = 20
 
 
-def make_page(
-    config: InferenceConfig,
-    folder: Path,
-    max_queue: int = 20,
-    on_gpu: Callable[[Maker], Maker] = unchanged,
-) -> gr.Blocks:
-    """The page with its model loaded; what visitors make goes below `folder`, which must exist.
+def make_studio(
+    config: InferenceConfig, folder: Path, on_gpu: Callable[[Maker], Maker] = unchanged
+) -> Studio:
+    """A studio with its model loaded; what visitors make goes below `folder`, which must exist.
 
     Raises what loading a model raises.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # files made there are served without a copy
     pipeline, _ = load_for([], config, Plan(config.decoder_bs))
-    return build(Studio(pipeline, config, folder, on_gpu), max_queue)
+    return Studio(pipeline, config, folder, on_gpu)
 
 
 def serve(config: InferenceConfig, place: Place, ready: Callable[[str], None]) -> None:
@@ -56,7 +51,8 @@ def serve(config: InferenceConfig, place: Place, ready: Callable[[str], None]) -
     """
     port = _free_port(place.host, place.port)
     with tempfile.TemporaryDirectory(prefix="demo-t2v-web-") as folder:
-        page = make_page(config, Path(folder), place.max_queue)
+        studio = make_studio(config, Path(folder))
+        page = build(studio, place.max_queue)
         _, local, public = page.launch(
             server_name=place.host,
             server_port=port,
@@ -74,6 +70,7 @@ def serve(config: InferenceConfig, place: Place, ready: Callable[[str], None]) -
         try:
             threading.Event().wait()
         finally:
+            studio.close()
             page.close(verbose=False)
 
 

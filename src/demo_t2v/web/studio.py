@@ -76,6 +76,7 @@ class Studio:
         self._pipeline = pipeline
         self._folder = folder
         self._turn = threading.Lock()
+        self._closed = threading.Event()
         self._maker = on_gpu(self._make)
 
     def make(self, wish: Wish) -> Iterator[Progress | Made]:
@@ -86,6 +87,12 @@ class Studio:
         overflow, MemoryError.
         """
         return self._maker(wish)
+
+    def close(self) -> None:
+        """End what is being made, which takes a step, and make nothing more."""
+        self._closed.set()
+        with self._turn:
+            pass
 
     def _make(self, wish: Wish) -> Iterator[Progress | Made]:
         # The pipeline calls back, a page takes one thing after another: a thread stands between.
@@ -107,9 +114,15 @@ class Studio:
         self, wish: Wish, tell: Callable[[Progress | Made | Exception], None], stop: threading.Event
     ) -> None:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
+
+        def unwanted() -> bool:
+            return stop.is_set() or self._closed.is_set()
+
         try:
             with self._turn:  # a generation that is being stopped still has the scheduler
-                tell(_Run(self._pipeline, self.config, wish, folder, tell, stop).make())
+                if unwanted():
+                    raise _Stopped
+                tell(_Run(self._pipeline, self.config, wish, folder, tell, unwanted).make())
         except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
             tell(error)
@@ -124,7 +137,7 @@ class _Run:
     wish: Wish
     folder: Path
     tell: Callable[[Progress], None]
-    stop: threading.Event
+    unwanted: Callable[[], bool]
     attention: list[NDArray[np.float32]] = field(default_factory=list)
 
     def make(self) -> Made:
@@ -154,7 +167,7 @@ class _Run:
         return (frames for _, frames, _ in generate(self.pipeline, jobs, config, watch=watch))
 
     def _watch(self, variant: int, step: Step) -> None:
-        if self.stop.is_set():
+        if self.unwanted():
             raise _Stopped
         steps = self.wish.steps
         if self.wish.tab == "inside" and step.number in moments(steps):
