@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.generation.batches import generate
+from demo_t2v.generation.batches import Step, encode, generate
 from demo_t2v.generation.prompts import PromptError, make_jobs, read_prompts, sample_seed
 from demo_t2v.weights.hub import load_pipeline
 
@@ -198,3 +198,42 @@ def test_overflow_is_said_and_not_saved(tiny_folder: Path, config: InferenceConf
     (job,) = make_jobs([("a", "a car")], repeat=1, seed=1)
     with pytest.raises(ArithmeticError, match="float32"):
         list(generate(pipeline, [replace(job, id="b")], config))
+
+
+def test_a_watcher_sees_the_latents_and_can_end_the_work(
+    tiny_folder: Path, config: InferenceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load_pipeline(str(tiny_folder), "cpu")
+    jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
+    seen: list[Step] = []
+    together = list(generate(pipeline, jobs, config, watch=seen.append))
+    assert [step.number for step in seen] == [1, 2]
+    assert {step.latents.shape for step in seen} == {step.clean.shape for step in seen}
+    assert seen[0].latents.shape == (2, 4, 4, 4, 4)
+    decoded = pipeline.decode(seen[-1].latents).detach().numpy()
+    assert np.abs(decoded[0] * 255 - together[0][1]).max() <= 1
+    monkeypatch.setattr(pipeline, "decode", lambda *_: pytest.fail("decoded"))
+
+    def end(step: Step) -> None:
+        raise InterruptedError(step.number)
+
+    with pytest.raises(InterruptedError, match="1"):
+        list(generate(pipeline, jobs, config, watch=end))
+
+
+def test_motion_has_a_prompt_and_a_strength(tiny_folder: Path, config: InferenceConfig) -> None:
+    pipeline = load_pipeline(str(tiny_folder), "cpu")
+    jobs = make_jobs([("a", "a car falls")], repeat=1, seed=1)
+
+    def video(**settings: object) -> np.ndarray:
+        return next(generate(pipeline, jobs, config.model_copy(update=settings)))[1]
+
+    plain = video()
+    assert (video(motion_prompt="a car falls", motion_strength=1.0) == plain).all()
+    assert (video(motion_prompt="it grows") != plain).any()
+    assert (video(motion_strength=0.0) != plain).any()
+    other = config.model_copy(update={"motion_prompt": "it grows"})
+    ((_, frames, _),) = generate(
+        pipeline, jobs, other, encoded=encode(pipeline, [jobs[0].prompt], other)
+    )
+    assert (frames != plain).any()  # encoded ahead, it is heard too

@@ -173,6 +173,33 @@ def test_the_callback_may_change_the_latents(tiny_pipeline: DemoPipeline) -> Non
     )
 
 
+def test_the_callback_sees_clean_latents(
+    tiny_pipeline: DemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what the scheduler itself takes for the clean latents of a step."""
+    scheduler, told, seen = tiny_pipeline.scheduler, list[Tensor](), list[Tensor]()
+    step = scheduler.step
+
+    def listening(*inputs: Any, **options: Any) -> Any:
+        output = step(*inputs, **options)
+        told.append(output.pred_original_sample)
+        return output
+
+    def look(_: DemoPipeline, __: int, ___: Tensor, tensors: dict[str, Tensor]) -> dict:
+        seen.append(tensors["clean"])
+        return {}
+
+    monkeypatch.setattr(scheduler, "step", listening)
+    latents_of(
+        tiny_pipeline,
+        callback_on_step_end=look,
+        callback_on_step_end_tensor_inputs=("latents", "clean"),
+    )
+    assert len(seen) == 3
+    for ours, theirs in zip(seen, told, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_the_callback_may_interrupt_and_the_next_call_is_whole(
     tiny_pipeline: DemoPipeline,
 ) -> None:
@@ -248,7 +275,7 @@ def test_sizes_are_honoured(tiny_pipeline: DemoPipeline) -> None:
         ({"output_type": "pil"}, "output_type 'pil': must be np or pt or latent"),
         (
             {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]},
-            "callback tensor 'prompt_embeds': must be latents",
+            "callback tensor 'prompt_embeds': must be latents or clean",
         ),
     ],
 )

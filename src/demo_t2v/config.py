@@ -67,6 +67,10 @@ class InferenceConfig(Strict):
     guide_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] | None = None
     negative_prompt: str = ""
+    motion_prompt: str | None = None
+    """What the motion encoder hears; None: each video's own prompt."""
+    motion_strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """How much of the motion branch is added: 1 as trained, 0 the base network."""
     inference_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     fps: Annotated[int, Field(ge=1, le=120)] = 8
     format: Literal["mp4", "webm", "gif", "png"] = "mp4"

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.adapters import LoraMixin
 from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
+from demo_t2v.diffusion.noise import latents_and_noise
 from demo_t2v.models.text import TextConditioner, TextStates
 from demo_t2v.models.unet import DemoUNet
 
@@ -41,7 +42,7 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
 
     model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
     _optional_components = ["motion_encoder"]  # noqa: RUF012 (diffusers' own name and type)
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents", "clean"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -145,6 +146,7 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         less means none. `motion_strength` scales the motion transformers; 0 is the base network.
         `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt` gave for the prompts,
         to be given in their stead. `decode_chunk_size` frames are decoded at once (None: all).
+        A callback can ask for the `latents` and for `clean`, what they would be without noise.
         Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
         and for a prompt that is given twice or not at all.
         """
@@ -159,7 +161,8 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         count = _count(*texts, states, negatives, guided=scale > 1)
         _check_length(count, "generator", generator)
         _check_known("output_type", [output_type], ["np", "pt", "latent"])
-        _check_known("callback tensor", callback_on_step_end_tensor_inputs, ["latents"])
+        watched = callback_on_step_end_tensor_inputs
+        _check_known("callback tensor", watched, self._callback_tensor_inputs)
         if steps < 1:
             raise ValueError(f"num_inference_steps {steps}: must be at least 1")
 
@@ -179,7 +182,9 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
                 prediction = denoise(scaled, timestep)
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
-                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    tensors = dict.fromkeys(watched, latents)
+                    if "clean" in tensors:
+                        tensors["clean"] = self._clean(prediction, scaled, timestep)
                     answer = callback_on_step_end(self, step, timestep, tensors)
                     latents = answer.pop("latents", latents)
                 bar.update()
@@ -223,6 +228,18 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
             return prediction
 
         return classifier_free_guidance(denoise, scale) if guided else denoise
+
+    def _clean(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The clean latents (B, C, F, h, w) that a step's prediction stands for."""
+        scheduler = self.scheduler
+        clean, _ = latents_and_noise(
+            prediction,
+            noisy,
+            timestep.long().expand(len(noisy)),
+            scheduler.alphas_cumprod,
+            scheduler.config.prediction_type,
+        )
+        return clean
 
     def _start(
         self,

@@ -22,6 +22,7 @@ from demo_t2v.cli.terminal import (
     only_reports_on_stdout,
     progress,
 )
+from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
 from demo_t2v.config import load
 from demo_t2v.training.config import AnyTraining
@@ -39,6 +40,7 @@ app.add_typer(data, name="data")
 app.add_typer(weights)
 app.command()(generate)
 app.command()(info)
+app.command()(web)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 # What shapes the videos: a second run with other values would make other ones.
 _SETTINGS: Final = {
     *("inference_seed", "ddim_timesteps", "guide_scale", "negative_prompt", "max_frames"),
+    *("motion_prompt", "motion_strength"),
     *("resolution", "fps", "format", "dtype", "lora"),
 }
 
@@ -57,6 +58,12 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     negative: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
+    motion_prompt: Annotated[
+        str | None, typer.Option(help="What the motion encoder hears in the prompt's stead.")
+    ] = None,
+    motion_strength: Annotated[
+        float | None, typer.Option(help="0: the base network; 1: as trained.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames in a video.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
@@ -96,6 +103,8 @@ def generate(
         "ddim_timesteps": steps,
         "guide_scale": guidance,
         "negative_prompt": negative,
+        "motion_prompt": motion_prompt,
+        "motion_strength": motion_strength,
         "max_frames": frames,
         "fps": fps,
         "format": format,

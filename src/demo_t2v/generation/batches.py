@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
     """A prompt's `prompt_embeds` and `negative_prompt_embeds`, one row each."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step that a batch of videos has taken."""
+
+    number: int
+    """Counts from 1."""
+    latents: Tensor
+    """(B, C, F, h, w): what the next step begins with."""
+    clean: Tensor
+    """(B, C, F, h, w): the latents without noise, as far as they can be told by now."""
 
 
 def load_for(
@@ -58,7 +71,9 @@ def encode(
     negative = config.negative_prompt if scale > 1 else None
     kept: dict[str, Encoded] = {}
     for batch in cut(list(dict.fromkeys(prompts)), config.batch_size):
-        states, negatives = pipeline.encode_prompt(batch, negative_prompt=negative)
+        states, negatives = pipeline.encode_prompt(
+            batch, _motion_prompts(len(batch), config), negative
+        )
         for row, prompt in enumerate(batch):
             one = partial(_row, row)
             kept[prompt] = states.map(one), None if negatives is None else negatives.map(one)
@@ -76,11 +91,13 @@ def generate(
     config: InferenceConfig,
     on_step: Callable[[int], None] | None = None,
     encoded: Mapping[str, Encoded] | None = None,
+    watch: Callable[[Step], None] | None = None,
 ) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
     """Make the videos batch by batch: yields (job, uint8 RGB frames (F, H, W, 3), seconds).
 
     `seconds` is the batch's time divided by its videos. `on_step` hears after each denoising
-    step how many videos took it. `encoded` is what `encode` gave for the jobs' prompts, for a
+    step how many videos took it; `watch` sees their latents too, and what it raises ends the work
+    there, with nothing decoded. `encoded` is what `encode` gave for the jobs' prompts, for a
     pipeline without text encoders. Raises ConfigError, at once, for a size that the network cannot
     take.
     """
@@ -88,7 +105,8 @@ def generate(
 
     def make(batch: Sequence[Job]) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
         started = time.monotonic()
-        videos = decode(pipeline, denoise(pipeline, batch, config, on_step, encoded), config)
+        latents = denoise(pipeline, batch, config, on_step, encoded, watch)
+        videos = decode(pipeline, latents, config)
         seconds = (time.monotonic() - started) / len(batch)
         for job, video in zip(batch, videos, strict=True):
             yield job, to_bytes(video), seconds
@@ -107,13 +125,16 @@ def denoise(
     config: InferenceConfig,
     on_step: Callable[[int], None] | None = None,
     encoded: Mapping[str, Encoded] | None = None,
+    watch: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """One batch's clean latents (B, C, F, h, w); arguments as of `generate`."""
     import torch
 
-    def step_done(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def step_done(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step(len(jobs))
+        if watch:
+            watch(Step(step + 1, tensors["latents"], tensors["clean"]))
         return tensors
 
     height, width = config.resolution or (None, None)
@@ -124,9 +145,11 @@ def denoise(
         width=width,
         num_inference_steps=config.ddim_timesteps,
         guidance_scale=config.guide_scale,
+        motion_strength=config.motion_strength,
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         output_type="latent",
         callback_on_step_end=step_done,
+        callback_on_step_end_tensor_inputs=("latents", "clean") if watch else ("latents",),
     ).frames
     return cast("Tensor", latents)
 
@@ -138,6 +161,7 @@ def _texts(
     if not encoded:
         return {
             "prompt": [job.prompt for job in jobs],
+            "motion_prompt": _motion_prompts(len(jobs), config),
             "negative_prompt": config.negative_prompt,
         }
     states = [encoded[job.prompt][0] for job in jobs]
@@ -146,6 +170,10 @@ def _texts(
         "prompt_embeds": reduce(type(states[0]).join, states),
         "negative_prompt_embeds": reduce(type(states[0]).join, negatives) if negatives else None,
     }
+
+
+def _motion_prompts(count: int, config: InferenceConfig) -> list[str] | None:
+    return None if config.motion_prompt is None else [config.motion_prompt] * count
 
 
 def decode(pipeline: DemoPipeline, latents: Tensor, config: InferenceConfig) -> NDArray[np.float32]:

@@ -1,0 +1,188 @@
+"""How long is it from click to playing video, and what do several visitors at once meet?
+
+First `generate`, in this process with its model loaded and the file written, against the page in a
+real browser, from the click to the moment when the video plays, in turn and with the same prompt
+and settings. Then VISITORS browser contexts ask for videos without a pause: every video must be the
+one that its visitor got alone before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+from rich.table import Table
+
+from demo_t2v.config import InferenceConfig
+from demo_t2v.data.video import write_video
+from demo_t2v.generation.batches import generate, load_for
+from demo_t2v.generation.prompts import make_jobs
+from demo_t2v.weights.memory import Plan
+
+PROMPTS = (
+    "a balloon moves up in the sky",
+    "a car moves to the left on the sand",
+    "a frog bounces on the grass",
+    "a whale grows quickly at night",
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+WAIT = 300_000  # milliseconds
+# A visible video that is not the one seen before, and plays: its address; else false.
+PLAYS = """before => {
+    const video = [...document.querySelectorAll('video')].find(v => v.offsetParent);
+    return video && video.currentSrc !== before && video.currentTime > 0 && !video.paused
+        && video.currentSrc;
+}"""
+
+
+@contextmanager
+def served() -> Iterator[tuple[str, psutil.Process]]:
+    """The page's address and its process."""
+    command = [sys.executable, "-m", "demo_t2v", "web", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[0], psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+@dataclass
+class Visitor:
+    """One browser context, always with the same prompt."""
+
+    page: Page
+    prompt: str
+    alone: str = ""
+    source: str = ""
+    asked: float = 0.0
+    waits: list[float] = field(default_factory=list)
+    wrong: int = 0
+
+    def ask(self) -> None:
+        """Press the button."""
+        self.asked = time.perf_counter()
+        self.page.get_by_role("button", name="Generate", exact=True).click()
+
+    def got(self, timeout: float = WAIT) -> str:
+        """What the video that plays is, as a digest; the seconds since asking are kept."""
+        shown = self.page.wait_for_function(PLAYS, arg=self.source, timeout=timeout, polling=20)
+        self.waits.append(time.perf_counter() - self.asked)
+        self.source = str(shown.json_value())
+        return hashlib.sha256(self.page.request.get(self.source).body()).hexdigest()
+
+
+def visit(browser: Browser, address: str, prompt: str) -> Visitor:
+    page = browser.new_context().new_page()
+    page.goto(address)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    return Visitor(page, prompt)
+
+
+def in_process(rounds: int) -> Iterator[float]:
+    """Seconds of `generate` and of writing its file, the first a warm-up that is not given."""
+    config = InferenceConfig()
+    pipeline, _ = load_for([], config, Plan(config.decoder_bs))
+    jobs = make_jobs([("1", PROMPTS[0])], 1, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds + 1):
+            started = time.perf_counter()
+            ((_, frames, _),) = generate(pipeline, jobs, config)
+            write_video(frames, Path(folder) / f"{number}.mp4", config.fps, "mp4")
+            if number:
+                yield time.perf_counter() - started
+
+
+def latency(console: Console, browser: Browser, address: str, rounds: int) -> None:
+    visitor = visit(browser, address, PROMPTS[0])
+    visitor.ask()
+    visitor.got()
+    table = Table(title="from prompt to video, seconds")
+    for column in ("round", "generate", "click to playing", "more"):
+        table.add_column(column, justify="right")
+    rows = []
+    for alone in in_process(rounds):
+        visitor.ask()
+        visitor.got()
+        rows.append((alone, visitor.waits[-1]))
+        more = rows[-1][1] - rows[-1][0]
+        table.add_row(str(len(rows)), f"{alone:.2f}", f"{rows[-1][1]:.2f}", f"{more:+.2f}")
+    console.print(table)
+    console.print(f"median difference {statistics.median(b - a for a, b in rows):+.2f} s")
+    visitor.page.context.close()
+
+
+def crowd(
+    console: Console, browser: Browser, address: str, server: psutil.Process, seconds: float
+) -> None:
+    visitors = [visit(browser, address, prompt) for prompt in PROMPTS]
+    for visitor in visitors:
+        visitor.ask()
+        visitor.alone = visitor.got()
+        visitor.waits.clear()
+    memory = [server.memory_info().rss]
+    ends = time.perf_counter() + seconds
+    for visitor in visitors:
+        visitor.ask()
+    busy = list(visitors)
+    while busy:
+        visitor = busy.pop(0)  # the page serves in the order of asking, and so is looked at
+        visitor.wrong += visitor.got() != visitor.alone
+        memory.append(server.memory_info().rss)
+        if time.perf_counter() < ends:
+            visitor.ask()
+            busy.append(visitor)
+    table = Table(title=f"{len(visitors)} visitors at once for {seconds:.0f} s")
+    for column in ("visitor", "videos", "wrong ones", "messages", "median wait, s", "longest, s"):
+        table.add_column(column, justify="right")
+    for number, visitor in enumerate(visitors, start=1):
+        messages = visitor.page.get_by_role("alert").count()
+        waits = (statistics.median(visitor.waits), max(visitor.waits))
+        made = (number, len(visitor.waits), visitor.wrong, messages)
+        table.add_row(*map(str, made), *(f"{wait:.1f}" for wait in waits))
+    console.print(table)
+    quarters = [memory[place * (len(memory) - 1) // 4] for place in range(5)]
+    sizes = ", ".join(f"{size / 2**20:.0f}" for size in quarters)
+    console.print(f"the server's memory, MiB, from start to end in quarters: {sizes}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=120)
+    options = parser.parse_args()
+    console = Console()
+    path = shutil.which("chromium")
+    if path is None:
+        console.print("skipped: needs a browser, apt-get install chromium")
+        return
+    with served() as (address, server), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        console.print(
+            f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}, chromium {browser.version}"
+        )
+        latency(console, browser, address, options.rounds)
+        crowd(console, browser, address, server, options.seconds)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

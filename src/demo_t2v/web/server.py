@@ -1,0 +1,85 @@
+"""The page on a port of this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.generation.batches import load_for
+from demo_t2v.web.page import build, looks
+from demo_t2v.web.studio import Maker, Studio, unchanged
+from demo_t2v.weights.memory import Plan
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the page is served, and for whom; as Gradio's `launch` knows these names."""
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    """0: any that is free."""
+    share: bool = False
+    auth: tuple[str, str] | None = None
+    root_path: str | None = None
+    max_queue: int = 20
+
+
+def make_studio(
+    config: InferenceConfig, folder: Path, on_gpu: Callable[[Maker], Maker] = unchanged
+) -> Studio:
+    """A studio with its model loaded; what visitors make goes below `folder`, which must exist.
+
+    Raises what loading a model raises.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # files made there are served without a copy
+    pipeline, _ = load_for([], config, Plan(config.decoder_bs))
+    return Studio(pipeline, config, folder, on_gpu)
+
+
+def serve(config: InferenceConfig, place: Place, ready: Callable[[str], None]) -> None:
+    """Load the model, serve the page, tell `ready` its address; ends with Ctrl-C.
+
+    Whatever visitors make is deleted at the end. Raises ConfigError for a port that is taken, and
+    what loading a model raises.
+    """
+    port = _free_port(place.host, place.port)
+    with tempfile.TemporaryDirectory(prefix="demo-t2v-web-") as folder:
+        studio = make_studio(config, Path(folder))
+        page = build(studio, place.max_queue)
+        _, local, public = page.launch(
+            server_name=place.host,
+            server_port=port,
+            share=place.share,
+            auth=place.auth,
+            root_path=place.root_path,
+            max_file_size="1mb",
+            quiet=True,
+            prevent_thread_lock=True,
+            **looks(),
+        )
+        ready(public or local)
+        # Being told to end is an end like Ctrl-C: the folder goes, too.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            threading.Event().wait()
+        finally:
+            studio.close()
+            page.close(verbose=False)
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or any that is free for 0. Raises ConfigError."""
+    try:
+        with socket.create_server((host, port)) as server:
+            return int(server.getsockname()[1])
+    except OSError as error:
+        raise ConfigError(
+            f"host {host}, port {port}: cannot be served ({error.strerror}); give another --port"
+        ) from None

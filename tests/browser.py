@@ -1,0 +1,137 @@
+"""The web page as visitors meet it: a real server process, and a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a browser: apt-get install chromium"
+)
+WAIT = 60_000  # milliseconds; only a page that hangs takes so long
+
+
+@contextmanager
+def served(*words: str) -> Iterator[str]:
+    """The address of a page that `demo-t2v web` serves; ends with Ctrl-C, and checks how."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "demo_t2v", "web", "--port", "0", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), line
+            yield line.split()[0]
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visitor:
+    """One person on the page: a browser context of its own, and what went wrong in it."""
+
+    def __init__(self, browser: Browser, address: str):
+        self.context: BrowserContext = browser.new_context(viewport={"width": 1280, "height": 900})
+        self.context.set_default_timeout(WAIT)
+        self.page: Page = self.context.new_page()
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
+        self.page.goto(address)
+        self.page.get_by_label("Prompt", exact=True).wait_for()
+
+    @property
+    def foreign(self) -> list[str]:
+        """Requests to any other machine."""
+        hosts = {url: urlsplit(url) for url in self.requests}
+        return [
+            url
+            for url, parts in hosts.items()
+            if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1"
+        ]
+
+    @property
+    def panel(self) -> Locator:
+        """The tab that is open."""
+        return self.page.get_by_role("tabpanel")
+
+    @property
+    def bar(self) -> Locator:
+        """The progress of what is being made."""
+        return self.panel.locator(".status progress")
+
+    def tab(self, name: str) -> None:
+        """Open a tab; where there is little room, from the list of all that did not fit."""
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if tab.is_visible():
+            tab.click()
+        else:
+            self.page.get_by_role("button", name="More tabs").click()
+            self.page.get_by_role("button", name=name, exact=True).last.click()
+        self.page.locator("button[role=tab][aria-selected=true]", has_text=name).wait_for(
+            state="attached"
+        )
+
+    def settings(self, **values: float) -> None:
+        """Open the settings and write numbers into them, by their labels."""
+        steps = self.page.get_by_label("number input for Steps")
+        if not steps.is_visible():
+            self.page.get_by_role("button", name="Settings").click()
+            steps.wait_for()
+        for name, value in values.items():
+            box = self.page.get_by_label(f"number input for {name}", exact=True)
+            box.fill(str(value))
+            box.press("Tab")
+
+    def ask(self, prompt: str, button: str = "Generate") -> None:
+        self.page.get_by_label("Prompt", exact=True).fill(prompt)
+        self.page.get_by_role("button", name=button, exact=True).click()
+
+    def videos(self, count: int) -> list[bytes]:
+        """Waits until so many videos have frames and play; what they are."""
+        self.page.wait_for_function(
+            """count => {
+                const videos = [...document.querySelectorAll('video')].filter(v => v.offsetParent);
+                return videos.length === count
+                    && videos.every(v => v.videoWidth > 0 && !v.paused && v.currentTime > 0);
+            }""",
+            arg=count,
+        )
+        sources = self.page.eval_on_selector_all(
+            "video", "videos => videos.filter(v => v.offsetParent).map(v => v.currentSrc)"
+        )
+        return [self.context.request.get(source).body() for source in sources]
+
+    def status(self) -> str:
+        return self.panel.locator(".block.status").inner_text()
+
+    def said(self, text: str) -> None:
+        """Waits until the status line has `text` in it."""
+        self.panel.locator(".block.status").get_by_text(text).first.wait_for()

@@ -1,0 +1,149 @@
+"""`demo-t2v web` and the Space as processes."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from test_cli import ENVIRONMENT, assert_one_line, run
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 120
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--model", "nowhere"], ["nowhere: is no model"]),
+        (["--device", "gpu"], ["device"]),
+        (["--auth", "ada"], ["auth", "USER:PASSWORD"]),
+        (["--auth", ":x"], ["auth", "USER:PASSWORD"]),
+        (["--lora", "nowhere.safetensors", "--port", "0"], ["nowhere.safetensors"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_input(tmp_path: Path, words: list[str], parts: list[str]) -> None:
+    assert_one_line(run(tmp_path, "web", *words), 2, *parts)
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert_one_line(run(tmp_path, "web", "--port", port), 2, f"port {port}", "--port")
+
+
+def test_gradio_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError('no', name='gradio')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "demo_t2v", "web"],
+        cwd=tmp_path,
+        env=ENVIRONMENT
+        | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ENVIRONMENT.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert_one_line(done, 2, "pip install 'demo-t2v[web]'")
+
+
+def get(port: int, path: str, login: str | None = None) -> int:
+    """The status of a page, once there is a server."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", path, headers={"Cookie": login} if login else {})
+            return connection.getresponse().status
+        except OSError:
+            assert time.monotonic() < deadline, "no server"
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_with_a_login_and_cleans_up(
+    tmp_path: Path, tiny_folder: Path, end: signal.Signals
+) -> None:
+    port, scratch = free_port(), tmp_path / "tmp"
+    scratch.mkdir()
+    words = ("--model", str(tiny_folder), "--port", str(port), "--auth", "ada:lovelace")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "demo_t2v", "web", *words],
+        env=ENVIRONMENT | {"TMPDIR": str(scratch)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+        assert get(port, "/config") == 401
+        process.send_signal(end)
+        _, stderr = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130, stderr
+    assert stderr == "demo-t2v: stopped\n"
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
+
+
+def test_the_space_serves_the_page(tmp_path: Path, tiny_folder: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "spaces" / "app.py"],
+        cwd=tmp_path,
+        env=ENVIRONMENT
+        | {
+            "DEMO_MODEL": str(tiny_folder),
+            "GRADIO_SERVER_PORT": str(port),
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "TMPDIR": str(tmp_path),
+        },
+    )
+    with process:
+        try:
+            assert get(port, "/config") == 200
+        finally:
+            process.terminate()
+
+
+def test_the_spaces_front_matter_is_what_the_tests_ran_with() -> None:
+    text = (ROOT / "spaces" / "README.md").read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    matter = yaml.safe_load(front)
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    assert matter["sdk"] == "gradio"
+    assert matter["sdk_version"] == pins["gradio"] == version("gradio")
+    assert matter["license"] == "mit"
+    assert (ROOT / "spaces" / matter["app_file"]).is_file()
+    assert len(matter["short_description"]) <= 60  # the hub takes no longer one
+    assert matter["models"]
+    assert "# DEMO" in body
+
+
+def test_the_spaces_requirements_are_the_packages_own() -> None:
+    """The Space brings the package as a folder, so pip does not see what it needs."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {Requirement(line).name: Requirement(line) for line in project["dependencies"]}
+    lines = (ROOT / "spaces" / "requirements.txt").read_text().splitlines()
+    assert {Requirement(line).name: Requirement(line) for line in lines} == wanted

@@ -1,0 +1,267 @@
+"""The page in a real browser, over a real server with the built-in model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from playwright.sync_api import Browser, expect  # noqa: E402
+
+from browser import Visitor, chromium, needs_chromium, served  # noqa: E402
+
+pytestmark = needs_chromium
+PROMPT = "a balloon moves up in the sky"
+QUICK = {"Steps": 4, "Frames": 6}
+TABS = ("Generate", "Compare", "Take apart", "Look inside", "History")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with served("--device", "cpu") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def visitor(browser: Browser, address: str) -> Iterator[Visitor]:
+    one = Visitor(browser, address)
+    yield one
+    one.context.close()
+    assert one.foreign == []
+    assert one.errors == []
+
+
+def test_from_prompt_to_playing_video(visitor: Visitor) -> None:
+    visitor.settings(Steps=8, Frames=6)
+    visitor.ask(PROMPT)
+    bar = visitor.bar
+    bar.wait_for()
+    first = int(bar.get_attribute("value") or 0)
+    visitor.page.wait_for_function(
+        "first => document.querySelector('.status progress')?.value > first",
+        arg=first,
+    )
+    visitor.panel.get_by_alt_text("video 1, still emerging").wait_for()
+    (video,) = visitor.videos(1)
+    assert video[4:8] == b"ftyp"
+    assert "A video in" in visitor.status()
+    player = visitor.panel.locator("video")
+    assert player.evaluate("v => [v.loop, v.autoplay]") == [True, True]
+    command = visitor.panel.locator(".command textarea").input_value()
+    assert command.startswith(f"demo-t2v generate '{PROMPT}' --seed 0 --repeat 1 --steps 8")
+
+
+def test_a_seed_is_a_video_and_downloads_hold_it(visitor: Visitor) -> None:
+    visitor.settings(**QUICK, Videos=2)
+    visitor.page.get_by_label("Seed", exact=True).fill("5")
+    visitor.ask(PROMPT)
+    first = visitor.videos(2)
+    assert first[0] != first[1]
+    visitor.ask(PROMPT)
+    visitor.bar.wait_for()
+    visitor.said("2 videos in")
+    assert visitor.videos(2) == first
+    for kind, start in (("mp4", first[0][:12]), ("gif", b"GIF89a")):
+        with visitor.page.expect_download() as download:
+            visitor.panel.get_by_role("button", name=f"Download {kind}").first.click()
+        assert download.value.path().read_bytes().startswith(start)
+        assert download.value.suggested_filename.endswith(f"a-balloon-moves-up-in-the-sky-0.{kind}")
+    visitor.page.get_by_role("button", name="New seed").click()
+    expect(visitor.page.get_by_label("Seed", exact=True)).not_to_have_value("5")
+    visitor.ask(PROMPT)
+    visitor.bar.wait_for()
+    visitor.said("2 videos in")
+    assert visitor.videos(2) != first
+
+
+def test_an_example_is_one_click(visitor: Visitor) -> None:
+    visitor.settings(**QUICK)
+    visitor.page.get_by_role("button", name="a frog bounces on the grass").click()
+    assert visitor.videos(1)
+    box = visitor.page.get_by_label("Prompt", exact=True)
+    assert box.input_value() == "a frog bounces on the grass"
+
+
+def test_stop_stops(visitor: Visitor) -> None:
+    visitor.settings(Steps=100)
+    visitor.ask(PROMPT)
+    visitor.said("Step 2 of 100")
+    visitor.panel.get_by_role("button", name="Stop").click()
+    visitor.said("Stopped.")
+    visitor.page.wait_for_timeout(1500)
+    assert visitor.status() == "Stopped."
+    assert visitor.panel.locator("video:visible").count() == 0
+    visitor.settings(Steps=1, Frames=2)  # and the pipeline is free again
+    visitor.ask(PROMPT)
+    assert visitor.videos(1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "Write what the video should show"),
+        ("<script>alert(1)</script>", "has a tag in it"),
+        ("<img src=x onerror=alert(1)>", "has a tag in it"),
+    ],
+)
+def test_what_is_no_prompt_gets_a_message(visitor: Visitor, prompt: str, message: str) -> None:
+    visitor.ask(prompt)
+    alert = visitor.panel.get_by_role("alert")
+    alert.wait_for()
+    assert message in alert.inner_text()
+    assert visitor.page.locator("img[src='x']").count() == 0
+    assert visitor.panel.locator("video:visible").count() == 0
+    assert visitor.errors == []
+
+
+def test_a_prompt_is_text_wherever_it_is_shown(visitor: Visitor) -> None:
+    visitor.settings(Steps=1, Frames=2)
+    prompt = "a car &lt;b&gt; < 3 **bold** ${1+1} {{x}}"
+    visitor.ask(prompt)
+    visitor.videos(1)
+    visitor.tab("History")
+    visitor.panel.get_by_text(prompt).first.wait_for()
+
+
+def test_compare(visitor: Visitor) -> None:
+    visitor.settings(**QUICK)
+    visitor.tab("Compare")
+    visitor.ask(PROMPT, "Compare")
+    off, on = visitor.videos(2)
+    assert off != on
+    strip = visitor.panel.locator(".strip img")
+    assert strip.evaluate("i => i.naturalWidth") > 500
+    visitor.page.wait_for_timeout(1000)
+    times = visitor.page.eval_on_selector_all(
+        ".in-step video", "videos => videos.map(video => video.currentTime)"
+    )
+    length = 6 / 8  # seconds; just behind the end one may have begun anew before the other
+    apart = abs(times[0] - times[1])
+    assert min(apart, length - apart) < 0.25
+
+
+def test_take_apart(visitor: Visitor) -> None:
+    visitor.settings(**QUICK)
+    visitor.tab("Take apart")
+    visitor.ask("a car on the grass", "Take apart")
+    (plain,) = visitor.videos(1)
+    visitor.panel.get_by_label("Motion prompt").fill("it moves up quickly")
+    visitor.page.get_by_label("number input for Motion strength").fill("1.5")
+    visitor.page.get_by_label("number input for Motion strength").press("Tab")
+    visitor.ask("a car on the grass", "Take apart")
+    visitor.bar.wait_for()
+    visitor.said("A video in")
+    assert visitor.videos(1) != [plain]
+    command = visitor.panel.locator(".command textarea").input_value()
+    assert "'--motion-prompt=it moves up quickly' --motion-strength 1.5" in command
+
+
+def test_look_inside(visitor: Visitor) -> None:
+    visitor.settings(**QUICK)
+    visitor.tab("Look inside")
+    visitor.ask(PROMPT, "Look inside")
+    assert visitor.videos(1)
+    assert visitor.panel.locator(".strip img").evaluate("i => i.naturalHeight") > 300
+
+
+def test_history_loads_back_and_is_ones_own(
+    visitor: Visitor, browser: Browser, address: str
+) -> None:
+    visitor.settings(**QUICK)
+    visitor.page.get_by_label("Seed", exact=True).fill("11")
+    visitor.ask(PROMPT)
+    made = visitor.videos(1)
+    visitor.settings(Steps=2)
+    visitor.page.get_by_label("Seed", exact=True).fill("12")
+    visitor.ask("a car falls at night")
+    visitor.bar.wait_for()
+    visitor.said("A video in")
+    visitor.tab("History")
+    entries = visitor.panel.get_by_role("button", name=re.compile("Thumbnail"))
+    expect(entries).to_have_count(2)
+    entries.nth(1).click()
+    expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+    expect(visitor.page.get_by_label("Seed", exact=True)).to_have_value("11")
+    expect(visitor.page.get_by_label("number input for Steps")).to_have_value("4")
+    expect(visitor.page.get_by_role("tab", name="Generate")).to_have_attribute(
+        "aria-selected", "true"
+    )
+    assert visitor.videos(1) == made
+    other = Visitor(browser, address)
+    other.tab("History")
+    assert other.panel.locator("img").count() == 0
+    assert PROMPT not in other.panel.inner_text()
+    other.context.close()
+
+
+def test_by_keyboard_alone(visitor: Visitor) -> None:
+    """Tab reaches the prompt, Enter makes a video, and every tab can be opened."""
+    keyboard, box = visitor.page.keyboard, visitor.page.get_by_label("Prompt", exact=True)
+    for _ in range(3):
+        keyboard.press("Tab")
+        if box.evaluate("box => box === document.activeElement"):
+            break
+    keyboard.type(PROMPT)
+    expect(box).to_have_value(PROMPT)
+    visitor.settings(Steps=1, Frames=2)
+    box.press("Enter")
+    assert visitor.videos(1)
+    for name in TABS:
+        visitor.page.get_by_role("tab", name=name).focus()
+        keyboard.press("Enter")
+        expect(visitor.page.get_by_role("tab", name=name)).to_have_attribute(
+            "aria-selected", "true"
+        )
+
+
+def test_looks(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In light and dark, on a desk and on a phone, every tab with its result: no serious finding
+    of axe-core's, nothing wider than the screen.
+    """
+    folder = tmp_path_factory.mktemp("screenshots")
+    print(f"screenshots: {folder}")
+    visitor.settings(Steps=6, Frames=8)
+    visitor.page.get_by_role("button", name="Settings").click()
+    for tab in TABS[:-1]:
+        visitor.tab(tab)
+        visitor.ask(PROMPT, tab)
+        visitor.videos(2 if tab == "Compare" else 1)
+    problems = [
+        problem
+        for width in (1280, 390)
+        for scheme in ("light", "dark")
+        for tab in TABS
+        for problem in look(visitor, tab, width, scheme, folder)
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def look(visitor: Visitor, tab: str, width: int, scheme: str, folder: Path) -> Iterator[str]:
+    """What is wrong with a tab at this width and in these colours; keeps a picture of it."""
+    page, name = visitor.page, f"{tab}-{width}-{scheme}".lower().replace(" ", "-")
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function(
+        "dark => document.body.classList.contains('dark') === dark", arg=scheme == "dark"
+    )
+    visitor.tab(tab)
+    page.wait_for_timeout(300)
+    page.screenshot(path=folder / f"{name}.png", full_page=True)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    if wide > width:
+        yield f"{name}: {wide} pixels wide"
+    for found in Axe().run(page).response["violations"]:
+        if found["impact"] in ("serious", "critical"):
+            nodes = [node["html"][:160] for node in found["nodes"]]
+            yield f"{name}: {found['id']}: {nodes}"
