@@ -215,7 +215,11 @@ class _Page:
 
     def _wire(self, stage: Stage, starts: list[Any]) -> None:
         """Each of `starts` begins the tab's work, its Stop ends it."""
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        quick: dict[str, Any] = {
+            "queue": False,
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         runs = []
         for start in starts:
             begun = start(
