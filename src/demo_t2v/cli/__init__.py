@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from demo_t2v.cli.card import card
 from demo_t2v.cli.data import data
 from demo_t2v.cli.generate import generate
 from demo_t2v.cli.info import info
@@ -41,6 +42,7 @@ app.add_typer(weights)
 app.command()(generate)
 app.command()(info)
 app.command()(web)
+app.command()(card)
 
 
 def main() -> None:

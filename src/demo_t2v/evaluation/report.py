@@ -11,10 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import TypeAdapter
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING: Final = "none"
+
+
+class ReportError(ValueError):
+    """A file that is no report of this kind; one line for a person."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,24 @@ def save(report: Report, file: Path) -> None:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_report(file: Path) -> Report:
+    """The report that `save` wrote. Raises ReportError."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        for subject in tree["subjects"]:
+            for video in subject["videos"]:
+                if video["deviation"] is None:  # what JSON has no number for
+                    video["deviation"] = math.inf
+        report = TypeAdapter(Report).validate_python(tree)
+    except OSError as error:
+        raise ReportError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        report = None
+    if report is None or all(subject.role != "model" for subject in report.subjects):
+        raise ReportError(f"{file}: is no file that `demo-t2v evaluate sprites --out` wrote")
+    return report
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

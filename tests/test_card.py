@@ -1,0 +1,163 @@
+"""`demo-t2v card`: what is known of a model, as the hub reads it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import inside
+from demo_t2v.config import InferenceConfig
+from demo_t2v.evaluation.card import escape
+from demo_t2v.evaluation.report import read_report, save
+from demo_t2v.evaluation.sprites import evaluate
+from demo_t2v.evaluation.strips import CAPTION, SIDE
+from demo_t2v.weights.hub import BUILT_IN
+from test_cli import assert_one_line, run
+
+SLY = 'a car | <script>alert("1")</script> **falls** ![x](http://example.org/y.png) `now`'
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A model's folder, videos that it made, its scores and a training's configuration."""
+    folder = tmp_path_factory.mktemp("card")
+    shutil.copytree(tiny_folder, folder / "model")
+    prompts = ({"prompt": text} for text in ("a fish falls, in the snow", SLY))
+    (folder / "two.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    words = ("--prompts", "two.jsonl", "--model", "model", "--steps", "2", "--device", "cpu")
+    for out, form in (("mp4", "mp4"), ("png", "png")):
+        done = inside.run(folder, "generate", *words, "--format", form, "--out", out)
+        assert done.returncode == 0, done.stderr
+    settings = InferenceConfig(batch_size=4, max_frames=4, device="cpu", ddim_timesteps=1)
+    model = str(folder / "model")
+    save(evaluate(model, base=model, trained=3, held=2, settings=settings), folder / "score.json")
+    (folder / "train.yaml").write_text(
+        "task: denoiser\nlog_dir: /home/somebody/runs\nautoencoder: a\nclip: b\nnum_steps: 7\n"
+        "batch_size: 2\nlr: 1.0e-3\nlora: {rank: 4}\nbase: c\n"
+        "train_dataset: {type: webvid, csv_path: /home/somebody/c.csv, video_dir: d}\n"
+    )
+    return folder
+
+
+def written(place: Path, *words: object) -> tuple[dict[str, Any], str]:
+    """The front matter and the text of the card that these options give."""
+    done = inside.run(place, "card", "model", "--overwrite", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "model/README.md"
+    card = ModelCard.load(place / "model" / "README.md")
+    metadata: dict[str, Any] = card.data.to_dict()
+    return metadata, card.text
+
+
+def test_only_what_is_known_is_said(place: Path) -> None:
+    metadata, text = written(place)
+    assert metadata == {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-video",
+        "tags": ["text-to-video", "diffusers", "demo-t2v"],
+    }
+    assert [line for line in text.splitlines() if line.startswith("#")] == ["# model", "## Use"]
+    assert "4 frames of 32x32 pixels in 3 steps with guidance 3" in text
+
+
+def test_the_parts_are_the_folder_s(place: Path) -> None:
+    report = inside.run(place, "info", "--model", "model", "--device", "cpu", "--json")
+    _, text = written(place)
+    for part in json.loads(report.stdout)["parts"]:
+        assert f"| `{part['name']}` | {part['class']} | {part['parameters']:,} | " in text
+
+
+def test_all_that_can_be_said(place: Path) -> None:
+    metadata, text = written(
+        place, "--repo", "somebody/fish", "--license", "cc-by-nc-4.0", "--base-model", "org/base",
+        "--data", "Ten *home* videos.", "--config", "train.yaml", "--scores", "score.json",
+        "--samples", "mp4",
+    )  # fmt: skip
+    assert metadata["license"] == "cc-by-nc-4.0"
+    assert metadata["base_model"] == "org/base"
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# fish", "## Samples", "## Use", "## Training", "## Scores", "## Licence"
+    ]  # fmt: skip
+    assert "--model somebody/fish" in text
+    assert "Ten *home* videos." in text
+    assert "    num_steps: 7" in text
+    assert "    train_dataset:\n      type: webvid\n" in text
+    assert "somebody/runs" not in text
+    assert "c.csv" not in text
+    results = metadata["model-index"][0]["results"]
+    assert [result["dataset"]["split"] for result in results] == [
+        "trained pairs", "held-out pairs"
+    ]  # fmt: skip
+    motion = results[0]["metrics"][0]
+    assert motion == {"type": "accuracy", "name": "motion right", "value": 0.0}
+    assert "| this model | trained pairs | 3 | 0.0% (0% to 56%) |" in text
+    assert "| real clips | trained pairs | 3 |" in text
+
+
+@pytest.mark.parametrize("out", ["mp4", "png"])
+def test_the_samples_are_beside_the_card_and_their_prompts_are_text(place: Path, out: str) -> None:
+    _, text = written(place, "--samples", out)
+    with Image.open(place / "model" / "samples.png") as sheet:
+        assert sheet.size == (CAPTION + 6 * SIDE, 2 * SIDE)
+        frames = sheet.convert("RGB").crop((CAPTION, 0, CAPTION + SIDE, SIDE))
+        assert len(set(frames.get_flattened_data())) > 100
+    assert "](samples.png)" in text
+    assert "| 1 | a fish falls, in the snow | " in text
+    assert escape(SLY) in text
+    for sign in ("<script", "**falls", "![x]", "http://example", "`now", 'alert("'):
+        assert sign not in text
+
+
+def test_escaped_text_has_no_signs_of_markdown_or_html() -> None:
+    escaped = escape("a  dog,\n# it's a <b>&amp;_*|well-known*")
+    assert escaped == "a dog, &#35; it's a &#60;b&#62;&#38;amp&#59;&#95;&#42;&#124;well-known&#42;"
+
+
+def test_the_report_that_is_read_is_the_one_that_was_saved(place: Path, tmp_path: Path) -> None:
+    report = read_report(place / "score.json")
+    save(report, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (place / "score.json").read_bytes()
+
+
+def test_the_built_in_model_in_a_process_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(BUILT_IN["sprites"], tmp_path / "sprites")
+    done = run(tmp_path, "card", "sprites", "--license", "mit")
+    assert (done.returncode, done.stdout) == (0, "sprites/README.md\n"), done.stderr
+    card = ModelCard.load(tmp_path / "sprites" / "README.md")
+    assert card.data.license == "mit"
+    assert "DemoUNet | 4,6" in card.text
+    assert_one_line(run(tmp_path, "card", "sprites"), 2, "README.md: is there already")
+    shutil.copytree(BUILT_IN["sprites-base"], tmp_path / "base")
+    assert inside.run(tmp_path, "card", "base").returncode == 0
+    assert "the base network of DEMO" in (tmp_path / "base" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("nowhere",), ["nowhere/model_index.json: is missing"]),
+        (("model", "--scores", "two.jsonl"), ["two.jsonl: is no file that"]),
+        (("model", "--scores", "none.json"), ["none.json: cannot be read"]),
+        (("model", "--samples", "model"), ["model: has no manifest.jsonl"]),
+        (("model", "--samples", "others"), ["others: none of its videos", "made by model alone"]),
+        (("model", "--config", "two.jsonl"), ["two.jsonl"]),
+        (("model", "--license", "My Own"), ["--license My Own"]),
+        (("model", "--repo", "fish"), ["--repo fish", "org/name"]),
+        (("model", "--data", " "), ["--data is empty"]),
+    ],
+)
+def test_bad_input(place: Path, words: tuple[str, ...], parts: list[str]) -> None:
+    others = place / "others"
+    if not others.exists():
+        shutil.copytree(place / "mp4", others)
+        manifest = others / "manifest.jsonl"
+        manifest.write_text(manifest.read_text().replace('"model_hash": "', '"model_hash": "0'))
+    done = inside.run(place, "card", *words, "--overwrite")
+    assert_one_line(done, 2, *parts)

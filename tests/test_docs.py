@@ -1,0 +1,143 @@
+"""What the documents say is tried: ```sh and ```python blocks run, in order, in a folder a file.
+
+A ```console block holds what cannot run here (GPUs, several machines, downloads, hours); its
+commands, like all others in the documents, must at least be ones that the program takes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import TypeAdapter
+
+from demo_t2v.cli import app
+from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.training.config import AnyDataset, AnyTraining
+from test_cli import ENVIRONMENT, ROOT, TIMEOUT
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(demo-t2v [^`]+)`")
+HERE_DOCUMENT = re.compile(r"^cat > .*?^END$", re.MULTILINE | re.DOTALL)
+LAUNCHED = {"demo-t2v", "demo_t2v", "scripts/inference_deepspeed.sh", "scripts/train_deepspeed.sh"}
+OTHERS = {"rm", "hf"}
+"""Programs of others that the documents call."""
+RUN = ("sh", "python")
+
+
+def blocks(file: Path, *kinds: str) -> list[tuple[str, str]]:
+    """The (kind, text) blocks of a document, in order."""
+    found = BLOCK.findall(file.read_text(encoding="utf-8"))
+    return [(kind, text) for kind, text in found if kind in kinds]
+
+
+def commands(text: str) -> list[list[str]]:
+    """A block's commands as words: without comments, documents and redirections."""
+    joined = HERE_DOCUMENT.sub("", text).replace("\\\n", " ")
+    lines = [shlex.split(line.partition(" 2> ")[0], comments=True) for line in joined.splitlines()]
+    return [words for words in lines if words]
+
+
+def asked(words: list[str]) -> list[str]:
+    """What the program itself is told: without environment, launcher and the launcher's options."""
+    start = next(number for number, word in enumerate(words) if word in LAUNCHED)
+    program, rest = words[start], words[start + 1 :]
+    if program.startswith("scripts/"):
+        assert (ROOT / program).is_file()
+        command = "generate" if "inference" in program else "train"
+        return [command, *rest[rest.index("--") + 1 :]]
+    return rest
+
+
+def check(words: list[str], whole: bool = True) -> None:
+    """Whether the program takes the words: commands, options, and keys of a configuration."""
+    program: Any = typer.main.get_command(app)
+    name = "demo-t2v"
+    while hasattr(program, "commands") and words:
+        name, *words = words
+        program = program.commands[name]
+    try:
+        parsed = program.make_context(name, list(words)).params
+    except Exception as error:
+        kind = type(error).__name__  # of click, which typer brings or asks for, by its version
+        if kind == "Exit" or (kind in ("MissingParameter", "NoArgsIsHelpError") and not whole):
+            return  # --help, or a command that is only named
+        raise
+    config = parsed.get("config")
+    if name == "generate" and config:
+        overrides = [word for word in parsed["words"] or [] if "=" in word]
+        load(InferenceConfig, ROOT / config, overrides)
+    if name == "train" and config and (ROOT / config).is_file():
+        load(AnyTraining, ROOT / config, parsed["overrides"] or [])
+
+
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.stem)
+def test_the_program_takes_every_command(file: Path) -> None:
+    for _, text in blocks(file, "sh", "console"):
+        for words in commands(text):
+            if words[0] not in OTHERS:
+                check(asked(words))
+    for text in INLINE.findall(BLOCK.sub("", file.read_text(encoding="utf-8"))):
+        check(asked(shlex.split(text)), whole=False)
+
+
+def test_a_wrong_command_would_be_found() -> None:
+    with pytest.raises(Exception, match="No such option: --nonsense"):
+        check(["generate", "--nonsense", "3"])
+    with pytest.raises(ConfigError, match="unknown key nonsense"):
+        check(["generate", "--config", "configs/inference.yaml", "nonsense=3"])
+    with pytest.raises(KeyError):
+        check(["nonsense"])
+
+
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.stem)
+def test_every_block_is_of_a_kind_that_is_tried(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count("```") == 2 * len(BLOCK.findall(text))
+    assert {kind for kind, _ in BLOCK.findall(text)} <= {*RUN, "console", "yaml"}
+    for _, block in blocks(file, "yaml"):
+        TypeAdapter(AnyDataset).validate_python(yaml.safe_load(block)["train_dataset"])
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (file.parent / link).exists(), link
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [f for f in DOCS if blocks(f, *RUN)], ids=lambda file: file.stem)
+def test_what_can_run_runs(file: Path, tmp_path: Path) -> None:
+    for name in ("configs", "prompts", "scripts", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "outputs").mkdir()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = ENVIRONMENT | {"PATH": path, "PYTHONPATH": str(ROOT / "src")}
+    environment |= {"RAY_worker_niceness": "0"}
+    for kind, text in blocks(file, *RUN):
+        program = ["bash", "-euo", "pipefail"] if kind == "sh" else [sys.executable, "-"]
+        done = subprocess.run(
+            program,
+            input=text,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_paper_s_functions_are_where_it_is_said() -> None:
+    rows = re.findall(r"(`.*`) in `([\w/]+\.py)`", (ROOT / "docs/paper.md").read_text("utf-8"))
+    assert len(rows) > 10
+    for names, place in rows:
+        source = (ROOT / "src" / "demo_t2v" / place).read_text(encoding="utf-8")
+        for name in re.findall(r"`(?:\w+\.)*(\w+)", names):
+            assert re.search(rf"(def|class) {name}\b", source), f"{name} in {place}"
