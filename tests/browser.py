@@ -90,10 +90,12 @@ class Visitor:
     def tab(self, name: str) -> None:
         """Open a tab; where there is little room, from the list of all that did not fit."""
         tab = self.page.get_by_role("tab", name=name, exact=True)
+        more = self.page.get_by_role("button", name="More tabs")
+        tab.or_(more).locator("visible=true").first.wait_for()
         if tab.is_visible():
             tab.click()
         else:
-            self.page.get_by_role("button", name="More tabs").click()
+            more.click()
             self.page.get_by_role("button", name=name, exact=True).last.click()
         self.page.locator("button[role=tab][aria-selected=true]", has_text=name).wait_for(
             state="attached"

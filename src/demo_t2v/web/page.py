@@ -238,7 +238,8 @@ class _Page:
                 api_visibility="private",
             )
             runs.append(run)
-        stage.stop.click(stage.stopped, None, stage.outputs, cancels=runs, **quick)
+        ended = stage.stop.click(None, cancels=runs, **quick)
+        ended.then(stage.stopped, None, stage.outputs, **quick)
 
     def _run(self, stage: Stage, history: History, *form: Any) -> Iterator[list[Any]]:
         same = [gr.skip(), gr.skip()]

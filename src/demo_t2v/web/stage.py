@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 from html import escape
 from typing import Any
@@ -102,6 +103,7 @@ class Stage:
 
     def stopped(self) -> Updates:
         """The visitor wants no more of it."""
+        time.sleep(0.5)  # a step's news that was on its way must not have the last word
         return [_say("Stopped."), gr.Button(visible=False), *self._nothing(2)]
 
     def problem(self, text: str) -> Updates:
