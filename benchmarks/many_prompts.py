@@ -158,8 +158,7 @@ def main() -> None:
         if asked.only in (None, "processes"):
             compare_processes(console, scratch, file, asked.steps, 1, asked.rounds)
         if asked.only in (None, "overlap"):
-            for steps in (asked.steps, 16):
-                compare_overlap(console, scratch, file, steps, asked.rounds)
+            compare_overlap(console, scratch, file, asked.steps, asked.rounds)
 
 
 if __name__ == "__main__":

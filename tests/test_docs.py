@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(demo-t2v [^`]+)`")
 HERE_DOCUMENT = re.compile(r"^cat > .*?^END$", re.MULTILINE | re.DOTALL)
 LAUNCHED = {"demo-t2v", "demo_t2v", "scripts/inference_deepspeed.sh", "scripts/train_deepspeed.sh"}
-OTHERS = {"rm", "hf"}
+OTHERS = {"rm", "hf", "pip"}
 """Programs of others that the documents call."""
 RUN = ("sh", "python")
 

@@ -50,6 +50,13 @@ def test_what_cannot_be(tmp_path: Path, content: str, line: str) -> None:
     assert str(error.value).startswith(str(file))
 
 
+@pytest.mark.parametrize("change", [{"offload": "model"}, {"max_memory": 1}, {"lora": "a"}])
+def test_what_does_not_go_with_it(change: dict[str, object]) -> None:
+    file = ROOT / "configs" / "deepspeed" / "inference.json"
+    with pytest.raises(ConfigError, match="leave out lora, offload and max_memory"):
+        read_settings(file, CONFIG.model_copy(update=change))
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_settings(tmp_path / "none.json", CONFIG)

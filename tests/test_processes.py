@@ -186,6 +186,15 @@ def test_a_folder_that_one_process_does_not_see(place: Path) -> None:
     assert not list((place / "apart").iterdir())
 
 
+def test_several_processes_write_no_bucket(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = inside.run(place, *asked(f"file://{place}/bucket"))
+    assert done.returncode == 2
+    assert messages(done.stderr) == [
+        f"demo-t2v: out: file://{place}/bucket: several processes need a folder; or use engine=ray"
+    ]
+
+
 @pytest.mark.slow
 def test_accelerate_launch(place: Path, alone: dict[str, str]) -> None:
     words = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]

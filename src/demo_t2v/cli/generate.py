@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
-from demo_t2v.config import InferenceConfig, load
+from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.generation.prompts import PromptError, check_prompt, make_jobs, read_prompts
 from demo_t2v.generation.sharing import Share, world_size
 from demo_t2v.outputs import Job, OutputFolder
@@ -216,6 +216,8 @@ def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json
     settings = config.model_dump(mode="json", include=shaping)
     model_hash = fingerprint(resolve(config.pretrained))
     folder = open_folder(config.out, config.pretrained, settings, model_hash)
+    if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
+        raise ConfigError(f"out: {config.out}: several processes need a folder; or use engine=ray")
     share = Share.join() if world_size() > 1 else None
     missing = share.agree(folder, jobs, overwrite) if share else folder.missing(jobs, overwrite)
     if not missing:

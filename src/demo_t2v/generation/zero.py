@@ -52,6 +52,8 @@ def read_settings(file: Path, config: InferenceConfig) -> dict[str, Any]:
         raise ConfigError(f"{file}: is not valid JSON") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{file}: should hold a JSON object")
+    if config.lora or config.offload != "none" or config.max_memory is not None:
+        raise ConfigError("deepspeed_config: leave out lora, offload and max_memory beside it")
     zero = settings.setdefault("zero_optimization", {"stage": 0})
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 3):
         raise ConfigError(f"{file}: zero_optimization.stage should be 0 or 3 without a training")
