@@ -163,9 +163,7 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         _check_known("output_type", [output_type], ["np", "pt", "latent"])
         watched = callback_on_step_end_tensor_inputs
         _check_known("callback tensor", watched, self._callback_tensor_inputs)
-        if steps < 1:
-            raise ValueError(f"num_inference_steps {steps}: must be at least 1")
-
+        _check_steps(steps)
         if states is None:
             negative = negative_prompt if scale > 1 else None
             states, negatives = self.encode_prompt(prompt or "", motion_prompt, negative)
@@ -183,8 +181,7 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(watched, latents)
-                    if "clean" in tensors:
-                        tensors["clean"] = self._clean(prediction, scaled, timestep)
+                    self._add_clean(tensors, prediction, scaled, timestep)
                     answer = callback_on_step_end(self, step, timestep, tensors)
                     latents = answer.pop("latents", latents)
                 bar.update()
@@ -229,17 +226,20 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
 
         return classifier_free_guidance(denoise, scale) if guided else denoise
 
-    def _clean(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """The clean latents (B, C, F, h, w) that a step's prediction stands for."""
+    def _add_clean(
+        self, tensors: dict[str, Any], prediction: Tensor, noisy: Tensor, timestep: Tensor
+    ) -> None:
+        """Where `clean` is asked for: the clean latents (B, C, F, h, w) that a prediction means."""
+        if "clean" not in tensors:
+            return
         scheduler = self.scheduler
-        clean, _ = latents_and_noise(
+        tensors["clean"], _ = latents_and_noise(
             prediction,
             noisy,
             timestep.long().expand(len(noisy)),
             scheduler.alphas_cumprod,
             scheduler.config.prediction_type,
         )
-        return clean
 
     def _start(
         self,
@@ -273,6 +273,11 @@ def _check_known(name: str, given: Sequence[str], known: list[str]) -> None:
     for value in given:
         if value not in known:
             raise ValueError(f"{name} {value!r}: must be {' or '.join(known)}")
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"num_inference_steps {steps}: must be at least 1")
 
 
 def _check_length(count: int, name: str, values: Any) -> None:
