@@ -6,6 +6,7 @@ release, so that a configuration written for it is at home here.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -117,6 +118,16 @@ def load(
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_first_problem(error, kind, file, given)) from None
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises ConfigError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise ConfigError(f"{file}: is not valid JSON") from None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

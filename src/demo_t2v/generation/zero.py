@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.config import ConfigError, InferenceConfig, read_json
 from demo_t2v.weights.hub import settle
 
 if TYPE_CHECKING:
@@ -44,12 +43,7 @@ def spread(pipeline: DemoPipeline, config: InferenceConfig) -> bool:
 
 def read_settings(file: Path, config: InferenceConfig) -> dict[str, Any]:
     """DeepSpeed's settings, complete. Raises ConfigError for what only a training can use."""
-    try:
-        settings: Any = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise ConfigError(f"{file}: is not valid JSON") from None
+    settings = read_json(file)
     if not isinstance(settings, dict):
         raise ConfigError(f"{file}: should hold a JSON object")
     if config.lora or config.offload != "none" or config.max_memory is not None:

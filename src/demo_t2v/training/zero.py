@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from demo_t2v.config import ConfigError
+from demo_t2v.config import ConfigError, read_json
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import Engine, Task, micro_batch_size
 from demo_t2v.training.optimizers import make_average, make_optimizer
@@ -142,12 +142,7 @@ def read_settings(config: TrainConfig, world: int) -> dict[str, Any]:
     """
     file = config.deepspeed_config
     assert file is not None
-    try:
-        settings: Any = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise ConfigError(f"{file}: is not valid JSON") from None
+    settings = read_json(file)
     zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         raise ConfigError(f"{file}: zero_optimization.stage should be 1, 2 or 3")
