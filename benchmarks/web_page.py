@@ -42,13 +42,17 @@ PROMPTS = (
     "a whale grows quickly at night",
 )
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-WAIT = 300_000  # milliseconds
-# A visible video that is not the one seen before, and plays: its address; else false.
-PLAYS = """before => {
-    const video = [...document.querySelectorAll('video')].find(v => v.offsetParent);
-    return video && video.currentSrc !== before && video.currentTime > 0 && !video.paused
-        && video.currentSrc;
-}"""
+# Waits for a visible video that is not the one seen before, and plays: its address. By its events,
+# as looking again and again takes time from the page.
+PLAYS = """before => new Promise(done => {
+    const events = ['playing', 'timeupdate'];
+    const look = ({target: video}) => {
+        if (!video.offsetParent || video.currentSrc === before || video.paused) return;
+        events.forEach(event => document.removeEventListener(event, look, true));
+        done(video.currentSrc);
+    };
+    events.forEach(event => document.addEventListener(event, look, true));
+})"""
 
 
 @contextmanager
@@ -81,11 +85,10 @@ class Visitor:
         self.asked = time.perf_counter()
         self.page.get_by_role("button", name="Generate", exact=True).click()
 
-    def got(self, timeout: float = WAIT) -> str:
+    def got(self) -> str:
         """What the video that plays is, as a digest; the seconds since asking are kept."""
-        shown = self.page.wait_for_function(PLAYS, arg=self.source, timeout=timeout, polling=20)
+        self.source = str(self.page.evaluate(PLAYS, self.source))
         self.waits.append(time.perf_counter() - self.asked)
-        self.source = str(shown.json_value())
         return hashlib.sha256(self.page.request.get(self.source).body()).hexdigest()
 
 

@@ -61,6 +61,7 @@ class Visitor:
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
         self.errors: list[str] = []
+        self._old: list[str] = []  # the videos that were there when the last was asked for
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
@@ -113,23 +114,28 @@ class Visitor:
             box.press("Tab")
 
     def ask(self, prompt: str, button: str = "Generate") -> None:
+        self._old = self._sources()
         self.page.get_by_label("Prompt", exact=True).fill(prompt)
         self.page.get_by_role("button", name=button, exact=True).click()
 
     def videos(self, count: int) -> list[bytes]:
-        """Waits until so many videos have frames and play; what they are."""
+        """Waits until so many videos, new since `ask`, have frames and play; what they are."""
         self.page.wait_for_function(
-            """count => {
+            """([count, old]) => {
                 const videos = [...document.querySelectorAll('video')].filter(v => v.offsetParent);
                 return videos.length === count
-                    && videos.every(v => v.videoWidth > 0 && !v.paused && v.currentTime > 0);
+                    && videos.every(v => v.videoWidth > 0 && !v.paused && v.currentTime > 0)
+                    && !videos.some(v => old.includes(v.currentSrc));
             }""",
-            arg=count,
+            arg=[count, self._old],
         )
-        sources = self.page.eval_on_selector_all(
-            "video", "videos => videos.filter(v => v.offsetParent).map(v => v.currentSrc)"
-        )
-        return [self.context.request.get(source).body() for source in sources]
+        self._old = []
+        return [self.context.request.get(source).body() for source in self._sources()]
+
+    def _sources(self) -> list[str]:
+        script = "videos => videos.filter(v => v.offsetParent).map(v => v.currentSrc)"
+        sources: list[str] = self.page.eval_on_selector_all("video", script)
+        return sources
 
     def status(self) -> str:
         return self.panel.locator(".block.status").inner_text()

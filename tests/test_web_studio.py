@@ -44,12 +44,12 @@ def frames(made: Made, number: int = 0) -> np.ndarray:
 
 
 def test_progress_counts_the_steps_and_shows_previews(studio: Studio) -> None:
-    progress, made = make(studio, replace(WISH, steps=10))
-    assert [(news.step, news.total) for news in progress] == [(n, 10) for n in range(1, 11)]
+    progress, made = make(studio, replace(WISH, steps=18))
+    assert [(news.step, news.total) for news in progress] == [(n, 18) for n in range(1, 19)]
     shown = [news.step for news in progress if news.previews]
-    assert shown == [2, 4, 6, 8]
+    assert shown == [6, 12]
     assert all(len(news.previews) == 2 for news in progress if news.previews)
-    assert progress[1].previews[0].startswith("data:image/gif;base64,")
+    assert progress[5].previews[0].startswith("data:image/gif;base64,")
     assert len(made.clips) == 2
     assert made.picture is None
     for number, clip in enumerate(made.clips):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from html import escape
@@ -33,6 +34,8 @@ _EXAMPLES: Final = (
     "clouds roll over a mountain range",
 )
 _DICE: Final = "() => Math.floor(Math.random() * 2 ** 32)"
+_PAUSE: Final = "() => { document.querySelectorAll('video').forEach(v => v.pause()); return []; }"
+_OFTEN: Final = 0.5  # seconds between two updates of the progress: each takes time from the steps
 _A_DAY: Final = 24 * 3600  # seconds
 _SYSTEM_FONTS: Final = ("system-ui", "sans-serif")
 _SYSTEM_MONO: Final = ("ui-monospace", "monospace")
@@ -226,6 +229,7 @@ class _Page:
                 lambda: [gr.Tabs(selected=stage.tab), *stage.waiting()],
                 None,
                 [self.tabs, *stage.outputs],
+                js=_PAUSE,  # the last results, which would take time from the next
                 **quick,
             )
             run = begun.then(
@@ -243,13 +247,15 @@ class _Page:
 
     def _run(self, stage: Stage, history: History, *form: Any) -> Iterator[list[Any]]:
         same = [gr.skip(), gr.skip()]
+        told = 0.0
         try:
             wish = self.studio.limits.wish(stage.tab, *form)
             for news in self.studio.make(wish):
                 if isinstance(news, Made):
                     history = history.add(news)
                     yield [history, history.gallery(), *stage.finished(news)]
-                else:
+                elif news.previews or time.monotonic() - told > _OFTEN:
+                    told = time.monotonic()
                     yield [*same, *stage.running(news)]
         except (WishError, ConfigError, ArithmeticError) as error:
             yield [*same, *stage.problem(str(error))]

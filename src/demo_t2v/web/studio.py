@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from demo_t2v.pipeline import DemoPipeline
 
-_PREVIEWS: Final = 4
-"""In one generation, the first and the last step not counted."""
-_PREVIEW_FRAMES: Final = 8
+_PREVIEW_EVERY: Final = 6
+"""Steps; the last one has none."""
+_PREVIEW_FRAMES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Run:
             states, _ = self.pipeline.encode_prompt(self.wish.prompt)
             self.attention.append(motion_attention(self.pipeline, step, states))
         previews: tuple[str, ...] = ()
-        if step.number < steps and step.number % max(1, -(-steps // (_PREVIEWS + 1))) == 0:
+        if step.number < steps and step.number % _PREVIEW_EVERY == 0:
             previews = self._previews(step)
         total = steps * len(self.wish.strengths)
         self.tell(Progress(steps * variant + step.number, total, previews))
