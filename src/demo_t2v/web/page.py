@@ -196,7 +196,7 @@ class _Page:
             )
             button = gr.Button("Look inside", variant="primary")
             self.stages["inside"] = Stage("inside", ["Video"]), button
-        with gr.Tab("History", id="history"):
+        with gr.Tab("History", id="history") as history:
             gr.Markdown(
                 f"The last {KEPT} that you made; only you see them, until you close this page. "
                 "Choose one to have it and its settings back."
@@ -211,6 +211,9 @@ class _Page:
                 interactive=False,
                 buttons=[],
             )
+        history.select(
+            History.gallery, self.history, self.gallery, queue=False, api_visibility="private"
+        )
 
     def _fill(self, text: str, chip: gr.Button) -> Any:
         """What goes on when an example has become the prompt."""
@@ -228,14 +231,14 @@ class _Page:
             begun = start(
                 lambda: [gr.Tabs(selected=stage.tab), *stage.waiting()],
                 None,
-                [self.tabs, *stage.outputs],
+                [self.tabs, *stage.news],
                 js=_PAUSE,  # the last results, which would take time from the next
                 **quick,
             )
             run = begun.then(
                 partial(self._run, stage),
                 [self.history, *self.inputs],
-                [self.history, self.gallery, *stage.outputs],
+                [self.history, *stage.outputs],
                 concurrency_id="pipeline",
                 concurrency_limit=1,
                 show_progress="hidden",
@@ -243,24 +246,23 @@ class _Page:
             )
             runs.append(run)
         ended = stage.stop.click(None, cancels=runs, **quick)
-        ended.then(stage.stopped, None, stage.outputs, **quick)
+        ended.then(stage.stopped, None, stage.news, **quick)
 
     def _run(self, stage: Stage, history: History, *form: Any) -> Iterator[list[Any]]:
-        same = [gr.skip(), gr.skip()]
+        same = gr.skip()
         told = 0.0
         try:
             wish = self.studio.limits.wish(stage.tab, *form)
             for news in self.studio.make(wish):
                 if isinstance(news, Made):
-                    history = history.add(news)
-                    yield [history, history.gallery(), *stage.finished(news)]
+                    yield [history.add(news), *stage.finished(news)]
                 elif news.previews or time.monotonic() - told > _OFTEN:
                     told = time.monotonic()
-                    yield [*same, *stage.running(news)]
+                    yield [same, *stage.running(news)]
         except (WishError, ConfigError, ArithmeticError) as error:
-            yield [*same, *stage.problem(str(error))]
+            yield [same, *stage.problem(str(error))]
         except MemoryError:
-            yield [*same, *stage.problem("Not enough memory: fewer videos, frames or pixels.")]
+            yield [same, *stage.problem("Not enough memory: fewer videos, frames or pixels.")]
 
     def _all_outputs(self) -> list[gr.blocks.Block]:
         return [output for stage, _ in self.stages.values() for output in stage.outputs]

@@ -60,14 +60,19 @@ class Stage:
         )
 
     @property
+    def news(self) -> list[gr.blocks.Block]:
+        """What `waiting` and `stopped` give updates for, in order."""
+        return [self.status, self.stop, self.preview]
+
+    @property
     def outputs(self) -> list[gr.blocks.Block]:
-        """What the methods below give updates for, in order."""
+        """What `running`, `finished` and `problem` give updates for, in order."""
         slots = [output for slot in self.slots for output in slot.outputs]
-        return [self.status, self.stop, self.preview, *slots, self.picture, self.command]
+        return [*self.news, *slots, self.picture, self.command]
 
     def waiting(self) -> Updates:
         """The button was pressed."""
-        return [_say("Waiting for a turn …"), gr.Button(visible=True), *self._nothing(2)]
+        return [_say("Waiting for a turn …"), gr.Button(visible=True), _no_preview()]
 
     def running(self, progress: Progress) -> Updates:
         """One step more."""
@@ -78,7 +83,7 @@ class Stage:
                 for number, picture in enumerate(progress.previews, start=1)
             )
             preview = gr.HTML(f'<div class="emerging">{"".join(images)}</div>', visible=True)
-        return [_bar(progress), gr.Button(visible=True), preview, *self._skip(3)]
+        return [_bar(progress), gr.Button(visible=True), preview, *self._same()]
 
     def finished(self, made: Made) -> Updates:
         """The result takes the stage."""
@@ -86,7 +91,7 @@ class Stage:
         updates: Updates = [
             _say(f"{many} in {made.seconds:.1f} s"),
             gr.Button(visible=False),
-            gr.HTML(visible=False, value=""),
+            _no_preview(),
         ]
         for number in range(len(self.slots)):
             if number < len(made.clips):
@@ -104,19 +109,20 @@ class Stage:
     def stopped(self) -> Updates:
         """The visitor wants no more of it."""
         time.sleep(0.5)  # a step's news that was on its way must not have the last word
-        return [_say("Stopped."), gr.Button(visible=False), *self._nothing(2)]
+        return [_say("Stopped."), gr.Button(visible=False), _no_preview()]
 
     def problem(self, text: str) -> Updates:
         """What is wrong, in a line of plain text."""
         said = f'<p role="alert">{escape(text)}</p>'
-        return [said, gr.Button(visible=False), *self._nothing(2)]
+        return [said, gr.Button(visible=False), _no_preview(), *self._same()]
 
-    def _nothing(self, given: int) -> Updates:
-        """No preview; results stay as they are."""
-        return [gr.HTML(visible=False, value=""), *self._skip(given + 1)]
+    def _same(self) -> Updates:
+        """Results stay as they are."""
+        return [gr.skip()] * (len(self.outputs) - len(self.news))
 
-    def _skip(self, given: int) -> Updates:
-        return [gr.skip()] * (len(self.outputs) - given)
+
+def _no_preview() -> Any:
+    return gr.update(visible=False, value="")
 
 
 def _say(text: str) -> str:
