@@ -196,6 +196,29 @@ def test_several_processes_write_no_bucket(place: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+def test_two_nodes(place: Path, alone: dict[str, str]) -> None:
+    """Two of torchrun's agents, as on two machines, meet at a rendezvous."""
+    meeting = f"127.0.0.1:{30_600 + os.getpid() % 1000}"
+    words = [str(BIN / "torchrun"), "--nnodes", "2", "--nproc-per-node", "1"]
+    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "-m", "demo_t2v"]
+    nodes = [
+        subprocess.Popen(
+            [*words, *asked("nodes")],
+            cwd=place,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=TIMEOUT)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert_whole(place / "nodes", 12)
+    assert hashes(place / "nodes") == alone
+
+
+@pytest.mark.slow
 def test_accelerate_launch(place: Path, alone: dict[str, str]) -> None:
     words = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     words += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "demo_t2v"]
