@@ -56,7 +56,7 @@ def download(wanted: Wanted) -> Iterator[Path]:
         for name in names:
             try:
                 yield Path(hf_hub_download(place, name))
-            except (OSError, ValueError) as error:
+            except Exception as error:  # the client passes on whatever its network library raises
                 raise ConnectionError(_by_hand(wanted, error)) from None
 
 

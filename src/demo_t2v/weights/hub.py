@@ -95,7 +95,7 @@ def _download(name: str) -> Path:
         raise ModelError(
             f"{name}: is neither a folder here nor a repository on the hub that you may read"
         ) from None
-    except OSError as error:
+    except Exception as error:  # the client passes on whatever its network library raises
         raise ConnectionError(
             f"{name}: is no folder here, and the hub does not give it ({first_line(error)})"
         ) from None
