@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -99,6 +101,25 @@ def test_it_serves_with_a_login_and_cleans_up(
     assert process.returncode == 130, stderr
     assert stderr == "demo-t2v: stopped\n"
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
+
+
+def test_behind_a_proxy(tmp_path: Path, tiny_folder: Path) -> None:
+    """The proxy cuts the path off; the page must ask for all it needs below it."""
+    port = free_port()
+    words = ("--model", str(tiny_folder), "--port", str(port), "--root-path", "/demo")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "demo_t2v", "web", *words],
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            process.stdout.readline()
+            with urlopen(f"http://127.0.0.1:{port}/config", timeout=TIMEOUT) as answer:
+                assert json.load(answer)["root"] == f"http://127.0.0.1:{port}/demo"
+        finally:
+            process.terminate()
 
 
 def test_the_space_serves_the_page(tmp_path: Path, tiny_folder: Path) -> None:
