@@ -95,6 +95,7 @@ def killed_and_whole(folder: Path, kills: int, longest: int, *words: str) -> Any
     return parts
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_step_it_ends_as_if_it_never_had_been(tmp_path: Path) -> None:
     times = ("num_steps=80", "log_interval=1", "save_ckp_interval=3")
     parts = killed_and_whole(tmp_path, 1, 50, *times)
@@ -106,7 +107,9 @@ def test_killed_ten_times_in_one_run(tmp_path: Path) -> None:
     killed_and_whole(tmp_path, 10, 20, "num_steps=300", "log_interval=1", "save_ckp_interval=2")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_it_after_a_checkpoint_with_a_code_of_its_own(
     tmp_path: Path, kind: signal.Signals
 ) -> None:

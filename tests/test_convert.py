@@ -323,6 +323,7 @@ def test_what_cannot_be_converted(demo: tuple[Path, Files], tmp_path: Path) -> N
         assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow  # the client tries many times
 def test_without_a_network_the_download_says_what_to_do(tmp_path: Path) -> None:
     ended = run(tmp_path, "download")
     assert ended.returncode == 1

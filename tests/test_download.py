@@ -82,6 +82,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.slow  # the client tries many times
 def test_a_download_that_breaks_off_goes_on_and_becomes_a_model(tmp_path: Path, hub: str) -> None:
     env = os.environ | {
         "HF_ENDPOINT": hub,

@@ -78,7 +78,9 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_it_serves_with_a_login_and_cleans_up(
     tmp_path: Path, tiny_folder: Path, end: signal.Signals
 ) -> None:
@@ -103,6 +105,7 @@ def test_it_serves_with_a_login_and_cleans_up(
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_behind_a_proxy(tmp_path: Path, tiny_folder: Path) -> None:
     """The proxy cuts the path off; the page must ask for all it needs below it."""
     port = free_port()
@@ -122,6 +125,7 @@ def test_behind_a_proxy(tmp_path: Path, tiny_folder: Path) -> None:
             process.terminate()
 
 
+@pytest.mark.slow
 def test_the_space_serves_the_page(tmp_path: Path, tiny_folder: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
