@@ -144,7 +144,7 @@ def most_of_overlap(maker: Maker, jobs: list[Job]) -> float:
     parts = [0.0, 0.0]
     for job in jobs:
         began = time.monotonic()
-        (done,) = maker.attempt([job], lambda steps: None)
+        (done,) = maker.attempt([job], lambda _: None)
         denoised = time.monotonic()
         maker.finish(done, maker.folder.save)
         parts[0] += denoised - began
