@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.web import pictures
 from demo_t2v.web.history import KEPT, History, Made
 from demo_t2v.web.inside import moments
-from demo_t2v.web.studio import Progress, Studio
+from demo_t2v.web.studio import Maker, Progress, Studio
 from demo_t2v.web.wish import Wish
 from demo_t2v.weights.hub import load_pipeline
 
@@ -203,3 +204,22 @@ def test_heat_is_where_attention_is() -> None:
 def test_columns_are_spread_and_few() -> None:
     assert pictures.columns(2) == [0, 1]
     assert pictures.columns(16) == [0, 3, 6, 9, 12, 15]
+
+
+def test_a_decorator_is_round_all_that_computes(tiny_folder: Path, tmp_path: Path) -> None:
+    """As ZeroGPU's, which lends its GPU from the first to the last thing that is yielded."""
+    seen: list[object] = []
+
+    def lend(maker: Maker) -> Maker:
+        def lent(wish: Wish) -> Iterator[Progress | Made]:
+            for news in maker(wish):
+                seen.append(news)
+                yield news
+
+        return lent
+
+    config = InferenceConfig(pretrained=str(tiny_folder), device="cpu")
+    studio = Studio(load_pipeline(str(tiny_folder), "cpu"), config, tmp_path, lend)
+    assert seen == []
+    assert list(studio.make(WISH)) == seen
+    assert isinstance(seen[-1], Made)
