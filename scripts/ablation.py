@@ -62,6 +62,9 @@ def train(name: str, seed: int, asked: argparse.Namespace, folder: Path) -> Path
         "save_ckp_interval": 50,
         "keep_last": 1,
         "tensorboard": "null",
+        "train_dataset.clips": asked.steps * asked.batch,
+        "train_dataset.data_seed": 31,  # clips that no other training of the built-in model saw
+        "train_dataset.emphasis": "{}",
         "model.motion": str(RUNS[name] is not None).lower(),
         **{f"{term}_weight": 0.1 if term in terms else 0 for term in TERMS},
     }
@@ -133,7 +136,7 @@ def main() -> None:
     parser.add_argument("--latents", default="runs/sprites/latents-ablation")
     parser.add_argument("--work", type=Path, default=Path("runs/sprites/ablation"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation"))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--videos", type=int, default=36)
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])

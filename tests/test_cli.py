@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "demo_t2v")
 TIMEOUT = 600  # seconds; only a program that hangs takes so long
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+# Launchers stand beside the interpreter, which need not be on the path of who runs the tests.
+ENVIRONMENT |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def run(

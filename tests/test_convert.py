@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet3DConditionModel
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 import inside
+import stages
 from conftest import shake, tiny_unet
 from demo_t2v.models.text import penultimate_states, token_ids
 from demo_t2v.models.unet import DemoUNet
@@ -127,10 +127,7 @@ def test_a_folder_goes_back_to_the_published_files(
 ) -> None:
     folder, files = demo
     export(converted, tmp_path / "back", folder / "open_clip_pytorch_model.bin")
-    assert {file.name for file in (tmp_path / "back").iterdir()} == {
-        "demo.pth",
-        "motion_encoder.pth",
-    }
+    assert set(os.listdir(tmp_path / "back")) == {"demo.pth", "motion_encoder.pth"}
     assert torch.load(tmp_path / "back/demo.pth", weights_only=True).keys() == {"unet_state_dict"}
     assert same(read_published(tmp_path / "back/demo.pth"), files["demo.pth"])
     # The head behind the tower is the base's: training does not touch it.
@@ -142,24 +139,33 @@ def test_a_folder_goes_back_to_the_published_files(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_checkpoint_goes_back_with_its_averaged_weights(
-    demo: tuple[Path, Files], converted: Path, tmp_path: Path
+def test_a_checkpoint_goes_back_as_the_finished_run_does(
+    base: tuple[Path, Files], started: Path, tmp_path: Path
 ) -> None:
-    """Of the files of a checkpoint, the average counts more, as far as it goes."""
-    loaded = DemoPipeline.from_pretrained(converted, dtype=torch.float16)
-    parts = {"unet": loaded.unet, "motion_encoder": loaded.motion_encoder}
-    weights = {f"{p}.{n}": w for p, net in parts.items() for n, w in net.state_dict().items()}
-    trained = {n: w + 1 for n, w in weights.items() if n.startswith("unet.") and "motion_" in n}
-    save_file(weights, tmp_path / "weights.safetensors")
-    save_file(trained, tmp_path / "average.safetensors")
-    export(tmp_path, tmp_path / "back", demo[0] / "open_clip_pytorch_model.bin")
-    back = read_published(tmp_path / "back/demo.pth")
-    state = {n.removeprefix("unet."): w for n, w in (weights | trained).items() if n[:5] == "unet."}
-    assert same(back, denoiser_to_published(state, loaded.unet))
-    assert not same(back, demo[1]["demo.pth"])
-    (tmp_path / "weights.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"has no published layout|holds no video denoiser"):
-        export(tmp_path, tmp_path / "other", demo[0] / "open_clip_pytorch_model.bin")
+    """It holds the averaged weights of what was trained; the rest is where the run began."""
+    clip = base[0] / "open_clip_pytorch_model.bin"
+    stage = {**stages.DENOISER, "num_steps": 2, "batch_size": 1, "resolution": 64, "model": {}}
+    stage |= {"save_ckp_interval": 1, "freeze_unet": True, "ema_decay": 0.5}
+    stage |= {"max_frames": 2, "train_dataset": {"type": "sprites", "clips": 2}}
+    stage |= {"text_motion_weight": 0, "regularization_weight": 0}
+    places = [f"{part}={started}" for part in ("base", "clip", "autoencoder")]
+    stages.run(stages.load(tmp_path, stage, "run", *places, "latents=null"))
+    checkpoint = tmp_path / "run/checkpoints/00000002"
+    export(tmp_path / "run", tmp_path / "finished", clip)
+    export(checkpoint, tmp_path / "back", clip, started)
+    for name in ("demo.pth", "motion_encoder.pth"):
+        finished = read_published(tmp_path / "finished" / name)
+        assert same(read_published(tmp_path / "back" / name), finished)
+    export(started, tmp_path / "before", clip)
+    changed = read_published(tmp_path / "before/motion_encoder.pth")
+    assert not same({n: w.float() for n, w in changed.items()}, finished)
+    with pytest.raises(ModelError, match=r"has no published layout .* see --base$"):
+        export(checkpoint, tmp_path / "other", clip)
+    with pytest.raises(ModelError, match="--base is what the training began from"):
+        export(checkpoint, tmp_path / "other", clip, tmp_path)
+    with pytest.raises(ModelError, match="no pipeline's folder, no training run with a `final`"):
+        export(tmp_path, tmp_path / "other", clip)
+    assert not (tmp_path / "other").exists()
 
 
 @torch.no_grad()

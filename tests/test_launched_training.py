@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pytest
 
 from stages import AUTOENCODER, CLIP, DENOISER, load, metrics, run
+from test_cli import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 DEMO: dict[str, Any] = {
     **DENOISER,
     "model": {**DENOISER["model"], "motion": True, "dropout": 0.0},
@@ -62,7 +61,7 @@ def assert_same_curve(
     done = subprocess.run(
         [*before, "--config", f"{two}.yaml", *more],
         cwd=place,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env=ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=900,

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,8 +20,7 @@ from demo_t2v.data.video import read_video
 from demo_t2v.outputs import MANIFEST, digest
 from test_cli import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, messages
 
-BIN = Path(sys.executable).parent
-TORCHRUN = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--standalone", "-m", "demo_t2v"]
+TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--standalone", "-m", "demo_t2v"]
 # Ray would have its workers wait behind everything else on the machine.
 RAY = {"RAY_worker_niceness": "0"}
 
@@ -46,7 +44,7 @@ def launch(place: Path, *words: object, **environment: str) -> subprocess.Comple
     return subprocess.run(
         [str(word) for word in words],
         cwd=place,
-        env=ENVIRONMENT | {"PATH": f"{BIN}:{os.environ['PATH']}"} | environment,
+        env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -201,7 +199,7 @@ def test_several_processes_write_no_bucket(place: Path, monkeypatch: pytest.Monk
 def test_two_nodes(place: Path, alone: dict[str, str]) -> None:
     """Two of torchrun's agents, as on two machines, meet at a rendezvous."""
     meeting = f"127.0.0.1:{30_600 + os.getpid() % 1000}"
-    words = [str(BIN / "torchrun"), "--nnodes", "2", "--nproc-per-node", "1"]
+    words = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1"]
     words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "-m", "demo_t2v"]
     nodes = [
         subprocess.Popen(

@@ -31,7 +31,11 @@ TIMEOUT = 120
         (["--device", "gpu"], ["device"]),
         (["--auth", "ada"], ["auth", "USER:PASSWORD"]),
         (["--auth", ":x"], ["auth", "USER:PASSWORD"]),
-        (["--lora", "nowhere.safetensors", "--port", "0"], ["nowhere.safetensors"]),
+        pytest.param(
+            ["--lora", "nowhere.safetensors", "--port", "0"],
+            ["nowhere.safetensors"],
+            marks=pytest.mark.slow,  # found out only beside the loaded model
+        ),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -259,6 +259,7 @@ def test_by_keyboard_alone(visitor: Visitor) -> None:
         )
 
 
+@pytest.mark.slow
 def test_looks(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> None:
     """In light and dark, on a desk and on a phone, every tab with its result: no serious finding
     of axe-core's, nothing wider than the screen.

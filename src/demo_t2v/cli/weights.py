@@ -61,6 +61,10 @@ def convert(
         Path | None,
         typer.Option(metavar="FILE", help="For the way back: open_clip_pytorch_model.bin."),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For a checkpoint's way back: where training began."),
+    ] = None,
 ) -> None:
     """Make a folder of this project's from published files, or published files from a folder.
 
@@ -72,7 +76,7 @@ def convert(
         if published:
             from demo_t2v.weights.export import export
 
-            export(source, out, clip)
+            export(source, out, clip, base)
         else:
             from demo_t2v.weights.convert import convert as run
 

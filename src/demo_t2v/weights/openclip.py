@@ -131,12 +131,16 @@ def text_from_openclip(state: Mapping[str, Tensor], encoder: CLIPTextModel) -> d
     The projection behind the tower and the visual tower are left out. Raises NamesError for a
     missing, surplus or misshapen tensor.
     """
-    tower = {
+    return _from_openclip(text_tower(state), encoder.state_dict())
+
+
+def text_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The text tower's weights of either file, without the projection behind it."""
+    return {
         name: tensor
         for name, tensor in state.items()
         if name not in _NO_WEIGHTS | HEAD and not name.startswith("visual.")
     }
-    return _from_openclip(tower, encoder.state_dict())
 
 
 def clip_from_openclip(state: Mapping[str, Tensor], model: CLIPModel) -> dict[str, Tensor]:
