@@ -11,6 +11,8 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
+from demo_t2v.launch import rank
+
 
 @dataclass
 class Bar:
@@ -47,7 +49,7 @@ def progress(name: str, total: int | None) -> Iterator[Bar]:
     console = Console(stderr=True)
     texts = (TextColumn("{task.description}"), TextColumn("{task.fields[note]}"))
     columns = (texts[0], BarColumn(), TimeRemainingColumn(), texts[1])
-    hidden = not console.is_terminal or os.environ.get("RANK", "0") != "0"
+    hidden = not console.is_terminal or rank() != 0
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         yield Bar(bar, bar.add_task(name, total=total, note=""))
 

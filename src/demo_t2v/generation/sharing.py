@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from demo_t2v.launch import local_rank, world_size
 from demo_t2v.outputs import Job, OutputFolder
 
 if TYPE_CHECKING:
@@ -37,11 +38,6 @@ class SharingError(ValueError):
 
 class LostProcessError(RuntimeError):
     """Another process ended before its work did."""
-
-
-def world_size() -> int:
-    """How many processes the launcher started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,7 @@ class Share:
         )
 
         if torch.cuda.is_available():
-            local = int(os.environ.get("LOCAL_RANK", "0"))
-            torch.cuda.set_device(local % torch.cuda.device_count())
+            torch.cuda.set_device(local_rank() % torch.cuda.device_count())
         if world_size() == 1:
             return cls(HashStore())
         store, rank, world = next(rendezvous("env://"))

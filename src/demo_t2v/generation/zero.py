@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demo_t2v.config import ConfigError, InferenceConfig, read_json
+from demo_t2v.launch import as_if_launched
 from demo_t2v.weights.hub import settle
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def spread(pipeline: DemoPipeline, config: InferenceConfig) -> bool:
         raise ConfigError(
             "deepspeed_config needs DeepSpeed: pip install 'demo-t2v[deepspeed]'"
         ) from None
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    for name, value in {**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
-        os.environ.setdefault(name, value)  # as a launcher would have, for one process
+    as_if_launched()
     deepspeed.init_distributed(dist_backend=None, verbose=False)
     network = pipeline.unet
     in_parts: bool = settings["zero_optimization"]["stage"] == 3

@@ -12,10 +12,11 @@ from torch import Tensor
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import CaptionedClip, ClipError, ClipSource
 from demo_t2v.data.shards import ShardedClips
+from demo_t2v.launch import rank, world_size
 from demo_t2v.training.config import DenoiserTraining, ShardsDataset
 from demo_t2v.training.encoded import EncodedClips, encode
 from demo_t2v.training.parts import Encoder, needed_parts
-from demo_t2v.training.sources import epoch_seed, open_source, open_stream, processes
+from demo_t2v.training.sources import epoch_seed, open_source, open_stream
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,13 @@ def open_items(config: DenoiserTraining) -> ItemSource:
         return EncodedItems(encode(config), config.seed)
     dataset, encoder = config.train_dataset, Encoder(needed_parts(config))
     if isinstance(dataset, ShardsDataset):
-        rank, world = processes()
+        world = world_size()
         if config.batch_size % world:
             raise ConfigError(
                 f"batch_size: {config.batch_size} is no multiple of {world} processes, and shards "
                 "are streamed to each alike"
             )
-        stream = open_stream(config, dataset, dataset.folder, rank, world)
+        stream = open_stream(config, dataset, dataset.folder, rank(), world)
         return StreamedItems(stream, encoder, world)
     source = open_source(config, dataset)
     return ComputedItems(source, encoder, config.seed, dataset.data_seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,11 +201,6 @@ def clips_depend_on(config: DenoiserTraining, chunks: Chunks) -> str:
         case CustomDataset():
             facts["videos"] = chunks.total
     return json.dumps([facts, config.resolution, config.max_frames], sort_keys=True)
-
-
-def processes() -> tuple[int, int]:
-    """This process's number and how many there are, as every launcher tells them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _own_source(dataset: CustomDataset, sampling: Sampling) -> ClipSource:

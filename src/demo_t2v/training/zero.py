@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from demo_t2v.config import ConfigError, read_json
+from demo_t2v.launch import as_if_launched, world_size
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import Engine, Task, micro_batch_size
 from demo_t2v.training.optimizers import make_average, make_optimizer
@@ -38,13 +39,11 @@ def make_zero_engine(task: Task, config: TrainConfig) -> Engine:
         raise ConfigError("fsdp and deepspeed_config: two ways to share one model; choose one")
     if config.optimizer == "muon":
         raise ConfigError("optimizer: muon needs whole matrices, DeepSpeed cuts them; write adamw")
-    settings = read_settings(config, int(os.environ.get("WORLD_SIZE", "1")))
+    settings = read_settings(config, world_size())
     stage = settings["zero_optimization"]["stage"]
     if stage == 3 and config.ema_decay is not None:
         raise ConfigError("ema_decay: does not go with ZeRO stage 3; write ema_decay: null")
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    for name, value in {**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
-        os.environ.setdefault(name, value)  # as a launcher would have, for one process
+    as_if_launched()
     os.environ.pop("ACCELERATE_USE_CPU", None)  # it would leave DeepSpeed out
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     accelerator = Accelerator(
