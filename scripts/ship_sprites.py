@@ -1,6 +1,6 @@
 """Put trained `sprites` models into the package, in half precision, with their loss curves.
 
-python scripts/ship_sprites.py --demo runs/sprites/demo --base runs/sprites/base-longer
+python scripts/ship_sprites.py --demo runs/sprites/demo-longer --base runs/sprites/base-longer
 
 Either can be left out. `--curves RUN ...` names runs of which only the curve is wanted. Curves are
 drawn behind those that are shipped already.

@@ -14,9 +14,14 @@ else:
 from demo_t2v.config import InferenceConfig
 from demo_t2v.web.page import build, looks
 from demo_t2v.web.server import make_studio
+from demo_t2v.weights.download import WANTED, download, which
+from demo_t2v.weights.published import PUBLISHED
 
-config = InferenceConfig(pretrained=os.environ.get("DEMO_MODEL", "sprites"))
-page = build(make_studio(config, Path(tempfile.mkdtemp()), **options))
+model = os.environ.get("DEMO_MODEL", "sprites")
+if model in PUBLISHED:  # a Space has nobody who could run `demo-t2v download` first
+    for file in download(WANTED[which(model)]):
+        print(file)
+page = build(make_studio(InferenceConfig(pretrained=model), Path(tempfile.mkdtemp()), **options))
 
 if __name__ == "__main__":
     page.launch(**looks())

@@ -111,6 +111,30 @@ def test_stop_stops(visitor: Visitor) -> None:
     assert visitor.videos(1)
 
 
+def test_what_was_there_goes_on_after_a_stop_and_a_refusal(visitor: Visitor) -> None:
+    player = visitor.panel.locator("video:visible")
+    visitor.settings(Steps=1, Frames=6)
+    visitor.ask(PROMPT)
+    visitor.videos(1)
+    visitor.settings(Steps=100)
+    visitor.ask(PROMPT)
+    visitor.said("of 100")
+    assert player.evaluate("video => video.paused")
+    visitor.panel.get_by_role("button", name="Stop").click()
+    visitor.said("Stopped.")
+    goes_on(visitor)
+    visitor.ask("")
+    visitor.panel.get_by_role("alert").wait_for()
+    goes_on(visitor)
+
+
+def goes_on(visitor: Visitor) -> None:
+    """Waits until the one video of the tab plays."""
+    visitor.page.wait_for_function(
+        "() => [...document.querySelectorAll('video')].some(v => v.offsetParent && !v.paused)"
+    )
+
+
 def test_stop_stops_within_two_steps(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

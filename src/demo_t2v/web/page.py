@@ -34,7 +34,20 @@ _EXAMPLES: Final = (
     "clouds roll over a mountain range",
 )
 _DICE: Final = "() => Math.floor(Math.random() * 2 ** 32)"
-_PAUSE: Final = "() => { document.querySelectorAll('video').forEach(v => v.pause()); return []; }"
+# The last results stand still while the next are made: playing takes time from the steps.
+_HOLD: Final = """() => {
+    for (const video of document.querySelectorAll('video')) {
+        if (!video.paused) { video.pause(); video.dataset.held = ''; }
+    }
+    return [];
+}"""
+_GO_ON: Final = """() => {
+    for (const video of document.querySelectorAll('video[data-held]')) {
+        delete video.dataset.held;
+        video.play().catch(() => {});
+    }
+    return [];
+}"""
 _OFTEN: Final = 0.5  # seconds between two updates of the progress: each takes time from the steps
 _A_DAY: Final = 24 * 3600  # seconds
 _SYSTEM_FONTS: Final = ("system-ui", "sans-serif")
@@ -232,7 +245,7 @@ class _Page:
                 lambda: [gr.Tabs(selected=stage.tab), *stage.waiting()],
                 None,
                 [self.tabs, *stage.news],
-                js=_PAUSE,  # the last results, which would take time from the next
+                js=_HOLD,
                 **quick,
             )
             run = begun.then(
@@ -244,9 +257,10 @@ class _Page:
                 show_progress="hidden",
                 api_visibility="private",
             )
+            run.then(None, js=_GO_ON)
             runs.append(run)
         ended = stage.stop.click(None, cancels=runs, **quick)
-        ended.then(stage.stopped, None, stage.news, **quick)
+        ended.then(stage.stopped, None, stage.news, js=_GO_ON, **quick)
 
     def _run(self, stage: Stage, history: History, *form: Any) -> Iterator[list[Any]]:
         same = gr.skip()

@@ -29,6 +29,11 @@ WANTED: Final[Mapping[Which, Wanted]] = {
 }
 
 
+def which(place: str) -> Which:
+    """The model that one of the published repositories is of."""
+    return "demo" if place == DEMO_REPOSITORY else "base"
+
+
 def licences(wanted: Wanted) -> Iterator[str]:
     """For each repository a line that says under which licence it gives its files."""
     for place in wanted:
@@ -65,17 +70,17 @@ def downloaded(place: str) -> PublishedFiles:
 
     Raises ModelError if not all of them are there.
     """
-    which: Which = "demo" if place == DEMO_REPOSITORY else "base"
+    model = which(place)
     found: dict[str, Path] = {}
-    for repository, names in WANTED[which].items():
+    for repository, names in WANTED[model].items():
         for name in names:
             cached = try_to_load_from_cache(repository, name)
             if not isinstance(cached, str):
                 raise ModelError(
-                    f"{place}: {name} is not downloaded; run `demo-t2v download {which}`"
+                    f"{place}: {name} is not downloaded; run `demo-t2v download {model}`"
                 )
             found[name] = Path(cached)
-    return PublishedFiles.of(found[DEMO if which == "demo" else BASE], found)
+    return PublishedFiles.of(found[DEMO if model == "demo" else BASE], found)
 
 
 def _by_hand(wanted: Wanted, error: Exception) -> str:
