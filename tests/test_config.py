@@ -54,6 +54,7 @@ def test_overrides_are_yaml() -> None:
         ("resolution: [64, 4]", "resolution: input should be greater than or equal to 8, got 4"),
         ("- a\n- b", "should hold `key: value` lines, not a list"),
         ("fps: [1\nformat: x", "line 2: is not valid YAML"),
+        ("out: 2024-02-30", ": is not valid YAML"),  # a date that is none
     ],
 )
 def test_a_bad_file(tmp_path: Path, text: str, line: str) -> None:
@@ -82,6 +83,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ([], {"fps": 0}, "the command line: fps: "),
         (["resolution=[1,2]"], {}, "the command line: resolution: "),
         (["fps=[1"], {}, "fps=[1: the value is not valid YAML"),
+        (["out=2024-02-30"], {}, "out=2024-02-30: the value is not valid YAML"),
         (["fps.a=1"], {}, "fps.a: fps is a value"),
         (["=1"], {}, "'=1' is no override: write key=value"),
     ],

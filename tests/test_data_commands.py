@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import inside
 from kinds import PARTS, configure
 from test_cli import assert_one_line
@@ -38,6 +40,15 @@ def test_the_commands(world: Path, tmp_path: Path) -> None:
     done = inside.run(tmp_path, "train", "--config", "train.yaml", "latents=kept")
     assert done.returncode == 0, done.stderr
     assert "step 2" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["clips", "resolution", "frames", "fps"])
+def test_no_clip_is_made_of_nothing(tmp_path: Path, name: str) -> None:
+    options = {"--clips": 1, "--out": "made", f"--{name}": 0}
+    done = inside.run(tmp_path, "data", "sprites", *(w for pair in options.items() for w in pair))
+    assert done.returncode == 2
+    assert f"--{name}" in done.stderr
+    assert not (tmp_path / "made").exists()
 
 
 def test_commands_that_cannot_be_done(tmp_path: Path) -> None:

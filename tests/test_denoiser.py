@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from demo_t2v.config import ConfigError
 from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training.denoiser import make_noise
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
@@ -92,6 +97,42 @@ def test_what_is_frozen_is_not_trained(stages: Path) -> None:
     }  # fmt: skip
     groups = [weight for group in task.parameter_groups() for weight in group["params"]]
     assert len(groups) == len(trained)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("freeze_unet=true",), "freeze_unet: without motion transformers nothing is left"),
+        (("stills=true", "model={motion: true}"), "video_motion_weight: single frames do not move"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_at_once(
+    stages: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_task(load(stages, DENOISER, "nothing", f"base={stages}/base/final", *overrides))
+
+
+def test_the_noise_is_as_the_base_was_trained_with(stages: Path, tmp_path: Path) -> None:
+    new = DENOISER | {"train_dataset": {"type": "sprites", "clips": 1}}
+    assert noise(load(stages, new, "new")) == ("v_prediction", 0.012)
+    base = tmp_path / "base"
+    shutil.copytree(stages / "base/final", base)
+    file = base / "scheduler/scheduler_config.json"
+    other = {"prediction_type": "epsilon", "beta_end": 0.04}
+    file.write_text(json.dumps(json.loads(file.read_text()) | other))
+    on = f"base={base}"
+    assert noise(load(stages, new, "new", on)) == ("epsilon", 0.04)
+    assert noise(load(stages, new, "new", on, "beta_end=0.02")) == ("epsilon", 0.02)
+    adapter = (on, "lora={target: all}")
+    assert noise(load(stages, new, "new", *adapter, "beta_end=0.04")) == ("epsilon", 0.04)
+    with pytest.raises(ConfigError, match=r"beta_end: 0\.02 is not the base's, 0\.04"):
+        noise(load(stages, new, "new", *adapter, "beta_end=0.02"))
+
+
+def noise(config: Any) -> tuple[str, float]:
+    made = make_noise(config).config
+    return made.prediction_type, made.beta_end
 
 
 def test_demo_is_trained_with_the_motion_losses_that_have_a_weight(stages: Path) -> None:

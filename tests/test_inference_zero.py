@@ -39,6 +39,7 @@ def test_the_precision_is_the_one_asked_for(tmp_path: Path) -> None:
         (json.dumps({"zero_optimization": {"stage": 2}}), "stage should be 0 or 3"),
         (json.dumps({"optimizer": {"type": "Adam"}}), "optimizer is for a training"),
         (json.dumps({"fp16": {"enabled": True}}), "fp16: say `dtype`"),
+        (json.dumps({"bf16": True}), "bf16: should be an object"),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, content: str, line: str) -> None:

@@ -52,6 +52,7 @@ def test_the_tables(tmp_path: Path) -> None:
     [
         (("--model", "nowhere"), ["nowhere: is no model"]),
         (("--frames", "0"), ["max_frames", "greater than or equal to 1"]),
+        (("--height", "0"), ["resolution", "greater than or equal to 8, got 0"]),
         (("--dtype", "int8"), ["dtype", "'float16'"]),
     ],
 )

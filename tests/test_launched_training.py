@@ -20,13 +20,14 @@ DEMO: dict[str, Any] = {
 }  # fmt: skip
 ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "demo_t2v", "train"]
+TORCHRUN = ["torchrun", "--nproc-per-node", "2"]
 LAUNCHERS: dict[str, tuple[list[str], list[str]]] = {
     "deepspeed": (
         ["bash", str(ROOT / "scripts/train_deepspeed.sh"), "--num_accelerators", "2", "--"],
         [f"deepspeed_config={ROOT / 'configs/deepspeed/train_zero2_offload.json'}"],
     ),
     "accelerate": (ACCELERATE, []),
-    "torchrun": (["torchrun", "--nproc-per-node", "2", "-m", "demo_t2v", "train"], []),
+    "torchrun": ([*TORCHRUN, "-m", "demo_t2v", "train"], []),
 }
 
 
@@ -51,6 +52,14 @@ def test_with_text_motion_the_first_steps_are_the_same(place: Path) -> None:
     full = {**DEMO, "num_steps": 4, "text_motion_weight": 0.1}
     run(load(place, full, "full-one"))
     assert_same_curve(place, full, "full-one", "full-two", *LAUNCHERS["torchrun"])
+
+
+def test_sharded_layers_take_the_same_steps(place: Path) -> None:
+    """Layer by layer, as in the published size: keys and values are asked for from outside."""
+    few = {**DEMO, "num_steps": 4}
+    run(load(place, few, "few-one"))
+    program = [*TORCHRUN, str(ROOT / "tests/small_shards.py"), "train"]
+    assert_same_curve(place, few, "few-one", "few-two", program, ["fsdp=true"])
 
 
 def assert_same_curve(

@@ -306,15 +306,16 @@ def test_the_command_line_puts_an_adapter_on_the_model(
     assert len(base) == 4
     assert zero == base
     assert full != base
-    line = json.loads((tmp_path / "full/manifest.jsonl").read_text())
-    assert line["settings"]["lora"] == str(saved)
-    assert line["settings"]["lora_strength"] == 1
+    made = json.loads((tmp_path / "full/manifest.jsonl").read_text())["settings"]
+    assert (made["lora"], made["lora_strength"]) == (str(saved), 1)
     for words, message in (
         ((), "made with lora"),
         ((*lora, "lora_strength=0.5"), "made with lora_strength 1.0, not 0.5"),
     ):
         assert_one_line(generate("full", *words), 2, message)
     assert_one_line(generate("none", "--lora", "nowhere"), 2, "nowhere: there is no such adapter")
+    (saved / WEIGHT_NAME).write_bytes(b"trained once more")
+    assert_one_line(generate("full", *lora), 2, "made with lora_hash")
 
 
 def test_without_peft_there_is_all_but_lora(tiny_folder: Path, tmp_path: Path) -> None:

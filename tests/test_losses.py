@@ -61,7 +61,6 @@ def test_video_motion_by_hand() -> None:
     # Differences 1, -2 against -1, 0: errors 4, 4; of absolute values: 0, 4.
     assert video_motion(predicted, real).item() == pytest.approx(4.0)
     assert video_motion(predicted, real, space="eps").item() == pytest.approx(2.0)
-    assert video_motion(predicted, real, weights=torch.tensor([0.5])).item() == pytest.approx(2.0)
 
 
 @given(st.floats(-5, 5), st.integers(0, 1000))

@@ -27,7 +27,8 @@ def objective(motion: bool = True, **keys: Any) -> Objective:
         num_steps=1, batch_size=2, lr=1e-3,
         **{**folders, **none, **keys},
     )  # fmt: skip
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=config.prediction_type)
+    kind = config.prediction_type or "v_prediction"
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=kind)
     return Objective(config, scheduler, motion)
 
 

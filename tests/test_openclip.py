@@ -4,6 +4,7 @@ and in full size by its own package.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import OrderedDict
@@ -26,7 +27,7 @@ from demo_t2v.weights.openclip import (
     text_from_openclip,
     to_openclip,
 )
-from golden import relative_error, weight
+from golden import DATA, relative_error, weight
 from openclip_package import PROMPTS
 
 PACKAGES = Path(__file__).parent.parent / ".venv/openclip"
@@ -181,6 +182,13 @@ def test_wrong_tensors_are_named(theirs: OpenClip) -> None:
         text_from_openclip(state, CLIPTextModel(CLIPTextConfig(**TEXT)))
     assert "1 missing: ln_final.bias; 1 surplus: extra; 1 misshapen: " in str(caught.value)
     assert "in_proj_bias (3,) should be (96,)" in str(caught.value)
+
+
+def test_the_tokenizer_says_what_openclip_says() -> None:
+    """Recorded from open_clip's SimpleTokenizer, version 3.3.0."""
+    recorded = json.loads((DATA / "openclip_tokens.json").read_text(encoding="utf-8"))
+    settings = CLIPTextConfig(pad_token_id=0)
+    assert token_ids(clip_tokenizer(), list(recorded), settings).tolist() == list(recorded.values())
 
 
 @pytest.mark.slow

@@ -14,9 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.distributed import HashStore
 
 import inside
+from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import read_video
+from demo_t2v.generation.cluster import from_anywhere
+from demo_t2v.generation.sharing import Share
 from demo_t2v.outputs import MANIFEST, digest
 from test_cli import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, messages
 
@@ -195,6 +199,22 @@ def test_several_processes_write_no_bucket(place: Path, monkeypatch: pytest.Monk
     ]
 
 
+def test_a_process_that_ends_early_is_missed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one takes a batch and leaves without a word, as after an error."""
+    store = HashStore()
+    other = Share(store, 1, 2)
+    store.set("ready/1", '""')
+    assert next(other.take(6)) == 0
+    other.leave()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Share, "join", lambda: Share(store, 0, 2))
+    done = inside.run(place, *asked("early"))
+    assert done.returncode == 1
+    assert len(manifest(place / "early")) == len(done.stdout.splitlines()) == 10
+    said = "demo-t2v: 2 of 12 videos were not made: another process ended early"
+    assert messages(done.stderr)[-1] == said
+
+
 @pytest.mark.slow
 def test_two_nodes(place: Path, alone: dict[str, str]) -> None:
     """Two of torchrun's agents, as on two machines, meet at a rendezvous."""
@@ -241,6 +261,17 @@ def test_deepspeed(place: Path, stage: str) -> None:
     for entry in manifest(place / stage):
         one, other = (read_frames(place / out / entry["file"]) for out in (stage, f"plain-{stage}"))
         assert np.abs(one - other).max() <= 1
+
+
+def test_an_actor_finds_what_was_named_from_here(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    config = from_anywhere(InferenceConfig(pretrained="model", lora="six.jsonl"))
+    model = str((place / "model").resolve())
+    assert (config.pretrained, config.lora) == (model, f"{place}/six.jsonl")
+    on_the_hub = InferenceConfig(pretrained="org/name", lora="org/other")
+    assert from_anywhere(on_the_hub) == on_the_hub
 
 
 @pytest.mark.slow

@@ -65,6 +65,18 @@ def test_a_file_system_that_is_no_disk() -> None:
     assert opened("memory://bucket/videos").missing([ROCKET, FISH]) == [FISH]
 
 
+def test_to_overwrite_some_loses_no_other_line(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/made"
+    first = opened(url)
+    for job in (ROCKET, FISH):
+        first.save(job, FRAMES, 1.0)
+    later = opened(url)
+    assert later.missing([ROCKET], overwrite=True) == [ROCKET]
+    later.save(ROCKET, FRAMES, 1.0)
+    lines = (tmp_path / "made" / MANIFEST).read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["7", "8", "7"]
+
+
 def test_nothing_is_left_on_this_machine(tmp_path: Path) -> None:
     folder = opened(f"file://{tmp_path}/made")
     assert isinstance(folder, RemoteFolder)

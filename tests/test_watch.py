@@ -72,6 +72,19 @@ def test_previews_come_with_the_line_behind_their_step(
     tiny_pipeline.unet.eval()
 
 
+def test_a_run_that_goes_on_has_no_previews_that_are_not_due(
+    tiny_pipeline: DemoPipeline, tmp_path: Path
+) -> None:
+    prompts = {"preview_prompts": ("a car falls",), "preview_interval": 3, "log_interval": 1}
+    config = denoiser(tmp_path, **prompts)
+    with Watch(PipelineTask(tiny_pipeline), config) as watch:  # type: ignore[arg-type]
+        for step in (5, 6, 7):
+            watch.show({"step": step, "loss": 1.0})
+    shown = events(config)
+    assert [p.step for p in shown.Images("video/a car falls/motion")] == [6]
+    tiny_pipeline.unet.eval()
+
+
 def test_nothing_is_opened_without_a_line_or_a_wish(tmp_path: Path) -> None:
     with Watch(None, denoiser(tmp_path)):  # type: ignore[arg-type]
         pass

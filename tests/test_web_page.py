@@ -256,6 +256,13 @@ def test_history_loads_back_and_is_ones_own(
         "aria-selected", "true"
     )
     assert visitor.videos(1) == made
+    visitor.settings(Steps=30)
+    visitor.ask("a fish circles")
+    visitor.bar.wait_for()
+    visitor.tab("History")  # and it ends while this is open
+    entries.nth(2).wait_for()
+    entries.nth(2).click()
+    expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
     other = Visitor(browser, address)
     other.tab("History")
     assert other.panel.locator("img").count() == 0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import time
+import weakref
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,6 +25,8 @@ from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.web import pictures
 from demo_t2v.web.history import KEPT, History, Made
 from demo_t2v.web.inside import moments
+from demo_t2v.web.page import _Page
+from demo_t2v.web.stage import Stage
 from demo_t2v.web.studio import Maker, Progress, Studio
 from demo_t2v.web.wish import Wish
 from demo_t2v.weights.hub import load_pipeline
@@ -160,6 +166,80 @@ def test_what_cannot_be_made_is_said_and_leaves_nothing(studio: Studio) -> None:
     with pytest.raises(ArithmeticError):
         list(studio.make(replace(WISH, steps=1)))
     assert list(studio._folder.iterdir()) == []
+
+
+def test_stop_after_the_last_step_leaves_nothing(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, stopped = threading.Event(), threading.Event()
+
+    def decode(*_: object) -> torch.Tensor:
+        last.set()
+        assert stopped.wait(60)
+        return torch.zeros(2, 4, 32, 32, 3)
+
+    monkeypatch.setattr(studio._pipeline, "decode", decode)
+    news = studio.make(WISH)
+    next(news)
+    assert last.wait(60)
+    news.close()
+    stopped.set()
+    studio.close()  # waits until the work has ended
+    assert list(studio._folder.iterdir()) == []
+
+
+def test_a_closed_studio_ends_quietly(studio: Studio) -> None:
+    news = studio.make(replace(WISH, steps=100))
+    next(news)
+    studio.close()
+    assert all(isinstance(item, Progress) for item in news)
+    assert list(studio._folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_blocks_nobody(
+    studio: Studio, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, studio._folder = studio._folder, Path("nowhere")
+    assert "No such file or directory" in told(studio)
+    (record,) = caplog.records
+    assert record.name == "demo_t2v.web.studio"
+    assert record.exc_info
+    studio._folder = folder
+    assert make(studio, WISH)[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "Not enough memory: fewer"),
+        (MemoryError(), "Not enough memory: fewer"),
+        (RuntimeError("no kernel.\nMore of it"), "The video could not be made: no kernel.</p>"),
+    ],
+)
+def test_the_page_says_what_went_wrong(studio: Studio, error: Exception, said: str) -> None:
+    tensors = list[weakref.ref[torch.Tensor]]()
+
+    def fail(*_: object) -> None:
+        held = torch.zeros(9)
+        tensors.append(weakref.ref(held))
+        raise error
+
+    studio._pipeline.unet.register_forward_pre_hook(fail)
+    assert said in told(studio)
+    assert list(studio._folder.iterdir()) == []
+    if "memory" in said:
+        assert tensors[0]() is None
+
+
+def told(studio: Studio) -> str:
+    """What the page says at the end of a run."""
+    with gr.Blocks():
+        page, stage = _Page(studio), Stage("generate", ["Video"])
+    limits = studio.limits
+    numbers = [getattr(limits, field.name).start for field in fields(limits)]
+    *_, last = page._run(stage, History(), "a car falls", "", *numbers)
+    assert not last[2].visible  # Stop
+    return str(last[1])
 
 
 def test_history_keeps_the_newest(studio: Studio, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def _read(
     """What to call the source, its tensors, and peft's settings, which may be missing."""
     if isinstance(source, Mapping):
         return "the tensors given", dict(source), {}
-    file = _file(source, weight_name)
+    file = adapter_file(source, weight_name)
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
@@ -229,8 +229,11 @@ def _read(
     return str(file), tensors, settings
 
 
-def _file(source: str | Path, weight_name: str) -> Path:
-    """The file that a file's, a folder's or a hub repository's name leads to."""
+def adapter_file(source: str | Path, weight_name: str = WEIGHT_NAME) -> Path:
+    """The file that a file's, a folder's or a hub repository's name leads to.
+
+    Raises LoraError, ConnectionError if the hub does not answer.
+    """
     path = Path(source)
     if path.is_dir():
         path = path / weight_name

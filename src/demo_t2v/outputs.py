@@ -1,4 +1,4 @@
-"""The only place that writes generated files: their names, the manifest, and what is left to make.
+"""Output folders: what generated files are called, the manifest, and what is left to make.
 
 An output folder holds `<id>-<slug of prompt>-<repeat>.<format>` and `manifest.jsonl`, to which one
 JSON object a line is appended for each finished file. A video counts as finished when its file is
@@ -101,9 +101,9 @@ class OutputFolder:
                     f"ids {other.id!r} and {job.id!r} would both be written to "
                     f"{self.file(job).name}: give them ids that differ in letters or digits"
                 )
+        known = self.entries()  # also to overwrite: a remote manifest is fetched by it
         if overwrite:
             return list(jobs)
-        known = self.entries()
         return [job for job in jobs if not self._finished(job, known.get(self.file(job).name))]
 
     def _finished(self, job: Job, entry: Mapping[str, Any] | None) -> bool:

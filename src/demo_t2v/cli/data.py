@@ -20,12 +20,14 @@ data = typer.Typer(no_args_is_help=True, help="Make and prepare training data.")
 
 @data.command()
 def sprites(
-    clips: Annotated[int, typer.Option(help="How many.")],
+    clips: Annotated[int, typer.Option(min=1, help="How many.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets captions.csv and videos/.")],
     seed: Annotated[int | None, typer.Option(min=0, help="Default: 0.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Pixels a side. Default: 64.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Default: 16.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second. Default: 3.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side. Default: 64.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Default: 16.")] = None,
+    fps: Annotated[int | None, typer.Option(min=1, help="Frames a second. Default: 3.")] = None,
 ) -> None:
     """Write clips of the sprite world as mp4 files with a caption CSV.
 

@@ -19,7 +19,7 @@ from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.generation.prompts import PromptError, check_prompt, make_jobs, read_prompts
 from demo_t2v.generation.sharing import Share
 from demo_t2v.launch import world_size
-from demo_t2v.outputs import Job, OutputFolder
+from demo_t2v.outputs import Job, OutputFolder, digest
 from demo_t2v.remote import open_folder
 from demo_t2v.weights.hub import fingerprint, read_defaults, resolve
 from demo_t2v.weights.memory import pick
@@ -213,8 +213,7 @@ def _complete(config: InferenceConfig, height: int | None, width: int | None) ->
 
 def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json: bool) -> None:
     """Make what is missing of the jobs, or this process's share of it, and report on all."""
-    shaping = _SETTINGS | ({"lora_strength"} if config.lora else set())
-    settings = config.model_dump(mode="json", include=shaping)
+    settings = _shaping(config)
     model_hash = fingerprint(resolve(config.pretrained))
     folder = open_folder(config.out, config.pretrained, settings, model_hash)
     if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
@@ -241,9 +240,20 @@ def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json
             ]
             lost = len(missing) - len(videos)
             _report(config.pretrained, videos, len(jobs) - len(missing), lost, as_json)
-    failed = share.reports("failed") if share.main else []
-    if failed:
-        leave(f"{len(failed)} of {len(missing)} videos failed, first {_name(failed[0])}", 1)
+    if share.main and lost:
+        if failed := share.reports("failed"):
+            leave(f"{len(failed)} of {len(missing)} videos failed, first {_name(failed[0])}", 1)
+        leave(f"{lost} of {len(missing)} videos were not made: another process ended early", 1)
+
+
+def _shaping(config: InferenceConfig) -> dict[str, Any]:
+    """What shapes the videos, for the manifest. Raises adapters.LoraError."""
+    if not config.lora:
+        return config.model_dump(mode="json", include=_SETTINGS)
+    from demo_t2v.adapters import adapter_file  # diffusers loads slowly
+
+    settings = config.model_dump(mode="json", include=_SETTINGS | {"lora_strength"})
+    return settings | {"lora_hash": digest(adapter_file(config.lora))[:16]}
 
 
 def _make(

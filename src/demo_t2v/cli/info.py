@@ -39,7 +39,7 @@ def info(
         options = {key: value for key, value in given.items() if value is not None}
         config: InferenceConfig = load(InferenceConfig, None, (), options)
         side = read_defaults(resolve(config.pretrained)).side
-        sizes = {"resolution": (height or side, width or side)}
+        sizes = {"resolution": [side if size is None else size for size in (height, width)]}
         report = _report(load(InferenceConfig, None, (), config.model_dump() | sizes))
         if as_json:
             typer.echo(json.dumps(report))

@@ -21,13 +21,12 @@ from demo_t2v.evaluation.report import Report, Subject, figures, read_report
 from demo_t2v.evaluation.strips import contact_sheet
 from demo_t2v.outputs import read_manifest
 from demo_t2v.training.config import AnyTraining
-from demo_t2v.weights.hub import fingerprint, read_defaults
+from demo_t2v.weights.hub import HUB_ID, fingerprint, read_defaults
 from demo_t2v.weights.memory import read_parts
 
 CARD: Final = "README.md"
 SAMPLES: Final = "samples.png"
 MOST_SAMPLES: Final = 8
-_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _LICENCE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _METHOD: Final = (
     "DEMO (Ruan et al., NeurIPS 2024, [arXiv 2410.24219](https://arxiv.org/abs/2410.24219))"
@@ -132,7 +131,7 @@ def _scored(report: Report) -> Subject:
 
 def _check(facts: Facts) -> None:
     for name, value in (("--repo", facts.repo), ("--base-model", facts.base_model)):
-        if value is not None and not _HUB_ID.fullmatch(value):
+        if value is not None and not HUB_ID.fullmatch(value):
             raise CardError(f"{name} {value}: should be a repository on the hub, as org/name")
     if facts.license is not None and not _LICENCE.fullmatch(facts.license):
         raise CardError(f"--license {facts.license}: should be the hub's name of it, as in mit")

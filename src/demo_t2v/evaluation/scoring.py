@@ -39,8 +39,6 @@ class Finding:
     """Where the best matching thing is, whether or not it matches well."""
     share: NDArray[np.float64]
     """(F,) how much of each frame's picture it explains; at most 1, can be negative."""
-    best: str
-    """The best matching thing, whether or not it matches well."""
     background: str
     deviation: float
     """How far the track is from the nearest motion, in units of TOLERANCE."""
@@ -60,7 +58,7 @@ def score_video(frames: NDArray[np.uint8]) -> Finding:
     shown = bool(found.mean() >= FOUND_FRAMES)
     motion, deviation = classify(match, found) if shown else (None, np.inf)
     thing = match.thing if shown else None
-    return Finding(thing, motion, track, share, match.thing, scene.background, deviation)
+    return Finding(thing, motion, track, share, scene.background, deviation)
 
 
 def classify(match: Match, found: NDArray[np.bool_]) -> tuple[str | None, float]:

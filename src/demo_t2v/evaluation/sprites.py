@@ -29,15 +29,13 @@ from demo_t2v.data.sprites import (
 )
 from demo_t2v.evaluation.report import Judged, Report, Subject, check_writable, save, tables
 from demo_t2v.evaluation.scene import SIDE
-from demo_t2v.evaluation.scoring import Finding, score_video
+from demo_t2v.evaluation.scoring import score_video
 from demo_t2v.generation.batches import generate
 from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.weights.hub import load_pipeline, read_defaults, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["Case", "EvaluationError", "Finding", "evaluate", "list_prompts", "main", "score_video"]
 
 TRAINED: Final = 216
 HELD_OUT: Final = 108

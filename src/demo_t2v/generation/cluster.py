@@ -96,18 +96,23 @@ def _results(ray: Any, folder: OutputFolder, jobs: Sequence[Job], config: Infere
         [{"batch": batch} for batch in batches], override_num_blocks=len(batches)
     )
     place = config.out if "://" in config.out else str(Path(config.out).resolve())
-    if Path(config.pretrained).exists():  # an actor may stand elsewhere
-        config = config.model_copy(update={"pretrained": str(Path(config.pretrained).resolve())})
     folder_of = (place, folder.model, folder.settings, folder.model_hash)
     made = rows.map_batches(
         Worker,
-        fn_constructor_args=(jobs, config, folder_of),
+        fn_constructor_args=(jobs, from_anywhere(config), folder_of),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_gpus=1 if gpus else 0,
         num_cpus=1,
     )
     return (json.loads(row["result"]) for row in made.iter_rows())
+
+
+def from_anywhere(config: InferenceConfig) -> InferenceConfig:
+    """The configuration for an actor, which may stand in another folder."""
+    named = {"pretrained": config.pretrained, "lora": config.lora}
+    here = {key: Path(name) for key, name in named.items() if name and Path(name).exists()}
+    return config.model_copy(update={key: str(path.resolve()) for key, path in here.items()})
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -54,7 +54,10 @@ def read_settings(file: Path, config: InferenceConfig) -> dict[str, Any]:
         if key in settings:
             raise ConfigError(f"{file}: {key} is for a training; leave it out")
     for key in ("bf16", "fp16"):
-        if settings.pop(key, {}).get("enabled") not in (None, "auto", False):
+        precision = settings.pop(key, {})
+        if not isinstance(precision, dict):
+            raise ConfigError(f"{file}: {key}: should be an object, or be left out")
+        if precision.get("enabled") not in (None, "auto", False):
             raise ConfigError(f"{file}: {key}: say `dtype` in the YAML, or --dtype, instead")
     enabled = {"bfloat16": "bf16", "float16": "fp16"}.get(settle(config.device, config.dtype)[1])
     if enabled:

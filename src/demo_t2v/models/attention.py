@@ -180,15 +180,11 @@ class Transformer(nn.Module):
         token of the states, averaged over the heads: (B, H, W, F) for motion.
         """
         height, width = x.shape[2:]
-        if self.kind == "temporal":
-            # The base model normalises over the frames too.
-            h = self.norm(rearrange(x, "(b f) c h w -> b c f (h w)", f=frames))
-            h = rearrange(h, "b c f s -> (b s) f c")
-        elif self.kind == "motion":
-            h = self.norm(rearrange(x, "(b f) c h w -> b c f (h w)", f=frames))
-            h = rearrange(h, "b c f s -> (b s) f c")
-        else:
+        if self.kind == "content":
             h = rearrange(self.norm(x), "n c h w -> n (h w) c")
+        else:  # as in the base model, what goes over the frames is normalised over them too
+            h = self.norm(rearrange(x, "(b f) c h w -> b c f (h w)", f=frames))
+            h = rearrange(h, "b c f s -> (b s) f c")
         h, on_token = self.transformer_blocks[0](self.proj_in(h), memory, token)
         h = self.proj_out(h)
         if self.kind == "content":

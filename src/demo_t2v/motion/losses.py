@@ -1,7 +1,6 @@
 """The training objective of DEMO (arXiv 2410.24219), one function an equation.
 
-Every loss is a scalar, the mean over the batch; eq. 10 is their weighted sum. `weights` (B,), where
-a loss takes them, multiply its value for each sample before the mean.
+Every loss is a scalar, the mean over the batch; eq. 10 is their weighted sum.
 """
 
 from __future__ import annotations
@@ -66,12 +65,7 @@ def regularization(motion: Tensor, image: Tensor) -> Tensor:
     return -F.cosine_similarity(motion, image, dim=1).mean()
 
 
-def video_motion(
-    predicted: Tensor,
-    real: Tensor,
-    space: Literal["x0", "eps"] = "x0",
-    weights: Tensor | None = None,
-) -> Tensor:
+def video_motion(predicted: Tensor, real: Tensor, space: Literal["x0", "eps"] = "x0") -> Tensor:
     """Eq. 7 to 9: the squared error of the differences between consecutive frames.
 
     predicted and real (B, C, F, H, W). In the space "x0", as in the paper, they are clean latents.
@@ -84,7 +78,7 @@ def video_motion(
     steps = [latents.diff(dim=2) for latents in (predicted, real)]
     if space == "eps":
         steps = [step.abs() for step in steps]
-    return _mean((steps[0] - steps[1]).square(), weights)
+    return (steps[0] - steps[1]).square().mean()
 
 
 def _flow_cosine(

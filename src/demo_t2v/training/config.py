@@ -184,11 +184,12 @@ class DenoiserTraining(TrainConfig):
     stills: bool = False
     """See one random frame of every clip: an image denoiser comes first, as ModelScopeT2V began
     with Stable Diffusion."""
-    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
-    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.012
-    """The last beta of the noise schedule. Small latents with many frames alike want more noise:
-    else a clip's motion shows through the noise at nearly every timestep, and need not be
-    learned from its caption (arXiv 2301.11093)."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """None: as `base` was trained; without one, v_prediction."""
+    beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The last beta of the noise schedule; None: as `base`'s, without one 0.012. Small latents with
+    many frames alike want more noise: else a clip's motion shows through the noise at nearly every
+    timestep, and need not be learned from its caption (arXiv 2301.11093)."""
     timestep_shift: Annotated[float, Field(ge=1)] = 1.0
     """More than 1 draws noisy timesteps more often (arXiv 2403.03206, eq. 23): what moves where
     is decided there, and a network that started from stills knows the rest already."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.adapters import add_lora
+from demo_t2v.config import ConfigError, read_json
 from demo_t2v.diffusion.noise import offset_noise
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
@@ -56,12 +57,7 @@ class DenoiserTask:
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
-        self.noise = DDPMScheduler(
-            beta_start=0.00085,
-            beta_end=config.beta_end,
-            beta_schedule="scaled_linear",
-            prediction_type=config.prediction_type,
-        )
+        self.noise = make_noise(config)
         self.objective = Objective(config, self.noise, motion is not None)
 
     def _freeze(self) -> None:
@@ -74,10 +70,15 @@ class DenoiserTask:
             for name, weight in self.unet.named_parameters():
                 weight.requires_grad_("motion_attentions." in name)
         if motion is not None:
+            single = self.config.stills or self.config.max_frames == 1
+            if single and self.config.video_motion_weight:
+                raise ConfigError("video_motion_weight: single frames do not move; write 0")
             first = self.config.stop_grad_index
             motion.embeddings.requires_grad_(first == 0)
             motion.encoder.layers[:first].requires_grad_(False)
             motion.encoder.layers[-1].requires_grad_(False)  # only what is below it is heard
+        elif self.config.freeze_unet:
+            raise ConfigError("freeze_unet: without motion transformers nothing is left to train")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": _trained(self.unet)}]
@@ -206,6 +207,25 @@ def load_encoder(folder: Path) -> CLIPTextModel:
     """A text encoder in full precision, however it was saved."""
     encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
     return encoder
+
+
+def make_noise(config: DenoiserTraining) -> DDPMScheduler:
+    """The noise that is added: as asked, else as the base was trained with.
+
+    Raises ConfigError where an adapter asks for other noise than its base will be sampled with.
+    """
+    known: dict[str, Any] = {"prediction_type": "v_prediction", "beta_end": 0.012}
+    saved = config.base / "scheduler" / "scheduler_config.json" if config.base else None
+    if saved and saved.is_file():
+        known |= {key: value for key, value in read_json(saved).items() if key in known}
+    for key, value in known.items():
+        asked = getattr(config, key)
+        if config.lora and asked not in (None, value):
+            raise ConfigError(
+                f"{key}: {asked} is not the base's, {value}; an adapter has the base's"
+            )
+        known[key] = value if asked is None else asked
+    return DDPMScheduler(beta_start=0.00085, beta_schedule="scaled_linear", **known)
 
 
 def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from demo_t2v.config import ConfigError
 from demo_t2v.training.config import TrainConfig
@@ -217,23 +216,21 @@ class Engine:
 
     def weights(self, frozen: bool = True) -> dict[str, Tensor]:
         """Weights by name, whole, in the main process; nothing in others. Together."""
-        tensors = {name: whole(w) for name, w in named_weights(self.task.model, frozen)}
-        return self._for_main(tensors)
+        return self._gather(named_weights(self.task.model, frozen))
 
     def average_weights(self) -> dict[str, Tensor]:
         """The averaged weights, as `weights`; empty without an average. Together."""
         if self.average is None:
             return {}
-        shadows = zip(self.parameters, self.average.shadow_params, strict=True)
-        return self._for_main({name: whole(shadow) for name, shadow in shadows})
+        return self._gather(zip(self.parameters, self.average.shadow_params, strict=True))
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Each parameter's state as `<parameter>.<key>`, as `weights`. Together."""
-        tensors = {}
-        for name, weight in self.parameters.items():
-            for key, value in self.optimizer.state.get(weight, {}).items():
-                tensors[f"{name}.{key}"] = whole(value)
-        return self._for_main(tensors)
+        return self._gather(
+            (f"{name}.{key}", value)
+            for name, weight in self.parameters.items()
+            for key, value in self.optimizer.state.get(weight, {}).items()
+        )
 
     def save_own(self, folder: Path) -> None:
         """Write what is no tensor by name. Together."""
@@ -275,8 +272,14 @@ class Engine:
     def _unwrap(self) -> None:
         """Turn the model back into a plain one; its weights are set afterwards."""
 
-    def _for_main(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return tensors if self.main else {}
+    def _gather(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors by name, whole, on the CPU; other processes help, and keep none. Together."""
+        tensors = {}
+        for name, tensor in named:
+            entire = whole(tensor)
+            if self.main:
+                tensors[name] = entire.cpu()
+        return tensors
 
 
 class ShardedEngine(Engine):
@@ -285,12 +288,12 @@ class ShardedEngine(Engine):
     def wrap(self) -> None:
         model = self.task.model.to(self.device)
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for part in reversed(list(model.modules())):  # inner parts before the outer
-            own = [p for p in part.parameters() if not isinstance(p, DTensor)]
-            if isinstance(part, nn.ModuleList | nn.ModuleDict) or part is model:
-                continue  # never called as a whole
-            if sum(p.numel() for p in own) >= SHARD_FROM:
-                fully_shard(part, mesh=mesh)
+        # Layers alone: a block's own weights would be whole only while the block is called, and
+        # keys and values are asked of an attention from outside.
+        layers = [part for part in model.modules() if next(part.children(), None) is None]
+        for layer in layers:
+            if sum(p.numel() for p in layer.parameters()) >= SHARD_FROM:
+                fully_shard(layer, mesh=mesh)
         fully_shard(self.objective.train(), mesh=mesh)
         self.module = self.objective  # what it is now
         self._adopt()

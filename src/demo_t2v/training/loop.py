@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from demo_t2v.data.clips import written_whole
 from demo_t2v.training.ahead import Ahead
 from demo_t2v.training.checkpoint import Checkpoints, Progress, Resume, read_weights, restore
 from demo_t2v.training.config import TrainConfig
@@ -187,7 +188,9 @@ def _forget_after(file: Path, step: int) -> None:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        file.write_text("".join(kept), encoding="utf-8")
+        if kept != lines:
+            with written_whole(file) as partial:
+                partial.write_text("".join(kept), encoding="utf-8")
 
 
 def _append(file: Path, line: dict[str, float]) -> None:

@@ -99,7 +99,7 @@ class Objective:
 
     def _diffusion(self, samples: Samples, prediction: Tensor) -> Tensor:
         """Eq. 1 and 2, in what the network predicts."""
-        kind, gamma = self._config.prediction_type, self._config.min_snr_gamma
+        kind, gamma = self._scheduler.config.prediction_type, self._config.min_snr_gamma
         target = samples.noise
         if kind == "v_prediction":
             target = self._scheduler.get_velocity(samples.latents, samples.noise, samples.timesteps)
@@ -116,7 +116,7 @@ class Objective:
             noisy,
             samples.timesteps,
             self._scheduler.alphas_cumprod,
-            self._config.prediction_type,
+            self._scheduler.config.prediction_type,
         )
         if self._config.video_motion_space == "eps":
             return video_motion(noise, samples.noise, "eps")

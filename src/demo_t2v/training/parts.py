@@ -21,9 +21,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import CaptionedClip
+from demo_t2v.launch import local_rank
 from demo_t2v.models.text import penultimate_states, token_ids
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.motion.flow import resize_flow, video_flow
+from demo_t2v.outputs import digest
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.objective import flow_estimator
 
@@ -157,7 +159,9 @@ def flow_part(config: DenoiserTraining) -> Part:
 
         return flow
 
-    return Part("flow", f"{config.flow} {side} {config.raft_weights}", load)
+    file = config.raft_weights
+    own = digest(file) if file and file.is_file() else file
+    return Part("flow", f"{config.flow} {side} {own}", load)
 
 
 def image_part(config: DenoiserTraining) -> Part:
@@ -261,4 +265,7 @@ def _pixels(clip: CaptionedClip) -> Tensor:
 
 
 def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    # By number: in a process's threads torch's own "cuda" is the first of all GPUs.
+    if torch.cuda.is_available():
+        return f"cuda:{local_rank() % torch.cuda.device_count()}"
+    return "cpu"

@@ -36,9 +36,9 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, on the CPU; every process that has a share of it must ask."""
+    """All of a tensor, where it is; every process that has a share of it must ask."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(weight: Tensor, tensor: Tensor) -> Tensor:

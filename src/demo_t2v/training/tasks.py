@@ -142,7 +142,7 @@ class ClipTask:
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         ids, pixels = batch
         output = self.model(input_ids=ids, pixel_values=pixels, return_loss=True)
-        right = output.logits_per_image.argmax(1) == torch.arange(len(ids))
+        right = output.logits_per_image.argmax(1) == torch.arange(len(ids), device=ids.device)
         return output.loss, {"accuracy": right.float().mean().item()}
 
     def export(self, folder: Path) -> None:

@@ -33,7 +33,7 @@ class Watch:
 
     def __init__(self, task: Task, config: AnyTraining) -> None:
         self._task, self._config = task, config
-        self._shown = 0
+        self._shown: int | None = None
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
 
@@ -73,6 +73,8 @@ class Watch:
     def _due(self, config: DenoiserTraining, step: int) -> bool:
         """Whether a multiple of preview_interval was passed since the last previews."""
         sharded = config.fsdp or config.deepspeed_config is not None
+        if self._shown is None:  # where this process began, of a run that may have gone on
+            self._shown = max(0, step - config.log_interval) // config.preview_interval
         number = step // config.preview_interval
         due = bool(config.preview_prompts) and not sharded and number > self._shown
         self._shown = max(self._shown, number)

@@ -108,14 +108,15 @@ class ZeroEngine(Engine):
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        tensors = {}
-        for name, weight in named_weights(self.task.model, frozen):
-            if name in self.parameters:
-                tensors[name] = safe_get_full_fp32_param(weight).cpu()
-            else:
-                with GatheredParameters([weight], enabled=self.stage == 3):
-                    tensors[name] = weight.detach().clone().cpu()
-        return self._for_main(tensors)
+        def entire() -> Iterator[tuple[str, Tensor]]:
+            for name, weight in named_weights(self.task.model, frozen):
+                if name in self.parameters:
+                    yield name, safe_get_full_fp32_param(weight)
+                else:
+                    with GatheredParameters([weight], enabled=self.stage == 3):
+                        yield name, weight.detach().clone()
+
+        return self._gather(entire())
 
     def optimizer_state(self) -> dict[str, Tensor]:
         return {}  # it writes its own

@@ -14,11 +14,12 @@ import gradio as gr
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS
+from demo_t2v.generation.run import out_of_memory
 from demo_t2v.web.history import KEPT, History, Made
 from demo_t2v.web.stage import Stage
 from demo_t2v.web.studio import Studio
 from demo_t2v.web.wish import MOST_VIDEOS, PROMPT_LENGTH, Bound, WishError
-from demo_t2v.weights.hub import BUILT_IN
+from demo_t2v.weights.hub import BUILT_IN, first_line
 
 _SPRITE_EXAMPLES: Final = (
     "a rocket moves up and to the right in the sky",
@@ -211,8 +212,8 @@ class _Page:
             self.stages["inside"] = Stage("inside", ["Video"]), button
         with gr.Tab("History", id="history") as history:
             gr.Markdown(
-                f"The last {KEPT} that you made; only you see them, until you close this page. "
-                "Choose one to have it and its settings back."
+                f"The last {KEPT} that you made; only you see them, until you close this page, or "
+                "for a day. Choose one to have it and its settings back."
             )
             self.gallery = gr.Gallery(
                 show_label=False,
@@ -224,9 +225,10 @@ class _Page:
                 interactive=False,
                 buttons=[],
             )
-        history.select(
-            History.gallery, self.history, self.gallery, queue=False, api_visibility="private"
-        )
+        self._show_history(history.select)
+
+    def _show_history(self, after: Any) -> None:
+        after(History.gallery, self.history, self.gallery, queue=False, api_visibility="private")
 
     def _fill(self, text: str, chip: gr.Button) -> Any:
         """What goes on when an example has become the prompt."""
@@ -258,6 +260,7 @@ class _Page:
                 api_visibility="private",
             )
             run.then(None, js=_GO_ON)
+            self._show_history(run.then)  # it may be open; what is chosen is a place in it
             runs.append(run)
         ended = stage.stop.click(None, cancels=runs, **quick)
         ended.then(stage.stopped, None, stage.news, js=_GO_ON, **quick)
@@ -275,8 +278,11 @@ class _Page:
                     yield [same, *stage.running(news)]
         except (WishError, ConfigError, ArithmeticError) as error:
             yield [same, *stage.problem(str(error))]
-        except MemoryError:
-            yield [same, *stage.problem("Not enough memory: fewer videos, frames or pixels.")]
+        except Exception as error:
+            said = f"The video could not be made: {first_line(error).rstrip('.')}."
+            if out_of_memory(error):
+                said = "Not enough memory: fewer videos, frames or pixels."
+            yield [same, *stage.problem(said)]
 
     def _all_outputs(self) -> list[gr.blocks.Block]:
         return [output for stage, _ in self.stages.values() for output in stage.outputs]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from demo_t2v.config import InferenceConfig
+from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.data.video import write_video
 from demo_t2v.generation.batches import Step, generate
 from demo_t2v.generation.prompts import make_jobs
+from demo_t2v.generation.run import free_memory, out_of_memory
 from demo_t2v.outputs import file_name
 from demo_t2v.web import pictures
 from demo_t2v.web.history import Clip, Made
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from demo_t2v.pipeline import DemoPipeline
+
+_log = logging.getLogger(__name__)
 
 _PREVIEW_EVERY: Final = 6
 """Steps; the last one has none."""
@@ -84,7 +89,7 @@ class Studio:
 
         Closing the iterator stops the work within two steps, and leaves nothing behind. Raises
         ConfigError for a size that the network cannot take, ArithmeticError where its numbers
-        overflow, MemoryError.
+        overflow, and whatever else goes wrong; that is logged, unless memory was short.
         """
         return self._maker(wish)
 
@@ -102,6 +107,8 @@ class Studio:
         try:
             while True:
                 item = news.get()
+                if isinstance(item, _Stopped):
+                    return
                 if isinstance(item, Exception):
                     raise item
                 yield item
@@ -113,19 +120,31 @@ class Studio:
     def _work(
         self, wish: Wish, tell: Callable[[Progress | Made | Exception], None], stop: threading.Event
     ) -> None:
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
-
         def unwanted() -> bool:
             return stop.is_set() or self._closed.is_set()
 
         try:
-            with self._turn:  # a generation that is being stopped still has the scheduler
-                if unwanted():
-                    raise _Stopped
+            # A generation that is being stopped still has the scheduler.
+            with self._turn, _new_folder(self._folder) as folder:
                 tell(_Run(self._pipeline, self.config, wish, folder, tell, unwanted).make())
         except Exception as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            if out_of_memory(error):
+                error.__traceback__ = None  # it would hold on to the tensors
+                free_memory()
+            elif not isinstance(error, (_Stopped, ConfigError, ArithmeticError)):
+                _log.exception("a video could not be made")
             tell(error)
+
+
+@contextmanager
+def _new_folder(parent: Path) -> Iterator[Path]:
+    """A folder of which nothing is left if what is done with it fails."""
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @dataclass
@@ -141,7 +160,8 @@ class _Run:
     attention: list[NDArray[np.float32]] = field(default_factory=list)
 
     def make(self) -> Made:
-        """All of it; raises _Stopped as soon as a step finds that nobody waits any more."""
+        """All of it; raises _Stopped as soon as it is found that nobody waits any more."""
+        self._go_on()
         started = time.monotonic()
         videos = [
             frames
@@ -149,7 +169,7 @@ class _Run:
             for frames in self._videos(variant, strength)
         ]
         clips = tuple(self._write(number, frames) for number, frames in enumerate(videos))
-        return Made(
+        made = Made(
             wish=self.wish,
             folder=self.folder,
             clips=clips,
@@ -157,6 +177,12 @@ class _Run:
             command=self.wish.command(self.base),
             seconds=time.monotonic() - started,
         )
+        self._go_on()
+        return made
+
+    def _go_on(self) -> None:
+        if self.unwanted():
+            raise _Stopped
 
     def _videos(self, variant: int, strength: float) -> Iterator[NDArray[np.uint8]]:
         wish = self.wish
@@ -167,8 +193,7 @@ class _Run:
         return (frames for _, frames, _ in generate(self.pipeline, jobs, config, watch=watch))
 
     def _watch(self, variant: int, step: Step) -> None:
-        if self.unwanted():
-            raise _Stopped
+        self._go_on()
         steps = self.wish.steps
         if self.wish.tab == "inside" and step.number in moments(steps):
             states, _ = self.pipeline.encode_prompt(self.wish.prompt)
@@ -187,6 +212,7 @@ class _Run:
         return tuple(pictures.preview(video, self.wish.fps / stride) for video in frames)
 
     def _write(self, number: int, frames: NDArray[np.uint8]) -> Clip:
+        self._go_on()
         jobs = make_jobs([("demo", self.wish.prompt)], number + 1, self.wish.seed)
         clip = Clip(*(self.folder / file_name(jobs[number], kind) for kind in ("mp4", "gif")))
         write_video(frames, clip.mp4, self.wish.fps, "mp4")

@@ -22,7 +22,7 @@ BUILT_IN: Final[Mapping[str, Path]] = {
     "sprites-base": _ASSETS / "base",  # the base denoiser that DEMO is compared with
 }
 PUBLISHED: Final = ("ali-vilab/modelscope-damo-text-to-video-synthesis", "Ryan-PR/DEMO")
-_HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -57,7 +57,7 @@ def resolve(name: str) -> Path:
         return _converted(folder)
     if name in PUBLISHED and not folder.exists():
         return _converted(name)
-    if name not in BUILT_IN and not folder.exists() and _HUB_ID.fullmatch(name):
+    if name not in BUILT_IN and not folder.exists() and HUB_ID.fullmatch(name):
         return _download(name)
     wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
@@ -71,6 +71,8 @@ def cache() -> Path:
 
 def _converted(source: Path | str) -> Path:
     """The folder that published files become, made anew when one of them has changed."""
+    from filelock import FileLock
+
     from demo_t2v.weights.convert import convert
     from demo_t2v.weights.download import downloaded
     from demo_t2v.weights.published import PublishedFiles
@@ -80,8 +82,10 @@ def _converted(source: Path | str) -> Path:
         raise ModelError(f"{source}: has .pth files, but no denoiser among them")
     known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = cache() / hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-    if not folder.exists():
-        convert(files, folder)
+    cache().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # of several processes one converts
+        if not folder.exists():
+            convert(files, folder)
     return folder
 
 
@@ -188,12 +192,14 @@ def load_pipeline(
         raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from error
     _check_weights(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    if offload == "model":
-        pipeline.enable_model_cpu_offload(device=device_type)
-    elif offload == "sequential":
-        pipeline.enable_sequential_cpu_offload(device=device_type)
-    else:
+    if offload == "none":
         pipeline.to(device_type)
+    else:  # by number: of a bare "cuda", diffusers would take the first for every process
+        gpu = torch.device(device_type, torch.cuda.current_device())
+        if offload == "model":
+            pipeline.enable_model_cpu_offload(device=gpu)
+        else:
+            pipeline.enable_sequential_cpu_offload(device=gpu)
     loaded: DemoPipeline = pipeline
     return loaded
 
