@@ -55,6 +55,11 @@ def saved(adapted: DemoPipeline, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+def same(first: Tensor, second: Tensor) -> bool:
+    """To rounding: weights of a file lie otherwise in memory, and some CPUs add them otherwise."""
+    return torch.allclose(first, second, atol=1e-4)
+
+
 @pytest.mark.parametrize("target", ["motion", "all"])
 def test_a_new_adapter_changes_nothing_until_it_has_learned(
     tiny_pipeline: DemoPipeline, tiny_folder: Path, target: str
@@ -62,7 +67,7 @@ def test_a_new_adapter_changes_nothing_until_it_has_learned(
     pipeline = fresh(tiny_folder)
     add_lora(pipeline.unet, pipeline.motion_encoder, target)
     base = latents_of(tiny_pipeline)
-    assert torch.equal(latents_of(pipeline), base)
+    assert same(latents_of(pipeline), base)
     shake_adapters(pipeline, seed=1)
     assert differ(latents_of(pipeline), base)
 
@@ -99,7 +104,7 @@ def test_without_the_motion_branch_a_motion_adapter_is_not_heard(
     adapted: DemoPipeline, tiny_pipeline: DemoPipeline
 ) -> None:
     base = latents_of(tiny_pipeline, motion_strength=0.0)
-    assert torch.equal(latents_of(adapted, motion_strength=0.0), base)
+    assert same(latents_of(adapted, motion_strength=0.0), base)
 
 
 def test_saved_and_loaded_it_makes_the_same_videos(
@@ -135,17 +140,17 @@ def test_strength_goes_from_the_base_to_the_adapter(
 ) -> None:
     base, full = latents_of(tiny_pipeline), latents_of(adapted)
     adapted.set_adapters("default", 0.0)
-    assert torch.equal(latents_of(adapted), base)
+    assert same(latents_of(adapted), base)
     adapted.set_adapters("default", 0.5)
     half = latents_of(adapted)
     assert differ(half, base)
     assert differ(half, full)
     adapted.set_adapters("default")
-    assert torch.equal(latents_of(adapted), full)
+    assert same(latents_of(adapted), full)
     adapted.disable_lora()
-    assert torch.equal(latents_of(adapted), base)
+    assert same(latents_of(adapted), base)
     adapted.enable_lora()
-    assert torch.equal(latents_of(adapted), full)
+    assert same(latents_of(adapted), full)
 
 
 def test_the_adapter_that_was_loaded_last_is_heard(
@@ -181,7 +186,7 @@ def test_fused_it_is_a_model_like_any_other(adapted: DemoPipeline, tmp_path: Pat
     assert not [name for name, _ in adapted.unet.named_parameters() if "lora" in name]
     torch.testing.assert_close(latents_of(adapted), wanted, rtol=1e-5, atol=1e-5)
     adapted.save_pretrained(tmp_path / "model")
-    assert torch.equal(latents_of(fresh(tmp_path / "model")), latents_of(adapted))
+    assert same(latents_of(fresh(tmp_path / "model")), latents_of(adapted))
 
 
 def test_unfused_and_unloaded_the_base_is_there_again(

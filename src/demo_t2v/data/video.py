@@ -24,7 +24,8 @@ Format = Literal["mp4", "webm", "gif", "png"]
 
 # Encoder, pixel format and encoder options; the qualities are visually lossless.
 _CODECS: Final[dict[str, tuple[str, str, dict[str, str]]]] = {
-    "mp4": ("libx264", "yuv420p", {"crf": "18"}),
+    # x264's macroblock tree is not the same twice on CPUs with AVX-512.
+    "mp4": ("libx264", "yuv420p", {"crf": "18", "mbtree": "0"}),
     "webm": ("libvpx-vp9", "yuv420p", {"crf": "20", "b": "0", "cpu-used": "2"}),
     "gif": ("gif", "pal8", {}),
 }
@@ -53,7 +54,7 @@ def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format)
             Image.fromarray(frame).save(file / f"{index:04d}.png")
         return
     codec, pixels, options = _CODECS[format]
-    muxing = {"movflags": "+faststart"} if format == "mp4" else {}
+    muxing = {"mp4": {"movflags": "+faststart"}, "webm": {"fflags": "+bitexact"}}.get(format, {})
     with av.open(str(file), "w", format=format, options=muxing) as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         assert isinstance(stream, av.VideoStream)

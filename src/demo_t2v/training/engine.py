@@ -290,8 +290,7 @@ class ShardedEngine(Engine):
         mesh = init_device_mesh(self.device.type, (self.world,))
         # Layers alone: a block's own weights would be whole only while the block is called, and
         # keys and values are asked of an attention from outside.
-        layers = [part for part in model.modules() if next(part.children(), None) is None]
-        for layer in layers:
+        for layer in [part for part in model.modules() if not any(part.children())]:
             if sum(p.numel() for p in layer.parameters()) >= SHARD_FROM:
                 fully_shard(layer, mesh=mesh)
         fully_shard(self.objective.train(), mesh=mesh)
