@@ -63,6 +63,17 @@ def test_mp4_can_be_played_while_it_loads(tmp_path: Path, frames: NDArray[np.uin
     assert content.index(b"moov") < content.index(b"mdat")
 
 
+@pytest.mark.parametrize("kind", ["mp4", "webm", "gif"])
+def test_the_same_frames_are_the_same_file(tmp_path: Path, kind: Format) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    found = set()
+    for _ in range(60):
+        write_video(noise, tmp_path / "video", 8, kind)
+        found.add((tmp_path / "video").read_bytes())
+        (tmp_path / "video").unlink()
+    assert len(found) == 1
+
+
 def test_a_single_frame(tmp_path: Path, frames: NDArray[np.uint8]) -> None:
     for kind in ("mp4", "webm", "gif"):
         write_video(frames[:1], tmp_path / kind, fps=8, format=kind)  # type: ignore[arg-type]
