@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from einops import rearrange
+from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
@@ -58,15 +59,17 @@ CLIPS = 64
 
 def start(folder: Path) -> Path:
     """The built-in DEMO without its motion branch, saved as a model."""
-    if not folder.exists():
-        trained = load_pipeline("sprites", "cpu")
-        sizes = {k: v for k, v in trained.unet.config.items() if not k.startswith("_")}
-        unet = DemoUNet(**sizes | {"motion": False})
-        learned = trained.unet.state_dict()
-        unet.load_state_dict({name: learned[name] for name in unet.state_dict()})
-        trained.register_modules(unet=unet, motion_encoder=None)
-        with written_whole(folder) as partial:
-            trained.save_pretrained(partial)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # of scripts side by side one makes it
+        if not folder.exists():
+            trained = load_pipeline("sprites", "cpu")
+            sizes = {k: v for k, v in trained.unet.config.items() if not k.startswith("_")}
+            unet = DemoUNet(**sizes | {"motion": False})
+            learned = trained.unet.state_dict()
+            unet.load_state_dict({name: learned[name] for name in unet.state_dict()})
+            trained.register_modules(unet=unet, motion_encoder=None)
+            with written_whole(folder) as partial:
+                trained.save_pretrained(partial)
     return folder
 
 
