@@ -20,7 +20,6 @@ from demo_t2v.data.clips import (
     VideoClips,
     read_captions,
     write_sprite_dataset,
-    written_whole,
 )
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.data.video import Sampling, VideoError, read_video, sample_video
@@ -266,21 +265,6 @@ def test_sprites_that_cannot_be_written(tmp_path: Path) -> None:
         write_sprite_dataset(tmp_path, 1, resolution=33)
     assert not (tmp_path / "captions.csv").exists()
     assert list((tmp_path / "videos").iterdir()) == []
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    def stop_halfway() -> None:
-        with written_whole(tmp_path / "a") as partial:
-            partial.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop_halfway()
-    assert list(tmp_path.iterdir()) == []
-    with written_whole(tmp_path / "a") as partial:
-        partial.write_text("whole")
-        assert not (tmp_path / "a").exists()
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
 
 
 def test_sampling_is_the_same_inside_and_outside_of_a_dataset(

@@ -19,9 +19,10 @@ from torch.distributed import HashStore
 import inside
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import read_video
+from demo_t2v.files import digest
 from demo_t2v.generation.cluster import from_anywhere
 from demo_t2v.generation.sharing import Share
-from demo_t2v.outputs import MANIFEST, digest
+from demo_t2v.outputs import MANIFEST
 from test_cli import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, messages
 
 TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--standalone", "-m", "demo_t2v"]

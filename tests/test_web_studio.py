@@ -258,6 +258,22 @@ def test_history_keeps_the_newest(studio: Studio, tmp_path: Path) -> None:
     assert not any((tmp_path / f"{n}").exists() for n in range(KEPT + 3))
 
 
+def test_a_result_whose_files_are_gone_brings_its_settings_back(studio: Studio) -> None:
+    made = make(studio, replace(WISH, tab="compare"))[1]
+    with gr.Blocks():
+        page = _Page(studio)
+    chosen = gr.SelectData(None, {"index": 0, "value": None})
+    assert made.picture is not None
+    said = str(page._load_back(History((made,)), chosen))
+    assert '<p role="status">' in said
+    assert "deleted" not in said
+    made.picture.unlink()
+    tabs, prompt, *updates = page._load_back(History((made,)), chosen)
+    assert (tabs.selected, prompt) == ("compare", WISH.prompt)
+    assert "deleted by now" in str(updates)
+    assert '<p role="status">' not in str(updates)
+
+
 def test_arrows_follow_what_moves() -> None:
     """A bright square that goes to the right: arrows lie to the right of where it is."""
     video = np.full((2, 64, 64, 3), 30, np.uint8)

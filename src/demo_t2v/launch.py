@@ -24,6 +24,15 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def own_gpu() -> str | None:
+    """This process's GPU by its number on the machine (`cuda:1`); None where there is none."""
+    import torch  # which the command line loads late
+
+    if not torch.cuda.is_available():
+        return None
+    return f"cuda:{local_rank() % torch.cuda.device_count()}"
+
+
 def world_size() -> int:
     """How many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -26,6 +26,8 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from demo_t2v.files import beside, digest, sync, sync_all
+
 MANIFEST: Final = "manifest.jsonl"
 _ID_LENGTH: Final = 40
 _SLUG_LENGTH: Final = 60
@@ -168,11 +170,10 @@ class OutputFolder:
 
         file = self.file(job)
         try:
-            with _partial(file) as partial:
+            with beside(file) as partial:
                 write_video(frames, partial, self.settings["fps"], self.settings["format"])
                 sha256 = digest(partial)
-                for written in (*partial.glob("*"), partial) if partial.is_dir() else (partial,):
-                    sync(written)
+                sync_all(partial)
                 self._put(partial, file)
         except OSError as error:  # name the video, not the temporary file or none at all
             raise OSError(error.errno, error.strerror or str(error), self.shown(file)) from error
@@ -222,17 +223,6 @@ def _without_accents(text: str) -> str:
 
 
 @contextmanager
-def _partial(file: Path) -> Iterator[Path]:
-    """A temporary name beside `file`; nothing of it is left, whatever happens."""
-    partial = file.with_name(f".{file.name}.partial")
-    _remove(partial)
-    try:
-        yield partial
-    finally:
-        _remove(partial)
-
-
-@contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A temporary folder that is synced and called `folder` at the end, if all went well.
 
@@ -240,46 +230,12 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         raise OutputError(f"{folder}: is there already; give the name of a new folder")
-    with _partial(folder) as partial:
+    with beside(folder) as partial:
         partial.mkdir(parents=True)
         yield partial
         sync_all(partial)
         partial.rename(folder)
     sync(folder.parent)
-
-
-def sync_all(folder: Path) -> None:
-    """Wait until a folder and all that is below it are on the disk."""
-    for path in (*folder.rglob("*"), folder):
-        sync(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # Windows cannot, and need not
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's files, one after another by name; in hexadecimal."""
-    whole = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while part := stream.read(1 << 20):
-                whole.update(part)
-    return whole.hexdigest()
 
 
 def _append(file: Path, entry: Mapping[str, Any]) -> None:

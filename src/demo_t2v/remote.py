@@ -10,7 +10,8 @@ from typing import Any
 
 import fsspec
 
-from demo_t2v.outputs import MANIFEST, OutputError, OutputFolder, digest, read_manifest
+from demo_t2v.files import digest
+from demo_t2v.outputs import MANIFEST, OutputError, OutputFolder, read_manifest
 
 
 @dataclass(frozen=True)

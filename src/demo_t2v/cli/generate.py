@@ -16,10 +16,11 @@ import typer
 
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.files import digest
 from demo_t2v.generation.prompts import PromptError, check_prompt, make_jobs, read_prompts
 from demo_t2v.generation.sharing import Share
 from demo_t2v.launch import world_size
-from demo_t2v.outputs import Job, OutputFolder, digest
+from demo_t2v.outputs import Job, OutputFolder
 from demo_t2v.remote import open_folder
 from demo_t2v.weights.hub import fingerprint, read_defaults, resolve
 from demo_t2v.weights.memory import pick

@@ -7,11 +7,8 @@ docs/own_dataset.md.
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,6 +19,7 @@ from numpy.typing import NDArray
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.data.table import read_rows
 from demo_t2v.data.video import Sampling, VideoError, sample_video, write_video
+from demo_t2v.files import written_whole
 
 _ENOUGH: Final = 100
 """Videos to be tried before the share of bad ones means anything; and at most for one clip."""
@@ -251,19 +249,6 @@ def read_captions(file: Path, path_column: str, caption_column: str) -> Iterator
         if cells:
             path = "/".join(filter(None, (cells[column].strip() for column in paths)))
             yield path, cells[caption].strip()
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what is there when the block ends well becomes `path`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
 
 
 def write_sprite_dataset(

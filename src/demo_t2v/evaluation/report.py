@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter
+
+from demo_t2v.files import written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -178,12 +179,8 @@ def check_writable(file: Path) -> None:
 
 def save(report: Report, file: Path) -> None:
     """Write the report as JSON; the file appears whole or not at all. Raises OSError."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(file) as partial:
         partial.write_text(json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n", "utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_report(file: Path) -> Report:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from demo_t2v.launch import local_rank, world_size
+from demo_t2v.launch import own_gpu, world_size
 from demo_t2v.outputs import Job, OutputFolder
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Share:
             rendezvous,
         )
 
-        if torch.cuda.is_available():
-            torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        if (gpu := own_gpu()) is not None:
+            torch.cuda.set_device(gpu)
         if world_size() == 1:
             return cls(HashStore())
         store, rank, world = next(rendezvous("env://"))

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo_t2v.config import ConfigError
-from demo_t2v.outputs import sync, sync_all
+from demo_t2v.files import sync, sync_all
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import Engine
 from demo_t2v.training.placement import named_weights

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo_t2v.config import ConfigError
-from demo_t2v.data.clips import CaptionedClip, ClipError, written_whole
+from demo_t2v.data.clips import CaptionedClip, ClipError
+from demo_t2v.files import written_whole
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.parts import Encoder, needed_parts
 from demo_t2v.training.sources import Chunks, clips_depend_on, open_chunks

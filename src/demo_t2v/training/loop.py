@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from demo_t2v.data.clips import written_whole
+from demo_t2v.files import written_whole
 from demo_t2v.training.ahead import Ahead
 from demo_t2v.training.checkpoint import Checkpoints, Progress, Resume, read_weights, restore
 from demo_t2v.training.config import TrainConfig

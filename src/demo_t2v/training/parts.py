@@ -21,11 +21,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import CaptionedClip
-from demo_t2v.launch import local_rank
+from demo_t2v.files import digest
+from demo_t2v.launch import own_gpu
 from demo_t2v.models.text import penultimate_states, token_ids
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.motion.flow import resize_flow, video_flow
-from demo_t2v.outputs import digest
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.objective import flow_estimator
 
@@ -266,6 +266,4 @@ def _pixels(clip: CaptionedClip) -> Tensor:
 
 def _device() -> str:
     # By number: in a process's threads torch's own "cuda" is the first of all GPUs.
-    if torch.cuda.is_available():
-        return f"cuda:{local_rank() % torch.cuda.device_count()}"
-    return "cpu"
+    return own_gpu() or "cpu"

@@ -35,6 +35,12 @@ class Made:
     seconds: float
 
     @property
+    def there(self) -> bool:
+        """Whether all its files still are: the page's server deletes them after a day."""
+        files = [file for clip in self.clips for file in (clip.mp4, clip.gif)]
+        return all(file.exists() for file in [*files, self.picture] if file is not None)
+
+    @property
     def caption(self) -> str:
         """The prompt and the settings that matter most, as one line of plain text."""
         wish = self.wish

@@ -51,6 +51,7 @@ _GO_ON: Final = """() => {
 }"""
 _OFTEN: Final = 0.5  # seconds between two updates of the progress: each takes time from the steps
 _A_DAY: Final = 24 * 3600  # seconds
+_GONE: Final = "Its videos are deleted by now; its settings are back, to make it again."
 _SYSTEM_FONTS: Final = ("system-ui", "sans-serif")
 _SYSTEM_MONO: Final = ("ui-monospace", "monospace")
 
@@ -288,12 +289,14 @@ class _Page:
         return [output for stage, _ in self.stages.values() for output in stage.outputs]
 
     def _load_back(self, history: History, chosen: gr.SelectData) -> list[Any]:
-        """The form, the tab and the results of an entry of the history."""
+        """The form, the tab and, if its files are still there, the results of a history's entry."""
         made = history.made[chosen.index]
         updates: list[Any] = [gr.Tabs(selected=made.wish.tab), *made.wish.form]
         for tab, (stage, _) in self.stages.items():
-            shown = stage.finished(made) if tab == made.wish.tab else None
-            updates += shown or [gr.skip()] * len(stage.outputs)
+            if tab != made.wish.tab:
+                updates += [gr.skip()] * len(stage.outputs)
+            else:
+                updates += stage.finished(made) if made.there else stage.problem(_GONE)
         return updates
 
 

@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from demo_t2v.files import beside, digest, written_whole
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def stop_halfway() -> None:
+        with written_whole(tmp_path / "a") as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_halfway()
+    assert list(tmp_path.iterdir()) == []
+    with written_whole(tmp_path / "a") as partial:
+        partial.write_text("whole")
+        assert not (tmp_path / "a").exists()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_folder_appears_whole_too(tmp_path: Path) -> None:
+    with written_whole(tmp_path / "a") as partial:
+        (partial / "b").mkdir(parents=True)
+        (partial / "b" / "c").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "b" / "c").read_text() == "whole"
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    left = tmp_path / ".a.partial"
+    left.mkdir()
+    (left / "half").touch()
+    with beside(tmp_path / "a") as partial:
+        assert partial == left
+        assert not left.exists()
+        partial.write_text("not wanted after all")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_keep_writers_apart(tmp_path: Path) -> None:
+    with beside(tmp_path / "a", ".1") as one, beside(tmp_path / "a", ".2") as other:
+        one.touch()
+        assert not other.exists()
+
+
+def test_a_digest_is_of_all_the_bytes(tmp_path: Path) -> None:
+    one, other = tmp_path / "1", tmp_path / "2"
+    one.write_bytes(b"ab")
+    other.write_bytes(b"c")
+    # FIPS 180-2, appendix B.1: the SHA-256 of "abc"
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert digest(tmp_path) == known
+    assert digest(one) == hashlib.sha256(b"ab").hexdigest()
