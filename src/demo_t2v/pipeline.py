@@ -205,6 +205,20 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         states, negatives = states.repeat(each), negatives and negatives.repeat(each)
         denoise = self._denoiser(states, negatives, scale, motion_strength)
         latents = self._start(latents, (count, length, height, width), generator)
+        latents = self._denoise(denoise, latents, extra, callback_on_step_end, watched)
+        frames = self._output(latents, output_type, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        return DemoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _denoise(
+        self,
+        denoise: Denoiser,
+        latents: Tensor,
+        extra: dict[str, Any],
+        callback: Callable[..., dict[str, Any]] | None,
+        watched: Sequence[str],
+    ) -> Tensor:
+        """The latents after the scheduler's steps; `extra` is what its `step` takes."""
         self._interrupt = False
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
@@ -213,15 +227,13 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
                 scaled = self.scheduler.scale_model_input(latents, timestep)
                 prediction = denoise(scaled, timestep)
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
-                if callback_on_step_end is not None:
+                if callback is not None:
                     tensors = dict.fromkeys(watched, latents)
                     self._add_clean(tensors, prediction, scaled, timestep)
-                    answer = callback_on_step_end(self, step, timestep, tensors)
+                    answer = callback(self, step, timestep, tensors)
                     latents = answer.pop("latents", latents)
                 bar.update()
-        frames = self._output(latents, output_type, decode_chunk_size)
-        self.maybe_free_model_hooks()
-        return DemoPipelineOutput(frames=frames) if return_dict else (frames,)
+        return latents
 
     def _output(self, latents: Tensor, output_type: str, chunk: int | None) -> Any:
         """The frames in the form that was asked for."""
