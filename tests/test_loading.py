@@ -22,6 +22,7 @@ from demo_t2v.weights.convert import convert
 from demo_t2v.weights.hub import BUILT_IN, load_pipeline, read_defaults
 from latents import seeded
 from layouts import write_published
+from spoiling import spoil
 
 CODE = ["pipeline.py", "unet/demo_unet.py"]
 TRUSTED = """
@@ -213,8 +214,6 @@ def test_a_denoiser_without_its_motion_encoder(tiny_pipeline: DemoPipeline) -> N
 
 
 def test_weights_are_not_filled_in_from_python_either(folder: Path) -> None:
-    from test_hub import spoil
-
     spoil(folder, "vae", lambda tensors: tensors.popitem())
     with pytest.raises(ModelError, match="vae: 1 tensors are missing"):
         DemoPipeline.from_pretrained(folder)

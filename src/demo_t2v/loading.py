@@ -136,6 +136,22 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
+def load_network(kind: Any, folder: Path, **options: Any) -> Any:
+    """A network by `kind.from_pretrained`. Raises ModelError unless all of its weights are there.
+
+    Where all files are of one variant (`fp16`), that one is read.
+    """
+    variant = _lone_variant(folder)
+    try:
+        network, found = kind.from_pretrained(
+            folder, variant=variant, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from None
+    _check_missing(folder, sorted(found["missing_keys"]))
+    return network
+
+
 def check_fit(unet: Any, tokenizer: Any, content_encoder: Any, motion_encoder: Any) -> None:
     """Raise ModelError for components that do not belong together; None are left out on purpose."""
     if content_encoder is None:
@@ -152,9 +168,14 @@ def check_fit(unet: Any, tokenizer: Any, content_encoder: Any, motion_encoder: A
 
 def only_variant(folder: Path) -> str | None:
     """The variant (`fp16`) of a model in which a network has weights of that one alone."""
-    parts = [{variant for _, variant in _weights(part)} for part in folder.glob("*/")]
-    lone = {variant for part in parts if len(part) == 1 for variant in part if variant}
-    return min(lone, default=None)
+    lone = {_lone_variant(part) for part in folder.glob("*/")}
+    return min((variant for variant in lone if variant), default=None)
+
+
+def _lone_variant(folder: Path) -> str | None:
+    """The variant of a network's weights where they are there in no other."""
+    variants = {variant for _, variant in _weights(folder)}
+    return variants.pop() if len(variants) == 1 else None
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
@@ -172,17 +193,20 @@ def check_weights(folder: Path, network: Any, variant: str | None = None) -> Non
     """
     stored = _stored(folder, variant)
     weights = network.state_dict()
-    missing = [name for name in weights if name not in stored]
-    if missing:
-        raise ModelError(
-            f"{folder}: {len(missing)} tensors are missing, {', '.join(missing[:10])}; "
-            "the model is not whole, get it again"
-        )
+    _check_missing(folder, [name for name in weights if name not in stored])
     spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if spoilt:
         raise ModelError(
             f"{folder}: {spoilt[0]} has numbers that are not finite; the weights are "
             "spoilt, or too large for float16: try --dtype float32"
+        )
+
+
+def _check_missing(folder: Path, missing: list[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} tensors are missing, {', '.join(missing[:10])}; "
+            "the model is not whole, get it again"
         )
 
 
@@ -205,6 +229,11 @@ def _weights(folder: Path) -> list[tuple[Path, str | None]]:
     """The files of a network's weights, each with its variant."""
     found = [(file, _WEIGHTS.fullmatch(file.name)) for file in sorted(folder.glob("*"))]
     return [(file, match["variant"]) for file, match in found if match]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _components(index: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from demo_t2v.adapters import add_lora
 from demo_t2v.config import ConfigError, read_json
 from demo_t2v.diffusion.noise import offset_noise
+from demo_t2v.loading import load_network
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.items import open_items
 from demo_t2v.training.objective import Answer, Objective, Samples
-from demo_t2v.training.parts import latent_shape
+from demo_t2v.training.parts import latent_shape, load_tokenizer
 
 
 def sample_seed(seed: int, place: int) -> int:
@@ -43,11 +44,8 @@ class DenoiserTask:
         content = load_encoder(config.clip / "content_encoder")
         motion = None
         if self.unet.config.motion:
-            trained = config.base / "motion_encoder" if config.base else None
-            motion = load_encoder(
-                trained if trained and trained.exists() else config.clip / "content_encoder"
-            )
-        tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
+            motion = load_encoder(motion_source(config))
+        tokenizer = load_tokenizer(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
         self._freeze()
@@ -171,7 +169,7 @@ class DenoiserTask:
         sampler = DPMSolverMultistepScheduler.from_config(
             self.noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
         )
-        vae = AutoencoderKL.from_pretrained(self.config.autoencoder / "vae", dtype=torch.float32)
+        vae = load_network(AutoencoderKL, self.config.autoencoder / "vae", dtype=torch.float32)
         return DemoPipeline(
             unet=self.unet,
             vae=vae.to(self.unet.device),
@@ -205,8 +203,23 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 def load_encoder(folder: Path) -> CLIPTextModel:
     """A text encoder in full precision, however it was saved."""
-    encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
+    encoder: CLIPTextModel = load_network(CLIPTextModel, folder, dtype=torch.float32)
     return encoder
+
+
+def motion_source(config: DenoiserTraining) -> Path:
+    """What the motion encoder starts from: the base's, or without one the content encoder.
+
+    Raises ConfigError for a base that is a DEMO and has lost its motion encoder.
+    """
+    trained = config.base / "motion_encoder" if config.base else None
+    if trained is None or not DemoUNet.load_config(trained.parent / "unet").get("motion", True):
+        return config.clip / "content_encoder"
+    if not trained.is_dir():
+        raise ConfigError(
+            f"{trained}: is missing, though the base has motion transformers; get the base again"
+        )
+    return trained
 
 
 def make_noise(config: DenoiserTraining) -> DDPMScheduler:
@@ -215,9 +228,16 @@ def make_noise(config: DenoiserTraining) -> DDPMScheduler:
     Raises ConfigError where an adapter asks for other noise than its base will be sampled with.
     """
     known: dict[str, Any] = {"prediction_type": "v_prediction", "beta_end": 0.012}
-    saved = config.base / "scheduler" / "scheduler_config.json" if config.base else None
-    if saved and saved.is_file():
-        known |= {key: value for key, value in read_json(saved).items() if key in known}
+    if config.base:
+        file = config.base / "scheduler" / "scheduler_config.json"
+        saved = read_json(file) if file.is_file() else {}
+        lost = [key for key in known if key not in saved and getattr(config, key) is None]
+        if lost:
+            raise ConfigError(
+                f"{file}: does not say the {' and '.join(lost)} of the base's noise; "
+                "get the base again, or write it in the configuration"
+            )
+        known |= {key: value for key, value in saved.items() if key in known}
     for key, value in known.items():
         asked = getattr(config, key)
         if config.lora and asked not in (None, value):
@@ -240,7 +260,7 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
             **config.model,
         )
         return new
-    base = DemoUNet.from_pretrained(config.base / "unet", dtype=torch.float32)
+    base = load_network(DemoUNet, config.base / "unet", dtype=torch.float32)
     # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
     sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
     unet: DemoUNet = DemoUNet(**{**sizes, **config.model})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from demo_t2v.loading import ModelError as ModelError
 from demo_t2v.loading import class_name, only_variant, weight_files
+from demo_t2v.loading import first_line as first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,8 +248,3 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: cannot be read ({first_line(error)})") from None
     return tensors
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
