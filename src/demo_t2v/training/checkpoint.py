@@ -86,7 +86,7 @@ class Checkpoints:
             return None
         if resume != "auto":
             return _given(resume)
-        flaws = []
+        flaws: list[str] = []
         for place in sorted(self._all(), key=_step, reverse=True):
             flaw = find_flaw(place)
             if flaw is None:

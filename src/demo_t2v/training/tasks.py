@@ -148,7 +148,7 @@ class ClipTask:
 
     def export(self, folder: Path) -> None:
         self.model.save_pretrained(folder / "clip")
-        side = self.model.config.vision_config.image_size
+        side = self.model.vision_model.embeddings.image_size
         Preprocessing.plain(side).save(folder / "clip")  # as `to_pixels` gives them
         CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "content_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
