@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
+from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.denoiser import make_noise
 from demo_t2v.training.encoded import encode
@@ -65,6 +67,33 @@ def test_prompts_are_dropped_together_and_apart(stages: Path) -> None:
     always = make_task(load(stages, DENOISER, "base", "p_zero=1")).batch(range(2))
     assert torch.equal(always.content_ids, empty.expand(2, -1))
     assert not always.heard.any()
+
+
+def test_the_motion_encoder_reads_the_bare_phrase_in_a_share_of_the_samples(stages: Path) -> None:
+    share = "p_zero=0", "p_motion_phrase=0.3"
+    task = make_task(load(stages, DENOISER, "base", *share))
+    batch = task.batch(range(400))
+    bare = (batch.content_ids != batch.motion_ids).any(1)
+    assert abs(bare.float().mean().item() - 0.3) < 0.07
+    words = task.condition.tokenizer.batch_decode(batch.motion_ids, skip_special_tokens=True)
+    whole = task.condition.tokenizer.batch_decode(batch.content_ids, skip_special_tokens=True)
+    for phrase, caption, short in zip(words, whole, bare.tolist(), strict=True):
+        assert phrase.strip() == (motion_phrase(caption.strip()) if short else caption.strip())
+
+
+def test_the_motion_encoder_starts_from_the_tower_that_is_named(stages: Path) -> None:
+    keys = f"base={stages}/base/final", f"motion_clip={stages}/demo/final", "model={motion: true}"
+    with pytest.raises(ConfigError, match=r"motion_clip: .*content_encoder is no folder"):
+        make_task(load(stages, DENOISER, "own", *keys[:1], "motion_clip=/nowhere", keys[2]))
+    task = make_task(load(stages, DENOISER, "own", *keys))
+    begun = task.condition.motion_encoder.state_dict()
+    for name, tensor in load_file(stages / "demo/final/content_encoder/model.safetensors").items():
+        assert torch.equal(begun[name.removeprefix("text_model.")], tensor), name
+
+
+def test_frames_and_side_of_the_data_go_into_the_networks_sizes(stages: Path) -> None:
+    keys = f"base={stages}/base/final", "max_frames=2", f"latents={stages}/two", "stills=true"
+    assert make_task(load(stages, DENOISER, "two", *keys)).unet.config.sample_frames == 2
 
 
 def test_a_sample_is_the_same_in_any_batch(stages: Path) -> None:

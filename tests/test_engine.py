@@ -215,11 +215,16 @@ def test_one_cycle_is_torchs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "factors"),
-    [("cosine", [0, 0.5, 1, 0.5, 0]), ("constant", [0, 0.5, 1, 1, 1])],
+    ("schedule", "decay", "factors"),
+    [
+        ("cosine", 0, [0, 0.5, 1, 0.5, 0]),
+        ("constant", 0, [0, 0.5, 1, 1, 1]),
+        ("constant", 5, [0, 0.5, 1, 0.8, 0]),
+    ],
 )
-def test_schedules(schedule: Any, factors: list[float]) -> None:
-    wanted = config(Path(), num_steps=10, warmup_steps=2, lr_schedule=schedule)
+def test_schedules(schedule: Any, decay: int, factors: list[float]) -> None:
+    keys = {"lr_schedule": schedule, "decay_steps": decay}
+    wanted = config(Path(), num_steps=10, warmup_steps=2, **keys)
     steps = (0, 1, 2, 6, 10)
     assert [rate_factor(wanted, step) for step in steps] == pytest.approx(factors)
 

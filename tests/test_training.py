@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v import config as configs
+from demo_t2v.data.sprites import draw_clip
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining
@@ -216,3 +217,22 @@ def test_the_full_size_training_loads() -> None:
     assert config.train_dataset.type == "webvid"
     assert config.deepspeed_config is not None
     assert (ROOT / config.deepspeed_config).is_file()
+
+
+def test_a_text_tower_goes_on_with_sheets_of_frames(stages: Path) -> None:
+    sizes = {"model": {"vision_config": CLIP["model"]["vision_config"]}, "lr": 1e-2}
+    keys = f"text={stages}/clip/final", "freeze_text=false", "frames_per_side=2", "num_steps=30"
+    config = load(stages, CLIP | sizes, "sheets", *keys)
+    task = make_task(config)
+    ids, sheets = task.batch(range(3))
+    assert sheets.shape == (3, 3, 32, 32)
+    for number, sheet in enumerate(sheets):
+        clip = draw_clip(np.random.default_rng([config.seed, number]), 16, 4)
+        assert torch.equal(task.tokens([clip.caption])[0], ids[number])
+        last = torch.from_numpy(clip.frames[3]).permute(2, 0, 1).float() / 127.5 - 1
+        assert torch.equal(sheet[:, 16:, 16:], last)
+    lines = run(config)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    before = CLIPTextModel.from_pretrained(stages / "clip/final/content_encoder").state_dict()
+    after = CLIPTextModel.from_pretrained(config.log_dir / "final/content_encoder").state_dict()
+    assert not torch.equal(*(w["encoder.layers.0.mlp.fc1.weight"] for w in (before, after)))

@@ -109,9 +109,11 @@ def sprites(
     base: Annotated[
         str, typer.Option(metavar="NAME|FOLDER", help="What to compare it with; '' for nothing.")
     ] = "sprites-base",
+    trained: Annotated[int, typer.Option(min=0, help="Prompts of pairs trained on.")] = 216,
+    held_out: Annotated[int, typer.Option(min=0, help="Prompts of other pairs.")] = 108,
 ) -> None:
     """How often a video shows the thing and the motion that were asked for."""
     with one_line_errors():
         from demo_t2v.evaluation.sprites import main as run
 
-        run(model, out=out, base=base or None)
+        run(model, out=out, base=base or None, trained=trained, held=held_out)

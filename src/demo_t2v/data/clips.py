@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.data.sprites import draw_clip
+from demo_t2v.data.sprites import draw_clip, draw_pose
 from demo_t2v.data.table import read_rows
 from demo_t2v.data.video import Sampling, VideoError, sample_video, write_video
 from demo_t2v.files import written_whole
@@ -184,7 +184,10 @@ class VideoClips:
 
 
 class SpriteClips:
-    """The sprite world without files: video `index` is a drawing, and its one clip all of it."""
+    """The sprite world without files: video `index` is a drawing, and its one clip all of it.
+
+    A clip of one frame shows a moment of a clip of 16.
+    """
 
     def __init__(
         self,
@@ -194,10 +197,11 @@ class SpriteClips:
         resolution: int = 64,
         frames: int = 16,
         emphasis: Mapping[str, int] | None = None,
+        poses: float = 0.0,
     ) -> None:
         self._clips, self._seed = clips, seed
         self._resolution, self._frames = resolution, frames
-        self._emphasis = emphasis
+        self._emphasis, self._poses = emphasis, poses
 
     def __len__(self) -> int:
         return self._clips
@@ -205,7 +209,16 @@ class SpriteClips:
     def clip(self, index: int, seed: int) -> CaptionedClip:  # noqa: ARG002
         """Drawing `index`, whatever the seed."""
         rng = np.random.default_rng([self._seed, index])
-        drawn = draw_clip(rng, self._resolution, self._frames, emphasis=self._emphasis)
+        if self._poses and rng.random() < self._poses:
+            drawn = draw_pose(rng, self._resolution, self._frames)
+        else:
+            drawn = draw_clip(
+                rng,
+                self._resolution,
+                self._frames,
+                still=self._frames == 1,
+                emphasis=self._emphasis,
+            )
         return CaptionedClip(drawn.frames, drawn.caption, f"sprite {index}")
 
 

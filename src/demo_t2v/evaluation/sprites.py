@@ -182,7 +182,12 @@ def _judge(
 
 
 def main(
-    model: str, out: Path | None = None, base: str | None = None, console: Console | None = None
+    model: str,
+    out: Path | None = None,
+    base: str | None = None,
+    console: Console | None = None,
+    trained: int = TRAINED,
+    held: int = HELD_OUT,
 ) -> None:
     """What the command line calls: a bar on stderr, tables on stdout, figures as JSON in `out`."""
     from rich.console import Console
@@ -190,8 +195,8 @@ def main(
     if out is not None:
         check_writable(out)
     console = console or Console()
-    with _progress((TRAINED + HELD_OUT) * (3 if base else 2)) as on_video:
-        report = evaluate(model, base=base, on_video=on_video)
+    with _progress((trained + held) * (3 if base else 2)) as on_video:
+        report = evaluate(model, base=base, trained=trained, held=held, on_video=on_video)
     if out is not None:
         save(report, out)
     for table in tables(report):

@@ -37,6 +37,8 @@ class TrainConfig(Strict):
     lr: Annotated[float, Field(gt=0)]
     lr_schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    decay_steps: Annotated[int, Field(ge=0)] = 0
+    """Last steps, over which a constant learning rate falls to zero along a straight line."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.999
@@ -71,13 +73,39 @@ class AutoencoderTraining(TrainConfig):
     crop_steps: Annotated[int, Field(ge=0)] = 0
 
 
+class StudentTraining(TrainConfig):
+    """An autoencoder for larger frames that shares the latents of a trained one."""
+
+    task: Literal["student"]
+    teacher: Path
+    """A folder with the trained autoencoder (`vae`); `sample_size` is the side of its frames."""
+    base: Path | None = None
+    """A folder with the student as it is so far; None: a new one, with the teacher's tensors where
+    names and shapes agree."""
+    train: Literal["decoder", "encoder"]
+    """The half that is trained; the other one stays as it is."""
+    latent_noise: Annotated[float, Field(ge=0)] = 0.15
+    """Strongest noise on the latents that the decoder reads, in their standard deviations."""
+    thing_weight: Annotated[float, Field(ge=1)] = 5.0
+    """Weight of the thing's pixels in the decoder's loss; the background's is 1."""
+    crop: Annotated[int, Field(ge=8)] | None = None
+    """Side in pixels of the windows round the thing that the decoder's first steps see, for speed;
+    a multiple of the pixels of one latent."""
+    crop_steps: Annotated[int, Field(ge=0)] = 0
+
+
 class ClipTraining(TrainConfig):
     """Stage 2: captions and still frames in one space, by contrast."""
 
     task: Literal["clip"]
     vocab_size: Annotated[int, Field(ge=300)] = 700
     text: Path | None = None
-    """A folder with a trained `tokenizer` and `content_encoder`, to learn only the image tower."""
+    """A folder with a trained `tokenizer` and `content_encoder` to start from."""
+    freeze_text: bool = True
+    """Learn only the image tower where `text` is given."""
+    frames_per_side: Annotated[int, Field(ge=1)] = 1
+    """More than 1: an image is a square of that many rows and columns of frames, spread over a
+    clip, so that the text tower learns what motions are called."""
 
 
 def _known_motions(emphasis: dict[str, int]) -> dict[str, int]:
@@ -104,6 +132,8 @@ class SpritesDataset(Dataset):
         Field(default_factory=dict)
     )
     """How many times as often as the others a motion is drawn, by its name in `MOTIONS`."""
+    poses: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the clips that show a thing at any angle and without motion."""
 
 
 class WebvidDataset(Dataset):
@@ -175,6 +205,9 @@ class DenoiserTraining(TrainConfig):
     clip: Path
     base: Path | None = None
     """A trained base denoiser to start from; None starts from nothing."""
+    motion_clip: Path | None = None
+    """A folder whose `content_encoder` the motion encoder starts from; None: the motion encoder of
+    `base`, or, where it has none, the `content_encoder` of `clip`."""
     train_dataset: AnyDataset
     latents: Path | None = None
     """Where encoded clips are kept, each cut once; None: every clip is encoded whenever it is
@@ -199,6 +232,9 @@ class DenoiserTraining(TrainConfig):
     """Share of the others in which the content encoder hears it, alone or not."""
     p_zero_motion: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The same for the motion encoder."""
+    p_motion_phrase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the samples whose motion encoder reads the motion phrase of the caption alone,
+    without thing and place; of the sprite world's captions."""
     noise_strength: Annotated[float, Field(ge=0)] = 0.0
     """Of the noise that all places of a frame share, beside the noise of each place."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
@@ -233,5 +269,6 @@ class DenoiserTraining(TrainConfig):
 
 
 AnyTraining = Annotated[
-    AutoencoderTraining | ClipTraining | DenoiserTraining, Field(discriminator="task")
+    AutoencoderTraining | StudentTraining | ClipTraining | DenoiserTraining,
+    Field(discriminator="task"),
 ]

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.adapters import add_lora
 from demo_t2v.config import ConfigError, read_json
+from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.diffusion.noise import offset_noise
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
@@ -43,10 +44,7 @@ class DenoiserTask:
         content = load_encoder(config.clip / "content_encoder")
         motion = None
         if self.unet.config.motion:
-            trained = config.base / "motion_encoder" if config.base else None
-            motion = load_encoder(
-                trained if trained and trained.exists() else config.clip / "content_encoder"
-            )
+            motion = load_encoder(_motion_start(config))
         tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
@@ -107,13 +105,16 @@ class DenoiserTask:
             noise = torch.randn(clean.shape, generator=rng)
             offset = torch.randn(clean.shape[:2], generator=rng)  # (C, F)
             noises.append(offset_noise(noise, offset, self.config.noise_strength))
-            shares.append(torch.rand(4, generator=rng))
-        share = torch.stack(shares)  # (B, 4)
+            shares.append(torch.rand(5, generator=rng))
+        share = torch.stack(shares)  # (B, 5)
         both = share[:, 0] < self.config.p_zero
         no_content = both | (share[:, 1] < self.config.p_zero_content)
         no_motion = both | (share[:, 2] < self.config.p_zero_motion)
         ids, content = _stack(item.tokens for item in items), _stack(i.content for i in items)
         assert ids is not None
+        motion_ids = ids.clone()
+        for row in torch.nonzero(share[:, 4] < self.config.p_motion_phrase).flatten().tolist():
+            motion_ids[row] = self.condition.tokens([motion_phrase(items[row].caption)])[0]
         if content is not None:
             content = torch.where(no_content[:, None, None], self.unheard, content)
         return Samples(
@@ -121,7 +122,7 @@ class DenoiserTask:
             noise=torch.stack(noises),
             timesteps=self.timesteps(share[:, 3]),
             content_ids=torch.where(no_content[:, None], self.empty, ids),
-            motion_ids=torch.where(no_motion[:, None], self.empty, ids),
+            motion_ids=torch.where(no_motion[:, None], self.empty, motion_ids),
             heard=~no_motion,
             content=content,
             flow=_stack(item.flow for item in items),
@@ -203,6 +204,17 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 
+def _motion_start(config: DenoiserTraining) -> Path:
+    """The folder of the weights that the motion encoder starts from. Raises ConfigError."""
+    if config.motion_clip is not None:
+        folder = config.motion_clip / "content_encoder"
+        if not folder.is_dir():
+            raise ConfigError(f"motion_clip: {folder} is no folder of a trained text encoder")
+        return folder
+    trained = config.base / "motion_encoder" if config.base else None
+    return trained if trained and trained.exists() else config.clip / "content_encoder"
+
+
 def load_encoder(folder: Path) -> CLIPTextModel:
     """A text encoder in full precision, however it was saved."""
     encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
@@ -243,6 +255,7 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
     base = DemoUNet.from_pretrained(config.base / "unet", dtype=torch.float32)
     # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
     sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
+    sizes |= {"sample_size": side, "sample_frames": frames}
     unet: DemoUNet = DemoUNet(**{**sizes, **config.model})
     unet.load_state_dict(base.state_dict(), strict=False)
     if unet.config.motion and not base.config.motion:

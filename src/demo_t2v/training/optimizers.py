@@ -17,7 +17,8 @@ from demo_t2v.training.muon import Muon
 def rate_factor(config: TrainConfig, step: int) -> float:
     """What the learning rates are multiplied by in a step: a pure function, so nothing is kept.
 
-    Every schedule rises over `warmup_steps`. `cosine` then falls to nothing; `one_cycle` goes from
+    Every schedule rises over `warmup_steps`. `cosine` then falls to nothing, `constant` only over
+    the last `decay_steps`; `one_cycle` goes from
     1/25 up and down to 1/250,000, along cosines, as torch's OneCycleLR.
     """
     warm = config.warmup_steps
@@ -29,7 +30,8 @@ def rate_factor(config: TrainConfig, step: int) -> float:
     if step < warm:
         return step / max(1, warm)
     if config.lr_schedule == "constant":
-        return 1.0
+        decay = config.decay_steps
+        return min(1.0, (config.num_steps - step) / decay) if decay else 1.0
     progress = (step - warm) / max(1, config.num_steps - warm)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 

@@ -140,6 +140,7 @@ def open_source(
                 resolution=config.resolution,
                 frames=config.max_frames,
                 emphasis=dataset.emphasis,
+                poses=dataset.poses,
             )
         case WebvidDataset():
             return VideoClips(
