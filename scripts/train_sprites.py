@@ -25,9 +25,11 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 
+from demo_t2v.config import ConfigError, load
 from demo_t2v.evaluation.sprites import HELD_OUT, TRAINED
 from demo_t2v.files import written_whole
 from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training.config import AnyTraining
 
 CONFIGS: Final = Path(__file__).parent.parent / "configs" / "sprites"
 RUNS: Final = "runs/sprites/"
@@ -145,12 +147,8 @@ def train(out: Path, device: str, processes: int, asked: Sequence[str]) -> None:
 
 
 def steps_of(stage: Stage, told: Sequence[str]) -> int:
-    """The steps that a stage will take."""
-    steps: int = yaml.safe_load(stage.config.read_text(encoding="utf-8"))["num_steps"]
-    for override in told:
-        key, _, value = override.partition("=")
-        steps = int(value) if key == "num_steps" else steps
-    return steps
+    """The steps that a stage will take. Raises ConfigError for what it cannot be told."""
+    return load(AnyTraining, stage.config, told).num_steps  # type: ignore[no-any-return]
 
 
 def span(minutes: float) -> str:
@@ -201,6 +199,11 @@ def main() -> None:
         torch.cuda.device_count() if gpu else min(2, os.cpu_count() or 1)
     )
     overrides = [*(GPU if gpu else ()), *asked.overrides]
+    taken = [(stage, overrides_of(stage, asked.out, overrides)) for stage in STAGES]
+    try:
+        stages = ", ".join(f"{stage.name} {steps_of(stage, told):,}" for stage, told in taken)
+    except ConfigError as error:
+        parser.error(str(error))
     train(asked.out, asked.device, processes, overrides)
     final, scores = assemble(asked.out), asked.out / "score.json"
     say("the score")
@@ -208,8 +211,6 @@ def main() -> None:
     pairs = ["--trained", trained, "--held-out", held_out]
     score = ["evaluate", "sprites", "--model", final, "--base", "", "--out", scores, *pairs]
     demo(*score, device=asked.device)
-    taken = [(stage, overrides_of(stage, asked.out, overrides)) for stage in STAGES]
-    stages = ", ".join(f"{stage.name} {steps_of(stage, told):,}" for stage, told in taken)
     card = ["--license", "mit", "--data", DATA.format(stages=stages), "--scores", str(scores)]
     demo("card", final, *card, "--overwrite", device=asked.device)
 

@@ -78,7 +78,9 @@ def test_the_motion_encoder_reads_the_bare_phrase_in_a_share_of_the_samples(stag
     words = task.condition.tokenizer.batch_decode(batch.motion_ids, skip_special_tokens=True)
     whole = task.condition.tokenizer.batch_decode(batch.content_ids, skip_special_tokens=True)
     for phrase, caption, short in zip(words, whole, bare.tolist(), strict=True):
-        assert phrase.strip() == (motion_phrase(caption.strip()) if short else caption.strip())
+        caption = caption.strip().replace(" ,", ",")
+        read = phrase.strip().replace(" ,", ",")
+        assert read == (motion_phrase(caption) if short else caption)
 
 
 def test_the_motion_encoder_starts_from_the_tower_that_is_named(stages: Path) -> None:

@@ -64,19 +64,23 @@ class Case:
 def list_prompts(trained: int = TRAINED, held: int = HELD_OUT, seed: int = 0) -> list[Case]:
     """The fixed list: different pairs, first `trained` trained ones, then `held` held-out ones.
 
-    Motions are balanced exactly, things as nearly as the pairs allow. Raises EvaluationError where
-    there are not so many pairs.
+    Motions are balanced exactly, things as nearly as the pairs allow. Smaller counts give the first
+    prompts of the usual list. Raises EvaluationError where there are not so many pairs.
     """
     cases: list[Case] = []
-    for name, count, held_pairs in (("trained", trained, False), ("held-out", held, True)):
+    parts = (("trained", trained, TRAINED, False), ("held-out", held, HELD_OUT, True))
+    for name, count, usual, held_pairs in parts:
         rng = np.random.default_rng((seed, held_pairs))
-        for number, (thing, motion) in enumerate(_choose_pairs(count, held_pairs, rng)):
+        pairs = _choose_pairs(max(count, usual), held_pairs, rng)
+        drawn: list[Case] = []
+        for number, (thing, motion) in enumerate(pairs):
             speed = str(rng.choice(SPEEDS, p=_SPEED_SHARES))
             background = str(rng.choice(list(BACKGROUNDS)))
             words = caption(thing, motion, speed, background)
             key = f"{name}-{number:03d}"
             job = make_jobs([(key, words)], 1, seed)[0]
-            cases.append(Case(key, words, thing, motion, speed, background, held_pairs, job.seed))
+            drawn.append(Case(key, words, thing, motion, speed, background, held_pairs, job.seed))
+        cases += drawn[:count]
     return cases
 
 
