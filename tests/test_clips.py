@@ -120,7 +120,7 @@ def test_bad_videos_are_passed_over_counted_and_listed(tmp_path: Path, videos: P
     assert reasons["3"] == "has no caption"
     assert reasons["row 6"] == "has no path"
     assert "no video that FFmpeg can read" in reasons["text"]
-    assert reasons["damaged"] == "is damaged: no frame up to the clip can be decoded"
+    assert reasons["damaged"] == "holds no frames that can be decoded"
     # Another seed draws other replacements.
     assert len({clips.clip(0, seed).key for seed in range(12)}) == 2
 
