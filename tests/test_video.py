@@ -22,6 +22,7 @@ from demo_t2v.data.video import (
     write_video,
 )
 from numbered import damage, numbers, write_numbered
+from video_kinds import write_song
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +387,27 @@ def test_what_cannot_be_sampled(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-60_000])
     with pytest.raises(VideoError, match=r"^has 2\d frames, a clip takes 40$"):
         sample_video(cut, Sampling(40, 10.0, 64), rng)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("mp3", "libmp3lame"), ("mp4", "aac"), ("flac", "flac"), ("matroska", "aac")],
+)
+def test_a_song_with_a_cover_is_no_video(tmp_path: Path, container: str, codec: str) -> None:
+    song = write_song(tmp_path / "song", container, codec)
+    with pytest.raises(VideoError, match=r"^holds no video$"):
+        sample_video(song, Sampling(1, 3.0, 64), np.random.default_rng(0))
+    with pytest.raises(VideoError, match=r"song: holds no video$"):
+        read_video(song)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_video_with_a_cover_is_one(tmp_path: Path, container: str) -> None:
+    video = write_numbered(tmp_path / "a.mp4", 20, bf="0")
+    both = write_song(tmp_path / "both", container, "aac", video)
+    clip = sample_video(both, Sampling(20, 30.0, 64), np.random.default_rng(0))
+    assert numbers(clip) == list(range(20))
+    assert numbers(read_video(both)[0]) == list(range(20))
 
 
 @pytest.mark.parametrize(("frames", "fps", "side"), [(0, 3.0, 64), (4, 0.0, 64), (4, 3.0, 0)])

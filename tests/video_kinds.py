@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, Final
 
 import av
 import numpy as np
+from av.stream import Disposition
+from PIL import Image
 
 from numbered import picture
 
@@ -239,7 +242,7 @@ def write_kind(file: Path, kind: Kind) -> Path:
         sound = kind.audio and container.add_stream(kind.audio[0], rate=HERTZ, layout="stereo")
         packets = _pictures(stream, kind)
         if sound and kind.audio:
-            packets += _silence(sound, kind.audio[1])
+            packets += silence(sound, kind.audio[1])
         for packet in sorted(packets, key=_decoding_time):
             container.mux(packet)
     if kind.pipe:
@@ -274,7 +277,8 @@ def _pictures(stream: av.VideoStream, kind: Kind) -> list[av.Packet]:
     return packets
 
 
-def _silence(stream: av.AudioStream, milliseconds: int) -> list[av.Packet]:
+def silence(stream: av.AudioStream, milliseconds: int) -> list[av.Packet]:
+    """The packets of so much silence."""
     context = stream.codec_context
     context.open()
     size, form = context.frame_size or 1024, context.format
@@ -286,3 +290,32 @@ def _silence(stream: av.AudioStream, milliseconds: int) -> list[av.Packet]:
         frame.sample_rate, frame.pts, frame.time_base = HERTZ, at, Fraction(1, HERTZ)
         packets += stream.encode(frame)
     return packets + stream.encode()
+
+
+def write_song(file: Path, container: str, codec: str, video: Path | None = None) -> Path:
+    """Write silence with a cover picture, and the frames of `video` behind it if there is one."""
+    cover = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(cover, "JPEG")
+    with ExitStack() as stack:
+        song = stack.enter_context(av.open(str(file), "w", format=container))
+        packets = silence(song.add_stream(codec, rate=HERTZ, layout="stereo"), 400)
+        if container == "matroska":
+            song.add_attachment("cover.jpg", "image/jpeg", cover.getvalue())
+        else:
+            picture = song.add_stream("mjpeg", rate=RATE)
+            picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+            packet = av.Packet(cover.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = picture, 0, 0, True
+            packet.time_base = Fraction(1, RATE)
+            packets.insert(0, packet)
+        if video:
+            frames = stack.enter_context(av.open(str(video)))
+            stream = song.add_stream_from_template(frames.streams.video[0])
+            for packet in filter(lambda packet: packet.size, frames.demux(video=0)):
+                packet.stream = stream
+                packets.append(packet)
+        song.start_encoding()
+        for packet in packets:
+            song.mux(packet)
+    return file
