@@ -58,6 +58,46 @@ def test_formats(
         assert np.abs(read[index, 2, 2] - np.array([200.0, 40, 90])).max() < 12
 
 
+COLOURS = {
+    "green": (0, 255, 0),
+    "red": (255, 0, 0),
+    "blue": (0, 0, 255),
+    "white": (255, 255, 255),
+    "gray": (128, 128, 128),
+    "black": (0, 0, 0),
+    "skin": (224, 172, 105),
+}
+
+
+@pytest.mark.parametrize("kind", ["mp4", "webm"])
+@pytest.mark.parametrize("colour", COLOURS.values(), ids=COLOURS)
+def test_colours_are_those_that_the_file_states(
+    tmp_path: Path, kind: Format, colour: tuple[int, int, int]
+) -> None:
+    """By the equations of ITU-R BT.709 for 8 bits, limited range, on the planes as decoded."""
+    file = tmp_path / "a"
+    write_video(np.full((3, 32, 48, 3), colour, dtype=np.uint8), file, fps=8, format=kind)
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        stated = (stream.colorspace, stream.color_primaries, stream.color_trc, stream.color_range)
+        frame = next(container.decode(stream))
+    assert stated == (1, 1, 1, 1)  # BT.709 three times, limited range
+    luma, blue, red = (
+        np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width].mean()
+        for plane in frame.planes
+    )
+    y, pb, pr = (luma - 16) / 219, (blue - 128) / 224, (red - 128) / 224
+    r, b = y + 1.5748 * pr, y + 1.8556 * pb
+    g = (y - 0.2126 * r - 0.0722 * b) / 0.7152
+    np.testing.assert_allclose([255 * r, 255 * g, 255 * b], colour, atol=3)
+    # What players that look at the container alone find.
+    tags = {"mp4": b"colrnclx" + bytes([0, 1, 0, 1, 0, 1]), "webm": b"\x55\xb1\x81\x01"}
+    assert tags[kind] in file.read_bytes()
+    sampled = sample_video(file, Sampling(2, 8.0, 16), np.random.default_rng(0))
+    for read in (read_video(file)[0], sampled):
+        np.testing.assert_allclose(read.mean((0, 1, 2)), colour, atol=2)
+
+
 def test_mp4_can_be_played_while_it_loads(tmp_path: Path, frames: NDArray[np.uint8]) -> None:
     write_video(frames, tmp_path / "a.mp4", fps=8, format="mp4")
     content = (tmp_path / "a.mp4").read_bytes()
