@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,8 +108,8 @@ class VideoClips:
     """Clips of the videos that a caption CSV (UTF-8) names: `clip(index, seed)`.
 
     The defaults are WebVid's layout: the file is `<videos>/<videoid>.mp4`, the caption stands in
-    `name`. `path_column` names the column of a path below `videos`, with or without the ending
-    `.mp4`; `page_dir/videoid` joins two columns. How a clip is cut: `Sampling`.
+    `name`. `path_column` names the column of a path below `videos` (`find_video`);
+    `page_dir/videoid` joins two columns. How a clip is cut: `Sampling`.
 
     A video that is missing, damaged or too short is passed over: the same (index, seed) then
     draws other videos until one is good. `bad` counts and lists them; where more than
@@ -149,8 +150,7 @@ class VideoClips:
         key, caption = self._keys[index], self._captions[index]
         if not key or not caption:
             raise ClipError("has no caption" if key else "has no path")
-        file = self._videos / key
-        return key, file if file.is_file() else file.with_name(f"{file.name}.mp4"), caption
+        return key, find_video(self._videos, key), caption
 
     def name(self, index: int) -> str:
         """What a message calls a row."""
@@ -238,6 +238,30 @@ class _Texts:
     def __getitem__(self, index: int) -> str:
         text = self._bytes[self._ends[index] : self._ends[index + 1]]
         return text.decode("utf-8", "surrogatepass")
+
+
+def find_video(folder: Path, key: str) -> Path:
+    """The file below `folder` that a caption table names, with or without the ending `.mp4`.
+
+    Endings may be upper case, and names composed or decomposed Unicode, as on macOS. Where there
+    is no such file, its most likely name.
+    """
+    for name in Path(key).parts[:-1]:
+        forms = [folder / form for form in _forms(name)]
+        folder = next(filter(Path.is_dir, forms), forms[0])
+    name = Path(key).name
+    for form in _forms(name):
+        stem, ending = form[: len(form) - len(Path(form).suffix)], Path(form).suffix
+        endings = (ending, f"{ending}.mp4", f"{ending}.MP4", ending.lower(), ending.upper())
+        for file in (folder / f"{stem}{other}" for other in endings):
+            if file.is_file():
+                return file
+    return folder / f"{name}.mp4"
+
+
+def _forms(name: str) -> list[str]:
+    """A name as it is, composed and decomposed."""
+    return [*dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])]
 
 
 def read_captions(file: Path, path_column: str, caption_column: str) -> Iterator[tuple[str, str]]:
