@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from demo_t2v.config import Strict
 from demo_t2v.data.sprites import MOTIONS
 from demo_t2v.models.lora import LoraTarget
+from demo_t2v.weights.hub import is_published, resolve
 
 
 class TrainConfig(Strict):
@@ -174,7 +175,8 @@ class DenoiserTraining(TrainConfig):
     autoencoder: Path
     clip: Path
     base: Path | None = None
-    """A trained base denoiser to start from; None starts from nothing."""
+    """A trained base denoiser to start from; None starts from nothing. Published files, as
+    `--model` takes them, do for all three."""
     train_dataset: AnyDataset
     latents: Path | None = None
     """Where encoded clips are kept, each cut once; None: every clip is encoded whenever it is
@@ -235,3 +237,16 @@ class DenoiserTraining(TrainConfig):
 AnyTraining = Annotated[
     AutoencoderTraining | ClipTraining | DenoiserTraining, Field(discriminator="task")
 ]
+
+
+def find_models(config: AnyTraining) -> AnyTraining:
+    """The configuration with published files replaced by the folders that they are converted to.
+
+    Raises weights.hub.ModelError.
+    """
+    if not isinstance(config, DenoiserTraining):
+        return config
+    places = {key: getattr(config, key) for key in ("autoencoder", "clip", "base")}
+    published = {key: str(place) for key, place in places.items() if is_published(str(place))}
+    folders = {key: resolve(name, to_train=True) for key, name in published.items()}
+    return config.model_copy(update=folders)
