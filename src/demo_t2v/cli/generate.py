@@ -26,10 +26,10 @@ from demo_t2v.generation.prompts import (
     read_prompts,
 )
 from demo_t2v.generation.sharing import Share
-from demo_t2v.launch import world_size
+from demo_t2v.launch import is_launched, world_size
 from demo_t2v.outputs import Job, OutputFolder
 from demo_t2v.remote import open_folder
-from demo_t2v.weights.hub import fingerprint, read_defaults, resolve
+from demo_t2v.weights.hub import fingerprint, read_defaults, resolve, settle
 from demo_t2v.weights.memory import pick
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
@@ -57,7 +57,9 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE|-", help="id,prompt as CSV, JSON lines or Parquet."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "--cfg", metavar="FILE", help="YAML file.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: the built-in model, sprites."),
@@ -301,13 +303,20 @@ def _make(
                 from demo_t2v.generation.run import Maker, make
 
                 plan, line = pick(config, len(jobs))
-                if line and share.main:
-                    bar.say(line)
+                for told in filter(None, (line, _without_gpu(config))):
+                    if share.main:
+                        bar.say(told)
                 make(Maker.load(jobs, config, plan, folder), jobs, share, watch)
         finally:
             share.leave()
         if share.main:
             share.wait(watch.refresh)
+
+
+def _without_gpu(config: InferenceConfig) -> str:
+    """What to say where a launcher for GPUs finds none."""
+    on_cpu = config.device == "auto" and settle(config.device, config.dtype)[0] == "cpu"
+    return "no GPU here: the videos are made on the CPU" if on_cpu and is_launched() else ""
 
 
 def _report(
