@@ -154,6 +154,11 @@ def test_options_and_overrides(place: Path) -> None:
         (["a car " * 2000], ["prompt has 11,999 characters; write at most 10,000"]),
         (["--prompts", "long.csv"], ["long.csv, line 2: has a cell of more than 131,072"]),
         (["a", "car"], ["'a' and 'car'", "quotes"]),
+        (["two.csv"], ["two.csv: is a file", "`demo-t2v generate --prompts two.csv`"]),
+        (["my two.csv"], ["is a file", "`demo-t2v generate --prompts 'my two.csv'`"]),
+        (["run.yaml"], ["is a file", "`demo-t2v generate --config run.yaml`"]),
+        (["tow.CSV"], ["tow.CSV: is no prompt, and there is no such file; see --prompts FILE"]),
+        (["--prompts", "semicolons.csv"], ["semicolons.csv: separates its columns by semicolons"]),
         (["a car", "--prompts", "two.csv"], ["two.csv", "give one of them"]),
         (["--prompts", "caption.csv"], ["caption.csv", "`prompt`"]),
         (["--prompts", "hole.csv"], ["hole.csv, row 2 (line 3)", "nothing in it"]),
@@ -171,12 +176,34 @@ def test_options_and_overrides(place: Path) -> None:
 )
 def test_bad_input(place: Path, words: list[str], parts: list[str]) -> None:
     (place / "caption.csv").write_text("id,caption\n1,a\n")
-    (place / "hole.csv").write_text("id,prompt\n1,a\n,\n")
+    (place / "hole.csv").write_text("id,prompt\n1,a\n,\n2,b\n")
+    (place / "semicolons.csv").write_text("id;prompt\n1;a\n")
+    shutil.copy(place / "two.csv", place / "my two.csv")
     (place / "latin.csv").write_bytes("prompt\nschön\n".encode("latin-1"))
     (place / "typo.yaml").write_text("guide_scal: 3\n")
     done = run(place, "generate", *words)
     assert_one_line(done, 2, *parts)
     assert done.stdout == ""
+
+
+def test_prompts_from_standard_input(place: Path) -> None:
+    words = ("generate", "--prompts", "-", "--model", "model", "--steps", "1", "--out", "piped")
+    command, text = [*COMMAND, *words], "id,prompt\nx,a car falls\nx,a fish, at night\n\n"
+    there = {"cwd": place, "input": text, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, env=ENVIRONMENT, **there)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "piped/x-a-car-falls-0.mp4\npiped/x-2-a-fish-at-night-0.mp4\n"
+    warning = "standard input: column `id` has repeated ids; row 2 (line 3) is x-2"
+    assert done.stderr.splitlines()[0] == warning
+    done = subprocess.run(command, env=ENVIRONMENT | {"WORLD_SIZE": "2"}, **there)
+    assert_one_line(done, 2, "--prompts -: several processes need a file")
+
+
+def test_a_prompt_may_end_like_a_file(place: Path) -> None:
+    words = ("--model", "model", "--steps", "1", "--out", "alike")
+    done = run(place, "generate", "a cat beside two.csv", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alike/1-a-cat-beside-two-csv-0.mp4\n"
 
 
 def test_a_size_that_the_network_cannot_take(place: Path) -> None:

@@ -26,7 +26,7 @@ from demo_t2v.cli.terminal import (
 from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
 from demo_t2v.config import load
-from demo_t2v.training.config import AnyTraining
+from demo_t2v.training.config import AnyTraining, find_models, fit_device
 from demo_t2v.weights.hub import quieten_libraries
 
 app = typer.Typer(
@@ -67,7 +67,9 @@ def _options(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Option(metavar="FILE", help="One stage, as YAML.")],
+    config: Annotated[
+        Path, typer.Option("--config", "--cfg", metavar="FILE", help="One stage, as YAML.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
     ] = None,
@@ -78,7 +80,7 @@ def train(
 ) -> None:
     """Train one stage of a model; goes on from the last checkpoint of an earlier run of it."""
     with one_line_errors(), only_reports_on_stdout() as report:
-        settings = load(AnyTraining, config, overrides or [])
+        settings = fit_device(find_models(load(AnyTraining, config, overrides or [])))
         source: Any = resume if resume in ("auto", "none") else Path(resume)
         from demo_t2v.training.loop import TrainingStopped
         from demo_t2v.training.loop import train as run

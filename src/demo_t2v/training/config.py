@@ -5,6 +5,7 @@ Keys that the paper's release has keep their names.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,11 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from demo_t2v.config import Strict
 from demo_t2v.data.sprites import MOTIONS
+from demo_t2v.launch import is_launched, rank
 from demo_t2v.models.lora import LoraTarget
+from demo_t2v.weights.hub import is_published, resolve
+
+_log = logging.getLogger(__name__)
 
 
 class TrainConfig(Strict):
@@ -204,7 +209,8 @@ class DenoiserTraining(TrainConfig):
     autoencoder: Path
     clip: Path
     base: Path | None = None
-    """A trained base denoiser to start from; None starts from nothing."""
+    """A trained base denoiser to start from; None starts from nothing. Published files, as
+    `--model` takes them, do for all three."""
     motion_clip: Path | None = None
     """A folder whose `content_encoder` the motion encoder starts from; None: the motion encoder of
     `base`, or, where it has none, the `content_encoder` of `clip`."""
@@ -272,3 +278,32 @@ AnyTraining = Annotated[
     AutoencoderTraining | StudentTraining | ClipTraining | DenoiserTraining,
     Field(discriminator="task"),
 ]
+
+
+def find_models(config: AnyTraining) -> AnyTraining:
+    """The configuration with published files replaced by the folders that they are converted to.
+
+    Raises weights.hub.ModelError.
+    """
+    if not isinstance(config, DenoiserTraining):
+        return config
+    places = {key: getattr(config, key) for key in ("autoencoder", "clip", "base")}
+    published = {key: str(place) for key, place in places.items() if is_published(str(place))}
+    folders = {key: resolve(name, to_train=True) for key, name in published.items()}
+    return config.model_copy(update=folders)
+
+
+def fit_device(config: AnyTraining) -> AnyTraining:
+    """The configuration as this machine trains it: without a GPU in float32 instead of float16.
+
+    A warning says so, and that a launcher found no GPU.
+    """
+    import torch  # which the command line loads late
+
+    if torch.cuda.is_available():
+        return config
+    halved = config.mixed_precision == "fp16"
+    if rank() == 0 and (halved or is_launched()):
+        precision = ", in float32 instead of float16" if halved else ""
+        _log.warning("no GPU here: the training runs on the CPU%s", precision)
+    return config.model_copy(update={"mixed_precision": "no"}) if halved else config

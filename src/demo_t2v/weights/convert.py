@@ -64,21 +64,22 @@ def convert(
     out: Path,
     dtype: ConvertedDtype | None = None,
     start_motion: bool = False,
+    image_tower: bool = False,
 ) -> None:
     """Write a DemoPipeline folder from published files, or from a folder that holds some.
 
     `source` may also be a folder of diffusers' `TextToVideoSDPipeline`
     (`text-to-video-ms-1.7b`). `dtype` None keeps what each file has. With `start_motion` a base
     model becomes a DEMO to be trained: motion transformers and motion encoder are copies of their
-    content neighbours, and `clip/` has the image tower for the regularization loss where the
-    source has one. Raises ModelError, and then writes nothing.
+    content neighbours. With it or with `image_tower`, `clip/` has the image tower for the
+    regularization loss, where the source has one. Raises ModelError, and then writes nothing.
     """
     parts = _open(source)
     if start_motion:
         if "motion_encoder" in parts:
             raise ModelError(f"{parts['unet'].file}: is a DEMO already; its motion has started")
         parts = _with_motion(parts)
-    else:
+    elif not image_tower:
         parts.pop("clip", None)
     write_pipeline(parts, out, dtype)
 
