@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from demo_t2v.adapters import add_lora
 from demo_t2v.config import ConfigError, read_json
@@ -21,7 +21,8 @@ from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.items import open_items
 from demo_t2v.training.objective import Answer, Objective, Samples
-from demo_t2v.training.parts import latent_shape
+from demo_t2v.training.parts import latent_shape, load_tokenizer
+from demo_t2v.weights.hub import read_negative_prompt
 
 
 def sample_seed(seed: int, place: int) -> int:
@@ -47,13 +48,14 @@ class DenoiserTask:
             motion = load_encoder(
                 trained if trained and trained.exists() else config.clip / "content_encoder"
             )
-        tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
+        tokenizer = load_tokenizer(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
         self._freeze()
-        self.empty = self.condition.tokens([""])  # (1, L)
-        with torch.no_grad():  # frozen, so heard once: (1, L, D)
-            self.unheard = penultimate_states(content, self.empty)
+        self.negative_prompt = null_text(config)
+        self.null_ids = self.condition.tokens([self.negative_prompt])  # (1, L)
+        with torch.no_grad():  # frozen, so encoded once: (1, L, D)
+            self.null_states = penultimate_states(content, self.null_ids)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
@@ -109,19 +111,18 @@ class DenoiserTask:
             noises.append(offset_noise(noise, offset, self.config.noise_strength))
             shares.append(torch.rand(4, generator=rng))
         share = torch.stack(shares)  # (B, 4)
-        both = share[:, 0] < self.config.p_zero
-        no_content = both | (share[:, 1] < self.config.p_zero_content)
-        no_motion = both | (share[:, 2] < self.config.p_zero_motion)
+        no_content, p_motion = share[:, 0] < self.config.p_zero, self.config.p_zero_motion
+        no_motion = no_content if p_motion is None else share[:, 2] < p_motion
         ids, content = _stack(item.tokens for item in items), _stack(i.content for i in items)
         assert ids is not None
         if content is not None:
-            content = torch.where(no_content[:, None, None], self.unheard, content)
+            content = torch.where(no_content[:, None, None], self.null_states, content)
         return Samples(
             latents=torch.stack(latents),
             noise=torch.stack(noises),
             timesteps=self.timesteps(share[:, 3]),
-            content_ids=torch.where(no_content[:, None], self.empty, ids),
-            motion_ids=torch.where(no_motion[:, None], self.empty, ids),
+            content_ids=torch.where(no_content[:, None], self.null_ids, ids),
+            motion_ids=torch.where(no_motion[:, None], self.null_ids, ids),
             heard=~no_motion,
             content=content,
             flow=_stack(item.flow for item in items),
@@ -181,6 +182,7 @@ class DenoiserTask:
             scheduler=sampler,
             num_inference_steps=self.config.ddim_timesteps,
             guidance_scale=self.config.guide_scale,
+            negative_prompt=self.negative_prompt,
         )
 
     def export(self, folder: Path) -> None:
@@ -207,6 +209,21 @@ def load_encoder(folder: Path) -> CLIPTextModel:
     """A text encoder in full precision, however it was saved."""
     encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
     return encoder
+
+
+def null_text(config: DenoiserTraining) -> str:
+    """The prompt of dropped samples: as asked, else the base's negative prompt.
+
+    Raises ConfigError where an adapter asks for another one than its base is sampled with.
+    """
+    index = config.base / "model_index.json" if config.base else None
+    known = read_negative_prompt(index.parent) if index and index.is_file() else ""
+    asked = config.negative_prompt
+    if config.lora and asked not in (None, known):
+        raise ConfigError(
+            f"negative_prompt: {asked!r} is not the base's, {known!r}; an adapter has the base's"
+        )
+    return known if asked is None else asked
 
 
 def make_noise(config: DenoiserTraining) -> DDPMScheduler:

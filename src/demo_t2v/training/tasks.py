@@ -25,6 +25,7 @@ from demo_t2v.training.config import (
 )
 from demo_t2v.training.denoiser import DenoiserTask, load_encoder, sample_seed
 from demo_t2v.training.loop import Task
+from demo_t2v.training.parts import load_tokenizer
 
 
 def draw_stills(seed: int, places: range, resolution: int) -> list[Clip]:
@@ -123,7 +124,7 @@ class ClipTask:
             sizes["text_config"] = sizes["text_config"] | tokens
             self.model = CLIPModel(CLIPConfig(**sizes))
         else:
-            self.tokenizer = CLIPTokenizer.from_pretrained(config.text / "tokenizer")
+            self.tokenizer = load_tokenizer(config.text / "tokenizer")
             self.model = _clip_over(load_encoder(config.text / "content_encoder"), sizes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
