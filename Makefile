@@ -6,7 +6,7 @@ export PROMPT ?= a balloon moves up in the sky
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
-OPENCLIP := open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0 ftfy==6.3.1 wcwidth==0.9.4
+OPENCLIP := open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0
 
 .PHONY: demo sprites test slow lint bench clean
 

@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo_t2v.data.video import read_video
-from demo_t2v.outputs import MANIFEST
+from demo_t2v.outputs import MANIFEST, read_manifest
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "demo_t2v")
@@ -44,6 +45,12 @@ def run(
 def messages(stderr: str) -> list[str]:
     """What the program said to a person: all but the events of `--json`."""
     return [line for line in stderr.splitlines() if not line.startswith('{"event"')]
+
+
+def only_entry(folder: Path) -> dict[str, Any]:
+    """The manifest's line on the only video of a folder."""
+    (entry,) = read_manifest(folder).values()
+    return entry
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -144,6 +151,28 @@ def test_options_and_overrides(place: Path) -> None:
     assert frames.shape == (3, 64, 32, 3)
     assert fps == 4
     assert messages(done.stderr) == []
+    assert only_entry(place / "one")["settings"]["negative_prompt"] == "blur"
+
+
+def test_the_model_s_negative_prompt_is_used_and_recorded(place: Path) -> None:
+    shutil.copytree(place / "model", place / "told")
+    file = place / "told/model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"negative_prompt": "ugly"}))
+    (place / "told.yaml").write_text("pretrained: told\nout: yaml\n")
+    words = ("--steps", "1", "--format", "gif", "--device", "cpu")
+    for out, prompt, options in (
+        ("default", "ugly", ("--model", "told")),
+        ("yaml", "ugly", ("--config", "told.yaml")),
+        ("empty", "", ("--model", "told", "--negative", "")),
+        ("before", "", ("--model", "model")),
+    ):
+        done = run(place, "generate", "a car falls", "out=" + out, *options, *words)
+        assert done.returncode == 0, done.stderr
+        assert only_entry(place / out)["settings"]["negative_prompt"] == prompt
+    default, empty, before = (
+        (place / out / "1-a-car-falls-0.gif").read_bytes() for out in ("default", "empty", "before")
+    )
+    assert default != empty == before
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from demo_t2v.training.denoiser import make_noise
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
+from demo_t2v.weights.hub import read_defaults
 from stages import (
     DENOISER,
     load,
@@ -54,17 +55,26 @@ def test_a_caption_is_heard_as_the_content_encoder_says_it(stages: Path, kept: b
     assert torch.allclose(task.content(batch), heard, atol=2e-3 if kept else 1e-6)
 
 
-def test_prompts_are_dropped_together_and_apart(stages: Path) -> None:
-    shares = "p_zero=0.25", "p_zero_content=0.4", "p_zero_motion=0.1"
-    task = make_task(load(stages, DENOISER, "base", "batch_size=12", *shares))
+@pytest.mark.parametrize(
+    ("motion", "share", "both"), [("null", 0.3, 0.3), ("0", 0.0, 0.0), ("0.2", 0.2, 0.06)]
+)
+def test_prompts_are_dropped_together_or_apart(
+    stages: Path, motion: str, share: float, both: float
+) -> None:
+    null = "a car spins"
+    given = "p_zero=0.3", f"p_zero_motion={motion}", f"negative_prompt={null}"
+    task = make_task(load(stages, DENOISER, "base", "batch_size=12", *given))
     batch = task.batch(range(2000))
-    empty = task.condition.tokens([""])
-    no_content, no_motion = ((ids == empty).all(1) for ids in (batch.content_ids, batch.motion_ids))
+    tokens = task.condition.tokens([null])
+    no_content, no_motion = (
+        (ids == tokens).all(1) for ids in (batch.content_ids, batch.motion_ids)
+    )
     assert torch.equal(batch.heard, ~no_motion)
-    # 0.25 + 0.75 * 0.4, 0.25 + 0.75 * 0.1 and 0.25 + 0.75 * 0.4 * 0.1
-    for dropped, share in ((no_content, 0.55), (no_motion, 0.325), (no_content & no_motion, 0.28)):
-        assert abs(dropped.float().mean().item() - share) < 0.04
+    found = [d.float().mean().item() for d in (no_content, no_motion, no_content & no_motion)]
+    assert found == pytest.approx([0.3, share, both], abs=0.04)
+    assert (found[1] == 0) == (share == 0)
     always = make_task(load(stages, DENOISER, "base", "p_zero=1")).batch(range(2))
+    empty = task.condition.tokens([""])
     assert torch.equal(always.content_ids, empty.expand(2, -1))
     assert not always.heard.any()
 
@@ -96,6 +106,42 @@ def test_the_motion_encoder_starts_from_the_tower_that_is_named(stages: Path) ->
 def test_frames_and_side_of_the_data_go_into_the_networks_sizes(stages: Path) -> None:
     keys = f"base={stages}/base/final", "max_frames=2", f"latents={stages}/two", "stills=true"
     assert make_task(load(stages, DENOISER, "two", *keys)).unet.config.sample_frames == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_states_of_a_dropped_sample_are_the_null_text_s(stages: Path, kept: bool) -> None:
+    given = "p_zero=1", "p_zero_motion=0", "negative_prompt=a car spins", f"encode_text={kept}"
+    overrides = f"base={stages}/base/final", "model={motion: true}"
+    task = make_task(load(stages, DENOISER, "null", *overrides, *given))
+    batch = task.batch(range(3))
+    (null,) = task.condition(["a car spins"]).content
+    for states in task.content(batch):
+        assert torch.allclose(states, null, atol=1e-6)
+    captions = [task.items.item(place).caption for place in range(3)]
+    assert torch.equal(batch.motion_ids, task.condition.tokens(captions))
+
+
+def test_the_null_text_goes_from_a_training_to_its_model_and_on(
+    stages: Path, tmp_path: Path
+) -> None:
+    told = load(stages, DENOISER, "null", "negative_prompt=ugly", f"log_dir={tmp_path}")
+    make_task(told).export(tmp_path / "final")
+    assert read_defaults(tmp_path / "final").negative_prompt == "ugly"
+    for overrides, null in (
+        ((f"base={tmp_path}/final",), "ugly"),
+        ((f"base={tmp_path}/final", "negative_prompt=''"), ""),
+        ((f"base={stages}/base/final",), ""),
+        ((), ""),
+        ((f"base={tmp_path}/final", "lora={target: all}"), "ugly"),
+    ):
+        config = load(stages, DENOISER, "next", *overrides)
+        assert make_task(config).pipeline().config.negative_prompt == null, overrides
+    adapter = load(
+        stages, DENOISER, "next", f"base={tmp_path}/final", "lora={target: all}",
+        "negative_prompt=static",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="negative_prompt: 'static' is not the base's, 'ugly'"):
+        make_task(adapter)
 
 
 def test_a_sample_is_the_same_in_any_batch(stages: Path) -> None:

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.generation.batches import Step, encode, generate
 from demo_t2v.generation.prompts import PromptError, make_jobs, read_prompts, sample_seed
+from demo_t2v.weights.convert import published_scheduler
 from demo_t2v.weights.hub import load_pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -270,6 +271,22 @@ def test_videos_do_not_depend_on_their_batch(tiny_folder: Path, config: Inferenc
     assert np.abs(together[1][1].astype(int) - together[2][1]).max() > 1  # their seeds differ
 
 
+def test_steps_are_counted_as_asked_for_where_the_scheduler_takes_more(
+    tiny_folder: Path, config: InferenceConfig
+) -> None:
+    pipeline = load_pipeline(str(tiny_folder), "cpu")
+    pipeline.scheduler = published_scheduler()
+    jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
+    uneven = config.model_copy(update={"ddim_timesteps": 6})  # a stride of 166: seven timesteps
+    counted: list[int] = []
+    seen: list[Step] = []
+    for _ in generate(pipeline, jobs, uneven, counted.append, watch=seen.append):
+        pass
+    assert [(step.number, step.total) for step in seen] == [(n, 7) for n in range(1, 8)]
+    assert sum(counted) == 2 * 6
+    assert set(counted) == {0, 2}
+
+
 def test_sizes_are_checked_at_once(tiny_folder: Path, config: InferenceConfig) -> None:
     pipeline = load_pipeline(str(tiny_folder), "cpu")
     wrong = config.model_copy(update={"resolution": (33, 32)})
@@ -292,7 +309,7 @@ def test_a_watcher_sees_the_latents_and_can_end_the_work(
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
     seen: list[Step] = []
     together = list(generate(pipeline, jobs, config, watch=seen.append))
-    assert [step.number for step in seen] == [1, 2]
+    assert [(step.number, step.total) for step in seen] == [(1, 2), (2, 2)]
     assert {step.latents.shape for step in seen} == {step.clean.shape for step in seen}
     assert seen[0].latents.shape == (2, 4, 4, 4, 4)
     decoded = pipeline.decode(seen[-1].latents).detach().numpy()

@@ -22,6 +22,7 @@ from demo_t2v.training.config import AnyTraining
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
+from layouts import NEGATIVE_PROMPT
 from stages import (
     AUTOENCODER,
     CLIP,
@@ -217,6 +218,8 @@ def test_the_full_size_training_loads() -> None:
     assert config.train_dataset.type == "webvid"
     assert config.deepspeed_config is not None
     assert (ROOT / config.deepspeed_config).is_file()
+    assert (config.p_zero, config.p_zero_motion) == (0.1, 0)
+    assert config.negative_prompt == NEGATIVE_PROMPT
 
 
 def test_a_text_tower_goes_on_with_sheets_of_frames(stages: Path) -> None:

@@ -73,7 +73,8 @@ class InferenceConfig(Strict):
     """Height and width in pixels. The release writes a list of two, and so do we."""
     guide_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
+    """The prompt of both encoders on guidance's unconditional side."""
     motion_prompt: str | None = None
     """What the motion encoder hears; None: each video's own prompt."""
     motion_strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0

@@ -36,8 +36,8 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
     without `unet` and `vae`, only to `encode_prompt`, and without its text encoders, to be called
-    with `prompt_embeds`. `num_inference_steps` and `guidance_scale` are kept in
-    `model_index.json`: what the model is called with by default.
+    with `prompt_embeds`. `num_inference_steps`, `guidance_scale` and `negative_prompt` are saved
+    in `model_index.json`: what the model is called with by default.
     """
 
     model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
@@ -54,6 +54,7 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         motion_encoder: CLIPTextModel | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 9.0,
+        negative_prompt: str = "",
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -66,7 +67,9 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         )
         self._interrupt = False
         self.register_to_config(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
         )
 
     @property
@@ -122,7 +125,7 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         *,
         motion_prompt: str | Sequence[str] | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -143,9 +146,11 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         `motion_prompt` is what the motion encoder hears, by default the prompt itself. Sizes are
         pixels and default to what the weights were trained for; `generator` is one for each
         sample, so that a video does not depend on the batch it rides in. `guidance_scale` 1 or
-        less means none. `motion_strength` scales the motion transformers; 0 is the base network.
-        `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt` gave for the prompts,
-        to be given in their stead. `decode_chunk_size` frames are decoded at once (None: all).
+        less means none. `negative_prompt` is the prompt of both encoders on the unconditional
+        side, by default the model's own. `motion_strength` scales the motion transformers; 0 is
+        the base network. `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt`
+        gave for the prompts, to be given in their stead. `decode_chunk_size` frames are decoded
+        at once (None: all).
         A callback can ask for the `latents` and for `clean`, what they would be without noise.
         Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
         and for a prompt that is given twice or not at all.
@@ -165,7 +170,8 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         _check_known("callback tensor", watched, self._callback_tensor_inputs)
         _check_steps(steps)
         if states is None:
-            negative = negative_prompt if scale > 1 else None
+            default = self.config.negative_prompt
+            negative = _default(negative_prompt, default) if scale > 1 else None
             states, negatives = self.encode_prompt(prompt or "", motion_prompt, negative)
         denoise = self._denoiser(states, negatives, scale, motion_strength)
         self.scheduler.set_timesteps(steps, device=self._execution_device)
@@ -288,7 +294,7 @@ def _check_length(count: int, name: str, values: Any) -> None:
 def _count(
     prompt: str | Sequence[str] | None,
     motion_prompt: str | Sequence[str] | None,
-    negative_prompt: str,
+    negative_prompt: str | None,
     states: TextStates | None,
     negatives: TextStates | None,
     guided: bool,

@@ -72,7 +72,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Each video's own comes from it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What it should not show; default: the model's.")
+    ] = None,
     motion_prompt: Annotated[
         str | None, typer.Option(help="What the motion encoder hears in the prompt's stead.")
     ] = None,
@@ -235,6 +237,9 @@ def _complete(config: InferenceConfig, height: int | None, width: int | None) ->
         "max_frames": config.max_frames or defaults.frames,
         "ddim_timesteps": config.ddim_timesteps or defaults.steps,
         "guide_scale": defaults.guidance if config.guide_scale is None else config.guide_scale,
+        "negative_prompt": defaults.negative_prompt
+        if config.negative_prompt is None
+        else config.negative_prompt,
     }
     complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | known)
     return complete

@@ -232,12 +232,16 @@ class DenoiserTraining(TrainConfig):
     timestep_shift: Annotated[float, Field(ge=1)] = 1.0
     """More than 1 draws noisy timesteps more often (arXiv 2403.03206, eq. 23): what moves where
     is decided there, and a network that started from stills knows the rest already."""
+    negative_prompt: str | None = None
+    """The null text: the prompt of the samples that are dropped for guidance, and the default
+    negative prompt of the saved pipeline. None: as `base`'s, without one the empty text."""
     p_zero: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the samples in which both encoders hear the empty prompt, for guidance."""
-    p_zero_content: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the others in which the content encoder hears it, alone or not."""
-    p_zero_motion: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The same for the motion encoder."""
+    """Share of the samples whose content prompt is the null text."""
+    p_zero_motion: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The same for the motion prompt, drawn on its own; 0 never drops it, as in the published
+    training. None: both prompts are dropped in the same samples."""
+    p_zero_both: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the samples in which both prompts are the null text, beside these."""
     p_motion_phrase: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the samples whose motion encoder reads the motion phrase of the caption alone,
     without thing and place; of the sprite world's captions."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from demo_t2v.adapters import add_lora
 from demo_t2v.config import ConfigError, read_json
@@ -22,7 +22,8 @@ from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.items import open_items
 from demo_t2v.training.objective import Answer, Objective, Samples
-from demo_t2v.training.parts import latent_shape
+from demo_t2v.training.parts import latent_shape, load_tokenizer
+from demo_t2v.weights.hub import read_negative_prompt
 
 
 def sample_seed(seed: int, place: int) -> int:
@@ -45,13 +46,14 @@ class DenoiserTask:
         motion = None
         if self.unet.config.motion:
             motion = load_encoder(_motion_start(config))
-        tokenizer = CLIPTokenizer.from_pretrained(config.clip / "tokenizer")
+        tokenizer = load_tokenizer(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
         self._freeze()
-        self.empty = self.condition.tokens([""])  # (1, L)
-        with torch.no_grad():  # frozen, so heard once: (1, L, D)
-            self.unheard = penultimate_states(content, self.empty)
+        self.negative_prompt = null_text(config)
+        self.null_ids = self.condition.tokens([self.negative_prompt])  # (1, L)
+        with torch.no_grad():  # frozen, so encoded once: (1, L, D)
+            self.null_states = penultimate_states(content, self.null_ids)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
@@ -107,22 +109,23 @@ class DenoiserTask:
             noises.append(offset_noise(noise, offset, self.config.noise_strength))
             shares.append(torch.rand(5, generator=rng))
         share = torch.stack(shares)  # (B, 5)
-        both = share[:, 0] < self.config.p_zero
-        no_content = both | (share[:, 1] < self.config.p_zero_content)
-        no_motion = both | (share[:, 2] < self.config.p_zero_motion)
+        no_content, p_motion = share[:, 0] < self.config.p_zero, self.config.p_zero_motion
+        no_motion = no_content if p_motion is None else share[:, 2] < p_motion
+        both = share[:, 1] < self.config.p_zero_both
+        no_content, no_motion = no_content | both, no_motion | both
         ids, content = _stack(item.tokens for item in items), _stack(i.content for i in items)
         assert ids is not None
         motion_ids = ids.clone()
         for row in torch.nonzero(share[:, 4] < self.config.p_motion_phrase).flatten().tolist():
             motion_ids[row] = self.condition.tokens([motion_phrase(items[row].caption)])[0]
         if content is not None:
-            content = torch.where(no_content[:, None, None], self.unheard, content)
+            content = torch.where(no_content[:, None, None], self.null_states, content)
         return Samples(
             latents=torch.stack(latents),
             noise=torch.stack(noises),
             timesteps=self.timesteps(share[:, 3]),
-            content_ids=torch.where(no_content[:, None], self.empty, ids),
-            motion_ids=torch.where(no_motion[:, None], self.empty, motion_ids),
+            content_ids=torch.where(no_content[:, None], self.null_ids, ids),
+            motion_ids=torch.where(no_motion[:, None], self.null_ids, motion_ids),
             heard=~no_motion,
             content=content,
             flow=_stack(item.flow for item in items),
@@ -182,6 +185,7 @@ class DenoiserTask:
             scheduler=sampler,
             num_inference_steps=self.config.ddim_timesteps,
             guidance_scale=self.config.guide_scale,
+            negative_prompt=self.negative_prompt,
         )
 
     def export(self, folder: Path) -> None:
@@ -219,6 +223,21 @@ def load_encoder(folder: Path) -> CLIPTextModel:
     """A text encoder in full precision, however it was saved."""
     encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
     return encoder
+
+
+def null_text(config: DenoiserTraining) -> str:
+    """The prompt of dropped samples: as asked, else the base's negative prompt.
+
+    Raises ConfigError where an adapter asks for another one than its base is sampled with.
+    """
+    index = config.base / "model_index.json" if config.base else None
+    known = read_negative_prompt(index.parent) if index and index.is_file() else ""
+    asked = config.negative_prompt
+    if config.lora and asked not in (None, known):
+        raise ConfigError(
+            f"negative_prompt: {asked!r} is not the base's, {known!r}; an adapter has the base's"
+        )
+    return known if asked is None else asked
 
 
 def make_noise(config: DenoiserTraining) -> DDPMScheduler:

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo_t2v.config import ConfigError
+from demo_t2v.config import ConfigError, read_json
 from demo_t2v.data.clips import CaptionedClip
 from demo_t2v.files import digest
 from demo_t2v.launch import own_gpu
 from demo_t2v.models.text import penultimate_states, token_ids
+from demo_t2v.models.tokenizer import OpenCLIPTokenizer
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.motion.flow import resize_flow, video_flow
 from demo_t2v.training.config import DenoiserTraining
@@ -118,7 +119,7 @@ def tokens_part(config: DenoiserTraining) -> Part:
     encoder = CLIPTextConfig.from_pretrained(config.clip / "content_encoder")
 
     def load() -> Compute:
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
 
         def tokens(clip: CaptionedClip) -> Tensor:
             return token_ids(tokenizer, [clip.caption], encoder)[0]
@@ -127,6 +128,14 @@ def tokens_part(config: DenoiserTraining) -> Part:
 
     made_by = f"{fingerprint(folder)} {encoder.max_position_embeddings} {encoder.pad_token_id}"
     return Part("tokens", made_by, load)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A tokenizer of the class that was saved, OpenCLIP's or CLIP's. Raises ConfigError."""
+    saved = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    kind = OpenCLIPTokenizer if saved == OpenCLIPTokenizer.__name__ else CLIPTokenizer
+    tokenizer: CLIPTokenizer = kind.from_pretrained(folder)
+    return tokenizer
 
 
 def content_part(config: DenoiserTraining) -> Part:

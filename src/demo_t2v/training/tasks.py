@@ -27,6 +27,7 @@ from demo_t2v.training.config import (
 )
 from demo_t2v.training.denoiser import DenoiserTask, load_encoder, sample_seed
 from demo_t2v.training.loop import Task
+from demo_t2v.training.parts import load_tokenizer
 from demo_t2v.training.student import StudentTask
 
 
@@ -127,7 +128,7 @@ class ClipTask:
             sizes["text_config"] = sizes["text_config"] | tokens
             self.model = CLIPModel(CLIPConfig(**sizes))
         else:
-            self.tokenizer = CLIPTokenizer.from_pretrained(config.text / "tokenizer")
+            self.tokenizer = load_tokenizer(config.text / "tokenizer")
             text = load_encoder(config.text / "content_encoder")
             self.model = _clip_over(text, sizes, config.freeze_text)
 

@@ -23,6 +23,7 @@ BUILT_IN: Final[Mapping[str, Path]] = {
 }
 PUBLISHED: Final = ("ali-vilab/modelscope-damo-text-to-video-synthesis", "Ryan-PR/DEMO")
 HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_CONVERSION: Final = 2  # raised where the same published files become another folder
 _FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -39,6 +40,7 @@ class ModelDefaults:
 
     steps: int
     guidance: float
+    negative_prompt: str
     frames: int
     side: int
 
@@ -92,7 +94,7 @@ def _converted(name: str, to_train: bool) -> Path:
     if files is None:
         raise ModelError(f"{name}: has .pth files, but no denoiser among them")
     known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    wanted = json.dumps([known, "to train"] if to_train else known)
+    wanted = json.dumps([_CONVERSION, known, "to train"] if to_train else [_CONVERSION, known])
     folder = cache() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
     cache().mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # of several processes one converts
@@ -134,11 +136,24 @@ def read_defaults(folder: Path) -> ModelDefaults:
         return ModelDefaults(
             steps=int(index["num_inference_steps"]),
             guidance=float(index["guidance_scale"]),
+            negative_prompt=read_negative_prompt(folder),
             frames=int(unet["sample_frames"]),
             side=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}: its configuration has no usable {error}") from None
+
+
+def read_negative_prompt(folder: Path) -> str:
+    """The default negative prompt of the model in `folder`; the empty text where it names none.
+
+    Raises ModelError.
+    """
+    file = folder / "model_index.json"
+    prompt = _read_json(file).get("negative_prompt", "")
+    if not isinstance(prompt, str):
+        raise ModelError(f"{file}: negative_prompt should be a text, not {prompt!r}")
+    return prompt
 
 
 def fingerprint(folder: Path) -> str:
