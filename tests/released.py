@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from demo_t2v.data.clips import write_sprite_dataset
 from layouts import write_published
 
 BASE_FILES = ("VQGAN_autoencoder.pth", "open_clip_pytorch_model.bin")
@@ -243,3 +244,33 @@ def write_configurations(
     (folder / "ds_configs/ds_config_inference.json").write_text(json.dumps(settings))
     (folder / "ds_configs/ds_config_train.json").write_text(json.dumps(deepspeed or DEEPSPEED))
     return files[0], files[1]
+
+
+RUN = "workspace/t2v_train_deepspeed01-31_12:00"
+PROMPTS = """id,prompt
+0,Slow motion petals fall, landing softly
+1,An old man is shown speaking
+1,2 Dog and a whale, ocean adventure
+"""
+
+
+def write_checkout(folder: Path) -> None:
+    """All that the published code's users have: weights, a training's output, configurations of
+    small videos and few steps, prompts, videos with captions.
+    """
+    write_models(folder / "models")
+    write_steps(folder / "models", folder / RUN / "checkpoints", 2000)
+    small = {"max_frames": 2, "resolution": [64, 64], "ddim_timesteps": 2}
+    prompts = INFERENCE["infer_dataset"] | {"repeat_times": 1}
+    clips = TRAINING["train_dataset"] | {"sample_n_frames": 2, "resolution": [64, 64]}
+    few = {"num_steps": 4, "save_ckp_interval": 2, "log_interval": 2, "stop_grad_index": 1}
+    write_configurations(
+        folder,
+        INFERENCE | small | {"batch_size": 4, "infer_dataset": prompts},
+        TRAINING | small | few | {"train_dataset": clips},
+        DEEPSPEED | {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2},
+    )
+    (folder / "prompts").mkdir(exist_ok=True)
+    (folder / "prompts/test_prompt.csv").write_text(PROMPTS)
+    captions = write_sprite_dataset(folder / "data/webvid", 4)
+    captions.rename(captions.with_name("train_sample.csv"))

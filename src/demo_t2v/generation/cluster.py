@@ -113,14 +113,11 @@ def _results(ray: Any, folder: OutputFolder, jobs: Sequence[Job], config: Infere
 def from_anywhere(config: InferenceConfig) -> InferenceConfig:
     """The configuration for an actor, which may stand in another folder."""
     named = {"pretrained": config.pretrained, "lora": config.lora}
-    here = {key: str(Path(name).resolve()) for key, name in named.items() if _is_here(name)}
+    places = {key: Path(name) for key, name in named.items() if name}
+    here = {key: str(place.resolve()) for key, place in places.items() if place.exists()}
     if is_published(config.pretrained) and (files := PublishedFiles.find(Path(config.pretrained))):
         here["pretrained"] = ",".join(str(file.resolve()) for file in files)
     return config.model_copy(update=here)
-
-
-def _is_here(name: str | None) -> bool:
-    return bool(name) and Path(str(name)).exists()
 
 
 def _origin(error: BaseException) -> BaseException:
