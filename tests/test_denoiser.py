@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import motion_phrase
+from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.denoiser import make_noise
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
+from demo_t2v.weights.convert import published_scheduler
 from demo_t2v.weights.hub import read_defaults
 from stages import (
     DENOISER,
@@ -169,11 +172,12 @@ def test_what_is_frozen_is_not_trained(stages: Path) -> None:
     assert unet
     assert all(".motion_attentions." in name for name in unet)
     # Two layers: the first is below stop_grad_index, what comes behind the second is not heard.
-    assert trained - unet == {
-        "motion_encoder.final_layer_norm.weight", "motion_encoder.final_layer_norm.bias"
-    }  # fmt: skip
-    groups = [weight for group in task.parameter_groups() for weight in group["params"]]
-    assert len(groups) == len(trained)
+    assert trained == unet
+    (group,) = task.parameter_groups()
+    assert len(group["params"]) == len(trained)
+    whole = make_task(load(stages, DENOISER, "whole", *overrides))
+    assert whole.condition.motion_encoder.final_layer_norm.weight.requires_grad
+    assert [group.get("rate") for group in whole.parameter_groups()] == [None, "motion_lr"]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,26 @@ def test_the_noise_is_as_the_base_was_trained_with(stages: Path, tmp_path: Path)
     assert noise(load(stages, new, "new", *adapter, "beta_end=0.04")) == ("epsilon", 0.04)
     with pytest.raises(ConfigError, match=r"beta_end: 0\.02 is not the base's, 0\.04"):
         noise(load(stages, new, "new", *adapter, "beta_end=0.02"))
+
+
+@pytest.mark.parametrize(
+    "kind", [DDIMScheduler, ModelScopeDDIMScheduler, DPMSolverMultistepScheduler]
+)
+def test_the_final_model_has_the_base_s_sampler(stages: Path, tmp_path: Path, kind: Any) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(stages / "base/final", base)
+    own = DemoPipeline.from_pretrained(base)
+    spacing = {"timestep_spacing": "leading", "steps_offset": 1, "prediction_type": "epsilon"}
+    own.scheduler = kind.from_config(published_scheduler().config, **spacing)
+    own.save_pretrained(base)
+    task = make_task(load(stages, DENOISER, "sampler", f"base={base}", "beta_end=0.02"))
+    task.export(tmp_path / "final")
+    sampler = DemoPipeline.from_pretrained(tmp_path / "final").scheduler
+    assert type(sampler) is kind
+    known = {"beta_end": 0.02, "beta_start": 0.00085, "clip_sample": False, **spacing}
+    found = {key: sampler.config[key] for key in known if key in own.scheduler.config}
+    assert found == {key: known[key] for key in found}
+    assert {"beta_end", "prediction_type", "steps_offset"} <= found.keys()
 
 
 def noise(config: Any) -> tuple[str, float]:

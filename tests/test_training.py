@@ -21,6 +21,7 @@ from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
+from demo_t2v.training.optimizers import rate_factor
 from demo_t2v.training.tasks import make_task
 from layouts import NEGATIVE_PROMPT
 from stages import (
@@ -219,6 +220,13 @@ def test_the_full_size_training_loads() -> None:
     assert config.deepspeed_config is not None
     assert (ROOT / config.deepspeed_config).is_file()
     assert (config.p_zero, config.p_zero_motion) == (0.1, 0)
+    assert (config.noise_strength, config.stop_grad_index) == (0, 10)
+    assert (config.video_motion_space, config.flow) == ("eps", "raft")
+    assert (config.weight_decay, config.betas, config.eps) == (0, (0.9, 0.999), 1e-8)
+    assert config.train_dataset.repeat_frames
+    peak, floor = config.lr, config.lr * config.lr_floor
+    assert (peak, floor) == pytest.approx((5e-5, 1e-5))
+    assert [rate_factor(config, step) for step in (0, 2000, 4000)] == pytest.approx([0.2, 1, 0.2])
     assert config.negative_prompt == NEGATIVE_PROMPT
 
 

@@ -205,6 +205,27 @@ def test_sampled_indices(total: int, rate: int, expected: list[int]) -> None:
     assert Sampling(16, 3.0).indices(total, Fraction(rate), np.random.default_rng(0)) == expected
 
 
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [
+        (1, [0] * 16),
+        (5, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4]),  # 4/15 apart, rounded down
+        (15, [0, 0, *range(1, 14), 14]),
+        (16, list(range(16))),
+        (151, EVERY_TENTH),
+    ],
+)
+def test_short_videos_repeat_frames_where_that_is_asked_for(
+    tmp_path: Path, total: int, expected: list[int]
+) -> None:
+    file = write_numbered(tmp_path / "a.mp4", total)
+    clip = sample_video(file, Sampling(16, 3.0, 64, True), np.random.default_rng(0))
+    assert numbers(clip) == expected
+    if total < 16:
+        with pytest.raises(VideoError, match=f"has {total} frames, a clip takes 16"):
+            sample_video(file, Sampling(16, 3.0, 64), np.random.default_rng(0))
+
+
 @given(
     st.integers(1, 40),
     st.floats(0.1, 60),

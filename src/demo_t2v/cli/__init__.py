@@ -26,6 +26,7 @@ from demo_t2v.cli.terminal import (
 from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
 from demo_t2v.config import load
+from demo_t2v.launch import world_size
 from demo_t2v.training.config import AnyTraining, find_models, fit_device
 from demo_t2v.weights.hub import quieten_libraries
 
@@ -86,8 +87,10 @@ def train(
         from demo_t2v.training.loop import train as run
         from demo_t2v.training.tasks import make_task
         from demo_t2v.training.watch import Watch
+        from demo_t2v.training.zero_settings import take_settings
 
         quieten_libraries()
+        settings = take_settings(settings, world_size())
         task = make_task(settings)
         try:
             with progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:

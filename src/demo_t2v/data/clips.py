@@ -129,8 +129,9 @@ class VideoClips:
         path_column: str = "videoid",
         caption_column: str = "name",
         max_bad_share: float = 0.1,
+        repeat_frames: bool = False,
     ) -> None:
-        self.sampling = Sampling(frames, fps, resolution)
+        self.sampling = Sampling(frames, fps, resolution, repeat_frames)
         self.bad = BadVideos(str(captions), max_bad_share)
         self._videos = videos
         if not videos.is_dir():

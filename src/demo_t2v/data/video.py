@@ -104,12 +104,14 @@ def read_video(file: Path) -> tuple[NDArray[np.uint8], float]:
 class Sampling:
     """How a clip is cut from a video: `frames` pictures, `fps` of them a second, as squares.
 
-    `resolution` is the squares' side in pixels. Raises VideoError for what is not positive.
+    `resolution` is the squares' side in pixels. With `repeat_frames` a video that has fewer
+    frames than a clip gives one too. Raises VideoError for what is not positive.
     """
 
     frames: int = 16
     fps: float = 3.0
     resolution: int = 256
+    repeat_frames: bool = False
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.resolution < 1 or not 0 < self.fps < math.inf:
@@ -121,10 +123,10 @@ class Sampling:
 
         They stand 1/fps seconds apart, rounded down to whole frames, from a start that is drawn
         from `rng`. Where the video is too short for that, they are spread over all of it; where
-        it is slower than `fps`, they follow one another: no frame is taken twice. Raises
-        VideoError when there are fewer than a clip takes.
+        it is slower than `fps`, they follow one another: no frame is taken twice. Where there are
+        fewer than a clip takes, they are repeated evenly, or that is a VideoError.
         """
-        if total < self.frames:
+        if total < (1 if self.repeat_frames else self.frames):
             raise VideoError(f"has {total} frames, a clip takes {self.frames}")
         gaps = self.frames - 1
         step = max(rate / Fraction(self.fps), Fraction(1))

@@ -19,7 +19,7 @@ class ModelScopeDDIMScheduler(DDIMScheduler, SchedulerMixin):
         self, num_inference_steps: int, device: str | torch.device | None = None
     ) -> None:
         """Set the timesteps. Raises ValueError for more steps than the training has timesteps."""
-        super().set_timesteps(num_inference_steps, device)  # type: ignore[arg-type]
+        super().set_timesteps(num_inference_steps, device)
         count = self.config.num_train_timesteps
         timesteps = 1 + torch.arange(0, count, count // num_inference_steps, device=device)
         self.timesteps = timesteps.clamp(max=count - 1).flip(0)

@@ -25,7 +25,7 @@ class OpenCLIPTokenizer(CLIPTokenizer, PreTrainedTokenizerFast):
     def __init__(
         self,
         vocab: dict[str, int] | None = None,
-        merges: list[tuple[str, str]] | None = None,
+        merges: Any = None,
         unk_token: str = _END,
         bos_token: str = _START,
         eos_token: str = _END,
@@ -39,7 +39,7 @@ class OpenCLIPTokenizer(CLIPTokenizer, PreTrainedTokenizerFast):
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])  # fmt: skip
 
-    def _encode_plus(self, text: str | list[str], *args: Any, **kwargs: Any) -> BatchEncoding:
+    def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
         """What every way to encode text comes to."""
         cleaned = clean(text) if isinstance(text, str) else [clean(each) for each in text]
         return super()._encode_plus(cleaned, *args, **kwargs)

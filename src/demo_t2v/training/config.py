@@ -44,7 +44,16 @@ class TrainConfig(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     decay_steps: Annotated[int, Field(ge=0)] = 0
     """Last steps, over which a constant learning rate falls to zero along a straight line."""
+    lr_floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the learning rates where `one_cycle` begins, where it is back after another
+    `warmup_steps`, and where it stays, as DeepSpeed's OneCycle. None: torch's OneCycleLR."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.99,
+    )
+    """AdamW's, as `eps`."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.999
     """Of the average of the weights that is exported; None: the weights as they are."""
@@ -141,7 +150,15 @@ class SpritesDataset(Dataset):
     """Share of the clips that show a thing at any angle and without motion."""
 
 
-class WebvidDataset(Dataset):
+class VideoDataset(Dataset):
+    """Clips that are cut from videos."""
+
+    sample_fps: Annotated[float, Field(gt=0)] = 3.0
+    repeat_frames: bool = False
+    """Whether a video with fewer frames than a clip repeats them, evenly; else it is bad."""
+
+
+class WebvidDataset(VideoDataset):
     """A caption CSV and a folder of videos; the defaults are the layout of WebVid-10M."""
 
     type: Literal["webvid"]
@@ -150,30 +167,27 @@ class WebvidDataset(Dataset):
     path_column: str = "videoid"
     """Names a file below `video_dir`, with or without `.mp4`; slashes join columns."""
     caption_column: str = "name"
-    sample_fps: Annotated[float, Field(gt=0)] = 3.0
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """With more bad videos than this the training ends."""
 
 
-class ShardsDataset(Dataset):
+class ShardsDataset(VideoDataset):
     """A folder of WebDataset tar files, as `demo-t2v data shards` writes them."""
 
     type: Literal["shards"]
     folder: Path
-    sample_fps: Annotated[float, Field(gt=0)] = 3.0
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     threads: Annotated[int, Field(ge=1)] = 1
     """Clips that are decoded at a time."""
 
 
-class CustomDataset(Dataset):
+class CustomDataset(VideoDataset):
     """A class of one's own (docs/own_dataset.md)."""
 
     type: Literal["custom"]
     source: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """`package.module:Name`; it is called with `sampling` and what stands in `args`."""
     args: dict[str, Any] = Field(default_factory=dict)
-    sample_fps: Annotated[float, Field(gt=0)] = 3.0
 
 
 AnyDataset = Annotated[
@@ -252,7 +266,8 @@ class DenoiserTraining(TrainConfig):
     freeze_unet: bool = False
     """Train the motion transformers alone of the denoiser."""
     stop_grad_index: Annotated[int, Field(ge=0)] = 0
-    """The first layer of the motion encoder that is trained; from 1 on, its embeddings are not."""
+    """The first layer of the motion encoder that is trained; from 1 on, its embeddings and its
+    last layer norm are not."""
     lora: Annotated[Lora | None, AfterValidator(_base_alone)] = None
     """Train an adapter alone: `final/` is then the adapter's file and no model."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -74,7 +79,8 @@ class DenoiserTask:
             if single and self.config.video_motion_weight:
                 raise ConfigError("video_motion_weight: single frames do not move; write 0")
             first = self.config.stop_grad_index
-            motion.embeddings.requires_grad_(first == 0)
+            for ends in (motion.embeddings, motion.final_layer_norm):
+                ends.requires_grad_(first == 0)
             motion.encoder.layers[:first].requires_grad_(False)
             motion.encoder.layers[-1].requires_grad_(False)  # only what is below it is heard
         elif self.config.freeze_unet:
@@ -82,11 +88,10 @@ class DenoiserTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": _trained(self.unet)}]
-        if self.condition.motion_encoder is not None:
+        encoder = self.condition.motion_encoder
+        if encoder is not None and (trained := _trained(encoder)):
             lr = self.config.motion_lr or self.config.lr
-            groups.append(
-                {"params": _trained(self.model["motion_encoder"]), "lr": lr, "rate": "motion_lr"}
-            )
+            groups.append({"params": trained, "lr": lr, "rate": "motion_lr"})
         return groups
 
     def batch(self, places: range) -> Samples:
@@ -172,9 +177,6 @@ class DenoiserTask:
 
     def pipeline(self) -> DemoPipeline:
         """The networks as they are, with the autoencoder and a sampler, ready to be called."""
-        sampler = DPMSolverMultistepScheduler.from_config(
-            self.noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
-        )
         vae = AutoencoderKL.from_pretrained(self.config.autoencoder / "vae", dtype=torch.float32)
         return DemoPipeline(
             unet=self.unet,
@@ -182,7 +184,7 @@ class DenoiserTask:
             content_encoder=self.condition.content_encoder.to(self.unet.device),
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
-            scheduler=sampler,
+            scheduler=make_sampler(self.config, self.noise),
             num_inference_steps=self.config.ddim_timesteps,
             guidance_scale=self.config.guide_scale,
             negative_prompt=self.negative_prompt,
@@ -257,6 +259,22 @@ def make_noise(config: DenoiserTraining) -> DDPMScheduler:
             )
         known[key] = value if asked is None else asked
     return DDPMScheduler(beta_start=0.00085, beta_schedule="scaled_linear", **known)
+
+
+def make_sampler(config: DenoiserTraining, noise: DDPMScheduler) -> SchedulerMixin:
+    """The base's own sampler for this noise; without one, DPM-Solver++."""
+    if config.base is None or not (config.base / "model_index.json").is_file():
+        solver: SchedulerMixin = DPMSolverMultistepScheduler.from_config(
+            noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
+        )
+        return solver
+    networks = ("unet", "vae", "content_encoder", "motion_encoder", "tokenizer")
+    own = DemoPipeline.from_pretrained(config.base, **dict.fromkeys(networks)).scheduler
+    shared = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    sampler: SchedulerMixin = own.from_config(
+        own.config, **{key: noise.config[key] for key in shared}
+    )
+    return sampler
 
 
 def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
