@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -43,8 +44,16 @@ def run(
 
 
 def messages(stderr: str) -> list[str]:
-    """What the program said to a person: all but the events of `--json`."""
-    return [line for line in stderr.splitlines() if not line.startswith('{"event"')]
+    """What the program said to a person: all but the other events of `--json`."""
+    said = {"error": "demo-t2v: ", "message": ""}
+    lines = []
+    for line in stderr.splitlines():
+        event = json.loads(line) if line.startswith('{"event"') else None
+        if event is None:
+            lines.append(line)
+        elif event["event"] in said:
+            lines.append(said[event["event"]] + event["text"])
+    return lines
 
 
 def only_entry(folder: Path) -> dict[str, Any]:
@@ -233,6 +242,74 @@ def test_a_prompt_may_end_like_a_file(place: Path) -> None:
     done = run(place, "generate", "a cat beside two.csv", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "alike/1-a-cat-beside-two-csv-0.mp4\n"
+
+
+def test_json_says_everything_as_events(place: Path) -> None:
+    """A long prompt in three batches, and the line about memory."""
+    words = " ".join(["a car falls"] * 40)
+    done = run(
+        *(place, "generate", words, "--model", "model", "--out", "long", "--steps", "1"),
+        *("--repeat", "3", "--batch-size", "1", "--device", "cpu", "--max-memory", "8GB"),
+        *("--frames", "2", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event["event"] for event in events} == {"message", "progress", "made"}
+    memory, cut = [event["text"] for event in events if event["event"] == "message"]
+    assert memory.startswith("max_memory on cpu")
+    assert re.match(r"the prompt is longer than \d+ tokens; dropped: '.*falls'$", cut)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--frob"], "No such option: --frob"),
+        (["--steps", "many"], "Invalid value for '--steps'"),
+        (["a car", "--model", "nowhere"], "nowhere: is no model"),
+        (["a car", "--out", "x", "width=no"], "width"),
+    ],
+)
+def test_json_says_errors_as_events(place: Path, words: list[str], text: str) -> None:
+    done = run(place, "generate", "--json", *words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event["event"] for event in events} <= {"error", "message"}
+    assert any(text in event["text"] for event in events)
+
+
+def test_whatever_is_printed_becomes_an_event() -> None:
+    """Python's warnings, logging, a library in C, a process of its own, a progress bar."""
+    code = """if True:
+        import logging, os, subprocess, sys, warnings
+        from demo_t2v.cli.terminal import events_on_stderr
+        with events_on_stderr():
+            print('{"event": "made", "id": 1}', file=sys.stderr)
+            print('{"half', file=sys.stderr)
+            logging.warning("from logging")
+            warnings.warn("from Python")
+            os.write(2, "from C, \u00e9\\n\\n".encode() + b"\\xff x\\n")
+            subprocess.run([sys.executable, "-c", "import sys; sys.exit('from a process')"])
+            os.write(2, b"50%\\r100%\\n")
+            os.write(2, b"demo-t2v: an error")
+        print("plain again", file=sys.stderr)
+        """
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8"},
+    )
+    *lines, last = done.stderr.splitlines()
+    assert last == "plain again"
+    events = [json.loads(line) for line in lines]
+    assert events[0] == {"event": "made", "id": 1}
+    assert events[-1] == {"event": "error", "text": "an error"}
+    texts = [event["text"] for event in events[1:-1]]
+    assert texts[:2] == ['{"half', "WARNING:root:from logging"]
+    assert "UserWarning: from Python" in texts[2]
+    assert texts[-5:] == ["from C, \u00e9", "\ufffd x", "from a process", "50%", "100%"]
 
 
 def test_a_size_that_the_network_cannot_take(place: Path) -> None:

@@ -7,6 +7,8 @@ stop (SIGTERM) with 143: each with one line on stderr.
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ from demo_t2v.cli.data import data
 from demo_t2v.cli.generate import generate
 from demo_t2v.cli.info import info
 from demo_t2v.cli.terminal import (
+    events_on_stderr,
     leave,
     one_line_errors,
     only_reports_on_stdout,
@@ -48,7 +51,10 @@ app.command()(card)
 
 def main() -> None:
     """Run the program; what `demo-t2v` and `python -m demo_t2v` call."""
-    app(prog_name="demo-t2v")
+    # As early as this, for usage errors and what imports print are lines on stderr, too.
+    events = sys.argv[1:2] == ["generate"] and "--json" in sys.argv
+    with events_on_stderr() if events else nullcontext():
+        app(prog_name="demo-t2v")
 
 
 def _print_version(wanted: bool) -> None:
