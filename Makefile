@@ -6,13 +6,17 @@ export PROMPT ?= a balloon moves up in the sky
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
-OPENCLIP := open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0 ftfy==6.3.1 wcwidth==0.9.4
+OPENCLIP := open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo sprites test slow lint bench clean
 
 demo: $(VENV)/.core
 	@TIMEFORMAT='from the prompt to the file: %1R s'; \
 	time $(RUN) demo_t2v generate "$$PROMPT" --out outputs/demo --overwrite
+
+# DEVICE=cuda trains on a GPU; ARGS="demo.num_steps=6000" changes the recipe.
+sprites: $(VENV)/.train
+	$(VENV)/bin/python scripts/train_sprites.py --device $(or $(DEVICE),cpu) $(ARGS)
 
 test: $(VENV)/.dev
 	$(RUN) pytest --cov --numprocesses 2 --dist loadfile
@@ -35,6 +39,10 @@ clean:
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.train: $(VENV)/.core
+	$(INSTALL) --editable ".[train]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core

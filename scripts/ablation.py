@@ -80,7 +80,10 @@ def train(name: str, seed: int, asked: argparse.Namespace, folder: Path) -> Path
     terms = RUNS[name] or ()
     keys: dict[str, object] = {
         "base": start(asked.work / "start"),
+        "autoencoder": asked.work / "start",
+        "resolution": 128,
         "clip": asked.clip,
+        "motion_clip": "null",
         "latents": asked.latents,
         "log_dir": folder,
         "seed": seed,
@@ -112,7 +115,7 @@ def errors(pipe: DemoPipeline) -> dict[int, float]:
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
     found: dict[int, list[float]] = defaultdict(list)
     for _ in range(CLIPS):
-        clip = draw_clip(rng, emphasis=FOUR)
+        clip = draw_clip(rng, pipe.vae.config.sample_size, emphasis=FOUR)
         frames = torch.from_numpy(clip.frames).float() / 127.5 - 1
         means = pipe.vae.encode(rearrange(frames, "f h w c -> f c h w")).latent_dist.mean
         clean = rearrange(means * pipe.vae.config.scaling_factor, "f c h w -> 1 c f h w")
@@ -167,7 +170,7 @@ def slug(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/sprites/demo-longer.yaml")
+    parser.add_argument("--config", default="configs/sprites/demo.yaml")
     parser.add_argument("--clip", default="runs/sprites/image/final")
     parser.add_argument("--latents", default="runs/sprites/latents-ablation")
     parser.add_argument("--work", type=Path, default=Path("runs/sprites/ablation"))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Generate with DeepSpeed's launcher; what comes before `--` is for it (--include, --hostfile, ...):
+# Generate with DeepSpeed's launcher, on all GPUs or else on the CPU. Options before `--` are the launcher's
+# (--include, --hostfile, ...), those behind it are for `demo-t2v generate`; without any it runs configs/inference.yaml:
+#   bash scripts/inference_deepspeed.sh
 #   bash scripts/inference_deepspeed.sh --include="localhost:0,2" -- --config configs/inference.yaml
-set -euo pipefail
-before=(); while [ "${1---}" != -- ]; do before+=("$1"); shift; done
-exec deepspeed "${before[@]}" --no_local_rank --module demo_t2v generate "${@:2}"
+exec bash "$(dirname "$0")/deepspeed.sh" generate configs/inference.yaml "$@"

@@ -1,9 +1,10 @@
 """Put trained `sprites` models into the package, in half precision, with their loss curves.
 
-python scripts/ship_sprites.py --demo runs/sprites/demo-longer --base runs/sprites/base-longer
+python scripts/ship_sprites.py --demo runs/sprites/demo --base runs/sprites/base \
+    --autoencoder runs/sprites/encoder
 
-Either can be left out. `--curves RUN ...` names runs of which only the curve is wanted. Curves are
-drawn behind those that are shipped already.
+Each can be left out; both models get the autoencoder. `--curves RUN ...` names runs of which only
+the curve is wanted. Curves are drawn behind those that are shipped already.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import BUILT_IN
@@ -71,16 +73,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--demo", type=Path)
     parser.add_argument("--base", type=Path)
+    parser.add_argument("--autoencoder", type=Path)
     parser.add_argument("--curves", type=Path, nargs="*", default=[])
     asked = parser.parse_args()
     runs = {"sprites": asked.demo, "sprites-base": asked.base}
     for name, run in runs.items():
-        if run is not None:
-            trained = DemoPipeline.from_pretrained(run / "final", dtype=torch.float16)
-            trained.save_pretrained(BUILT_IN[name])
-            forget_origin(BUILT_IN[name])
+        if run is None and asked.autoencoder is None:
+            continue
+        source = BUILT_IN[name] if run is None else run / "final"
+        shipped = DemoPipeline.from_pretrained(source, dtype=torch.float16)
+        folder = BUILT_IN[name] if asked.autoencoder is None else asked.autoencoder / "final"
+        vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float16)
+        shipped.register_modules(vae=vae)
+        shipped.save_pretrained(BUILT_IN[name])
+        forget_origin(BUILT_IN[name])
     assets = BUILT_IN["sprites"].parent
-    draw(assets / "curves.svg", [*asked.curves, *filter(None, runs.values())])
+    draw(assets / "curves.svg", [*asked.curves, *filter(None, [*runs.values(), asked.autoencoder])])
     size = sum(file.stat().st_size for file in assets.rglob("*.safetensors")) / 2**20
     print(f"wrote {assets}: {size:.1f} MiB of weights")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train with DeepSpeed's launcher; what comes before `--` is for it (--include, --hostfile, ...):
+# Train with DeepSpeed's launcher, on all GPUs or else on the CPU. Options before `--` are the launcher's
+# (--include, --hostfile, ...), those behind it are for `demo-t2v train`; without any it runs configs/train.yaml:
+#   bash scripts/train_deepspeed.sh
 #   bash scripts/train_deepspeed.sh --include="localhost:0,1" -- --config FILE deepspeed_config=JSON
-set -euo pipefail
-before=(); while [ "${1---}" != -- ]; do before+=("$1"); shift; done
-exec deepspeed "${before[@]}" --no_local_rank --module demo_t2v train "${@:2}"
+exec bash "$(dirname "$0")/deepspeed.sh" train configs/train.yaml "$@"

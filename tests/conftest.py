@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo_t2v.models.unet import DemoUNet
@@ -111,7 +111,7 @@ def tiny_pipeline() -> DemoPipeline:
         content_encoder=content.eval(),
         motion_encoder=motion.eval(),
         tokenizer=tokenizer,
-        scheduler=published_scheduler(),
+        scheduler=DDIMScheduler.from_config(published_scheduler().config),
         num_inference_steps=3,
         guidance_scale=3.0,
     )

@@ -24,6 +24,11 @@ SMALL_PICTURE = {"hidden_size": 80, "intermediate_size": 160, "num_attention_hea
 FULL_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
 FULL_PICTURE = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16}
 
+NEGATIVE_PROMPT = (
+    "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
+    "disconnected limbs, Ugly faces, incomplete arms"
+)
+
 
 def denoiser(motion: bool, full: bool) -> DemoUNet:
     """The published network, or one of a fifth of its width, on the meta device."""

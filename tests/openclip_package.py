@@ -7,6 +7,7 @@ transformers breaks beside the package's torchvision where torch has no CUDA.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+DATA = Path(__file__).parent / "data"
 PROMPTS = ["A car moves to the left, slowly!", "a café at night: 2 dogs don't run", "snow " * 90]
 
 
@@ -41,7 +43,9 @@ def main(packages: Path, out: Path) -> None:
         if weight.ndim == 1:  # norms and biases begin as ones and zeros, which any mix-up would be
             weight += 0.1 * torch.randn_like(weight)
     save_file(model.state_dict(), out / "weights.safetensors")
-    ids: Tensor = package.get_tokenizer("ViT-H-14")(PROMPTS)
+    tokenize = package.get_tokenizer("ViT-H-14")
+    ids: Tensor = tokenize(PROMPTS)
+    cleaning = json.loads((DATA / "openclip_cleaning.json").read_text(encoding="utf-8"))
     images = torch.randn(2, 3, 224, 224)
     heard = model.forward_intermediates(
         text=ids, text_indices=[-2], normalize_intermediates=True, intermediates_only=True
@@ -49,6 +53,7 @@ def main(packages: Path, out: Path) -> None:
     (states,) = heard["text_intermediates"]
     answers = {
         "ids": ids,
+        "cleaning_ids": tokenize(list(cleaning)),
         "images": images,
         "states": states,
         "ends": package.transformer.text_global_pool(states, ids),

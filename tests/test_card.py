@@ -63,7 +63,19 @@ def test_only_what_is_known_is_said(place: Path) -> None:
         "tags": ["text-to-video", "diffusers", "demo-t2v"],
     }
     assert [line for line in text.splitlines() if line.startswith("#")] == ["# model", "## Use"]
-    assert "4 frames of 32x32 pixels in 3 steps with guidance 3" in text
+    assert "4 frames of 32x32 pixels in 3 steps with guidance 3." in text
+
+
+def test_a_negative_prompt_is_said(place: Path) -> None:
+    file = place / "model/model_index.json"
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before) | {"negative_prompt": "ugly, <b>static"}))
+    try:
+        _, text = written(place)
+    finally:
+        file.write_text(before)
+    prompt = "ugly, &#60;b&#62;static"
+    assert f"in 3 steps with guidance 3 and the negative prompt “{prompt}”." in text
 
 
 def test_the_parts_are_the_folder_s(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -10,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo_t2v.data.video import read_video
-from demo_t2v.outputs import MANIFEST
+from demo_t2v.outputs import MANIFEST, read_manifest
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "demo_t2v")
@@ -42,8 +44,22 @@ def run(
 
 
 def messages(stderr: str) -> list[str]:
-    """What the program said to a person: all but the events of `--json`."""
-    return [line for line in stderr.splitlines() if not line.startswith('{"event"')]
+    """What the program said to a person: all but the other events of `--json`."""
+    said = {"error": "demo-t2v: ", "message": ""}
+    lines = []
+    for line in stderr.splitlines():
+        event = json.loads(line) if line.startswith('{"event"') else None
+        if event is None:
+            lines.append(line)
+        elif event["event"] in said:
+            lines.append(said[event["event"]] + event["text"])
+    return lines
+
+
+def only_entry(folder: Path) -> dict[str, Any]:
+    """The manifest's line on the only video of a folder."""
+    (entry,) = read_manifest(folder).values()
+    return entry
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -144,6 +160,28 @@ def test_options_and_overrides(place: Path) -> None:
     assert frames.shape == (3, 64, 32, 3)
     assert fps == 4
     assert messages(done.stderr) == []
+    assert only_entry(place / "one")["settings"]["negative_prompt"] == "blur"
+
+
+def test_the_model_s_negative_prompt_is_used_and_recorded(place: Path) -> None:
+    shutil.copytree(place / "model", place / "told")
+    file = place / "told/model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"negative_prompt": "ugly"}))
+    (place / "told.yaml").write_text("pretrained: told\nout: yaml\n")
+    words = ("--steps", "1", "--format", "gif", "--device", "cpu")
+    for out, prompt, options in (
+        ("default", "ugly", ("--model", "told")),
+        ("yaml", "ugly", ("--config", "told.yaml")),
+        ("empty", "", ("--model", "told", "--negative", "")),
+        ("before", "", ("--model", "model")),
+    ):
+        done = run(place, "generate", "a car falls", "out=" + out, *options, *words)
+        assert done.returncode == 0, done.stderr
+        assert only_entry(place / out)["settings"]["negative_prompt"] == prompt
+    default, empty, before = (
+        (place / out / "1-a-car-falls-0.gif").read_bytes() for out in ("default", "empty", "before")
+    )
+    assert default != empty == before
 
 
 @pytest.mark.parametrize(
@@ -154,6 +192,11 @@ def test_options_and_overrides(place: Path) -> None:
         (["a car " * 2000], ["prompt has 11,999 characters; write at most 10,000"]),
         (["--prompts", "long.csv"], ["long.csv, line 2: has a cell of more than 131,072"]),
         (["a", "car"], ["'a' and 'car'", "quotes"]),
+        (["two.csv"], ["two.csv: is a file", "`demo-t2v generate --prompts two.csv`"]),
+        (["my two.csv"], ["is a file", "`demo-t2v generate --prompts 'my two.csv'`"]),
+        (["run.yaml"], ["is a file", "`demo-t2v generate --config run.yaml`"]),
+        (["tow.CSV"], ["tow.CSV: is no prompt, and there is no such file; see --prompts FILE"]),
+        (["--prompts", "semicolons.csv"], ["semicolons.csv: separates its columns by semicolons"]),
         (["a car", "--prompts", "two.csv"], ["two.csv", "give one of them"]),
         (["--prompts", "caption.csv"], ["caption.csv", "`prompt`"]),
         (["--prompts", "hole.csv"], ["hole.csv, row 2 (line 3)", "nothing in it"]),
@@ -171,12 +214,102 @@ def test_options_and_overrides(place: Path) -> None:
 )
 def test_bad_input(place: Path, words: list[str], parts: list[str]) -> None:
     (place / "caption.csv").write_text("id,caption\n1,a\n")
-    (place / "hole.csv").write_text("id,prompt\n1,a\n,\n")
+    (place / "hole.csv").write_text("id,prompt\n1,a\n,\n2,b\n")
+    (place / "semicolons.csv").write_text("id;prompt\n1;a\n")
+    shutil.copy(place / "two.csv", place / "my two.csv")
     (place / "latin.csv").write_bytes("prompt\nschön\n".encode("latin-1"))
     (place / "typo.yaml").write_text("guide_scal: 3\n")
     done = run(place, "generate", *words)
     assert_one_line(done, 2, *parts)
     assert done.stdout == ""
+
+
+def test_prompts_from_standard_input(place: Path) -> None:
+    words = ("generate", "--prompts", "-", "--model", "model", "--steps", "1", "--out", "piped")
+    command, text = [*COMMAND, *words], "id,prompt\nx,a car falls\nx,a fish, at night\n\n"
+    there = {"cwd": place, "input": text, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, env=ENVIRONMENT, **there)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "piped/x-a-car-falls-0.mp4\npiped/x-2-a-fish-at-night-0.mp4\n"
+    warning = "standard input: column `id` has repeated ids; row 2 (line 3) is x-2"
+    assert done.stderr.splitlines()[0] == warning
+    done = subprocess.run(command, env=ENVIRONMENT | {"WORLD_SIZE": "2"}, **there)
+    assert_one_line(done, 2, "--prompts -: several processes need a file")
+
+
+def test_a_prompt_may_end_like_a_file(place: Path) -> None:
+    words = ("--model", "model", "--steps", "1", "--out", "alike")
+    done = run(place, "generate", "a cat beside two.csv", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alike/1-a-cat-beside-two-csv-0.mp4\n"
+
+
+def test_json_says_everything_as_events(place: Path) -> None:
+    """A long prompt in three batches, and the line about memory."""
+    words = " ".join(["a car falls"] * 40)
+    done = run(
+        *(place, "generate", words, "--model", "model", "--out", "long", "--steps", "1"),
+        *("--repeat", "3", "--batch-size", "1", "--device", "cpu", "--max-memory", "8GB"),
+        *("--frames", "2", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event["event"] for event in events} == {"message", "progress", "made"}
+    memory, cut = [event["text"] for event in events if event["event"] == "message"]
+    assert memory.startswith("max_memory on cpu")
+    assert re.match(r"the prompt is longer than \d+ tokens; dropped: '.*falls'$", cut)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--frob"], "No such option: --frob"),
+        (["--steps", "many"], "Invalid value for '--steps'"),
+        (["a car", "--model", "nowhere"], "nowhere: is no model"),
+        (["a car", "--out", "x", "width=no"], "width"),
+    ],
+)
+def test_json_says_errors_as_events(place: Path, words: list[str], text: str) -> None:
+    done = run(place, "generate", "--json", *words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event["event"] for event in events} <= {"error", "message"}
+    assert any(text in event["text"] for event in events)
+
+
+def test_whatever_is_printed_becomes_an_event() -> None:
+    """Python's warnings, logging, a library in C, a process of its own, a progress bar."""
+    code = """if True:
+        import logging, os, subprocess, sys, warnings
+        from demo_t2v.cli.terminal import events_on_stderr
+        with events_on_stderr():
+            print('{"event": "made", "id": 1}', file=sys.stderr)
+            print('{"half', file=sys.stderr)
+            logging.warning("from logging")
+            warnings.warn("from Python")
+            os.write(2, "from C, \u00e9\\n\\n".encode() + b"\\xff x\\n")
+            subprocess.run([sys.executable, "-c", "import sys; sys.exit('from a process')"])
+            os.write(2, b"50%\\r100%\\n")
+            os.write(2, b"demo-t2v: an error")
+        print("plain again", file=sys.stderr)
+        """
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8"},
+    )
+    *lines, last = done.stderr.splitlines()
+    assert last == "plain again"
+    events = [json.loads(line) for line in lines]
+    assert events[0] == {"event": "made", "id": 1}
+    assert events[-1] == {"event": "error", "text": "an error"}
+    texts = [event["text"] for event in events[1:-1]]
+    assert texts[:2] == ['{"half', "WARNING:root:from logging"]
+    assert "UserWarning: from Python" in texts[2]
+    assert texts[-5:] == ["from C, \u00e9", "\ufffd x", "from a process", "50%", "100%"]
 
 
 def test_a_size_that_the_network_cannot_take(place: Path) -> None:

@@ -18,6 +18,7 @@ from demo_t2v.data.clips import (
     ClipError,
     ClipItems,
     VideoClips,
+    find_video,
     read_captions,
     write_sprite_dataset,
 )
@@ -100,6 +101,38 @@ def test_other_columns_suffixes_and_captions(tmp_path: Path, videos: Path) -> No
     assert clips.clip(0, 0).key == "page/1"
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("c", "c.MP4"),
+        ("c.mp4", "c.MP4"),
+        ("c.MP4", "c.mp4"),
+        ("c.mov", "c.MOV"),
+        ("v1.5", "v1.5.MP4"),
+        ("f\u00fcr", "fu\u0308r.mp4"),  # composed in the table, decomposed on the disk
+        ("fu\u0308r.mp4", "f\u00fcr.mp4"),
+        ("f\u00fcr", "fu\u0308r.MP4"),
+        ("caf\u00e9/\u00fcber", "cafe\u0301/\u00fcber.mp4"),
+        ("\uac00", "\u1100\u1161.mp4"),
+    ],
+)
+def test_names_in_other_forms(tmp_path: Path, videos: Path, key: str, name: str) -> None:
+    file = tmp_path / "videos" / name
+    file.parent.mkdir(parents=True)
+    os.link(videos / "1.mp4", file)
+    captions = write_csv(tmp_path / "a.csv", [("videoid", "name"), (key, "a")])
+    clips = VideoClips(captions, tmp_path / "videos", **SMALL)
+    assert clips.clip(0, 0).key == key
+    assert clips.video(0)[1] == file
+
+
+def test_the_name_as_it_is_comes_first(tmp_path: Path) -> None:
+    for name in ("c", "c.mp4", "c.MP4"):
+        (tmp_path / name).touch()
+    names = [find_video(tmp_path, key).name for key in ("c", "c.mp4", "c.MP4", "C", "d")]
+    assert names == ["c", "c.mp4", "c.MP4", "C.mp4", "d.mp4"]
+
+
 def test_bad_videos_are_passed_over_counted_and_listed(tmp_path: Path, videos: Path) -> None:
     names = ["damaged", "1", "text", "short", "missing", "", "2", "3"]
     rows = [(name, "" if name == "3" else f"caption {name}") for name in names]
@@ -120,7 +153,7 @@ def test_bad_videos_are_passed_over_counted_and_listed(tmp_path: Path, videos: P
     assert reasons["3"] == "has no caption"
     assert reasons["row 6"] == "has no path"
     assert "no video that FFmpeg can read" in reasons["text"]
-    assert reasons["damaged"] == "is damaged: no frame up to the clip can be decoded"
+    assert reasons["damaged"] == "holds no frames that can be decoded"
     # Another seed draws other replacements.
     assert len({clips.clip(0, seed).key for seed in range(12)}) == 2
 

@@ -29,7 +29,7 @@ from demo_t2v.weights.names import autoencoder_to_published, denoiser_to_publish
 from demo_t2v.weights.openclip import to_openclip
 from demo_t2v.weights.published import read_published
 from golden import relative_error
-from layouts import write_published
+from layouts import NEGATIVE_PROMPT, write_published
 
 Files = dict[str, dict[str, Tensor]]
 
@@ -88,6 +88,7 @@ def test_every_tensor_of_the_published_files_arrives(
 def test_it_is_a_pipeline_of_the_published_sampler(converted: Path) -> None:
     defaults = read_defaults(converted)
     assert (defaults.steps, defaults.guidance) == (50, 9.0)
+    assert defaults.negative_prompt == NEGATIVE_PROMPT
     assert (defaults.frames, defaults.side) == (16, 256)
     pipeline = load_pipeline(str(converted), "cpu", "float32")
     video = pipeline(
@@ -98,9 +99,13 @@ def test_it_is_a_pipeline_of_the_published_sampler(converted: Path) -> None:
     assert video.std() > 0
     pipeline.scheduler.set_timesteps(50)
     assert pipeline.scheduler.timesteps.tolist() == list(range(981, 0, -20))
+    pipeline.scheduler.set_timesteps(30)
+    assert pipeline.scheduler.timesteps.tolist() == list(range(991, 0, -33))
+    assert 49407 not in pipeline.tokenizer("<|endoftext|>").input_ids[1:-1]
 
 
 def test_a_base_model_becomes_a_demo_to_be_trained(base: tuple[Path, Files], started: Path) -> None:
+    assert read_defaults(started).negative_prompt == ""
     loaded = DemoPipeline.from_pretrained(started, dtype=torch.float16)
     state = loaded.unet.state_dict()
     copies = [name for name in state if "motion_attentions." in name]

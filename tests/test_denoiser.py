@@ -9,13 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
+from demo_t2v.data.sprites import motion_phrase
+from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.denoiser import make_noise
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
+from demo_t2v.weights.convert import published_scheduler
+from demo_t2v.weights.hub import read_defaults
 from stages import (
     DENOISER,
     load,
@@ -52,19 +58,93 @@ def test_a_caption_is_heard_as_the_content_encoder_says_it(stages: Path, kept: b
     assert torch.allclose(task.content(batch), heard, atol=2e-3 if kept else 1e-6)
 
 
-def test_prompts_are_dropped_together_and_apart(stages: Path) -> None:
-    shares = "p_zero=0.25", "p_zero_content=0.4", "p_zero_motion=0.1"
-    task = make_task(load(stages, DENOISER, "base", "batch_size=12", *shares))
+@pytest.mark.parametrize(
+    ("motion", "share", "both"), [("null", 0.3, 0.3), ("0", 0.0, 0.0), ("0.2", 0.2, 0.06)]
+)
+def test_prompts_are_dropped_together_or_apart(
+    stages: Path, motion: str, share: float, both: float
+) -> None:
+    null = "a car spins"
+    given = "p_zero=0.3", f"p_zero_motion={motion}", f"negative_prompt={null}"
+    task = make_task(load(stages, DENOISER, "base", "batch_size=12", *given))
     batch = task.batch(range(2000))
-    empty = task.condition.tokens([""])
-    no_content, no_motion = ((ids == empty).all(1) for ids in (batch.content_ids, batch.motion_ids))
+    tokens = task.condition.tokens([null])
+    no_content, no_motion = (
+        (ids == tokens).all(1) for ids in (batch.content_ids, batch.motion_ids)
+    )
     assert torch.equal(batch.heard, ~no_motion)
-    # 0.25 + 0.75 * 0.4, 0.25 + 0.75 * 0.1 and 0.25 + 0.75 * 0.4 * 0.1
-    for dropped, share in ((no_content, 0.55), (no_motion, 0.325), (no_content & no_motion, 0.28)):
-        assert abs(dropped.float().mean().item() - share) < 0.04
+    found = [d.float().mean().item() for d in (no_content, no_motion, no_content & no_motion)]
+    assert found == pytest.approx([0.3, share, both], abs=0.04)
+    assert (found[1] == 0) == (share == 0)
     always = make_task(load(stages, DENOISER, "base", "p_zero=1")).batch(range(2))
+    empty = task.condition.tokens([""])
     assert torch.equal(always.content_ids, empty.expand(2, -1))
     assert not always.heard.any()
+
+
+def test_the_motion_encoder_reads_the_bare_phrase_in_a_share_of_the_samples(stages: Path) -> None:
+    share = "p_zero=0", "p_motion_phrase=0.3"
+    task = make_task(load(stages, DENOISER, "base", *share))
+    batch = task.batch(range(400))
+    bare = (batch.content_ids != batch.motion_ids).any(1)
+    assert abs(bare.float().mean().item() - 0.3) < 0.07
+    words = task.condition.tokenizer.batch_decode(batch.motion_ids, skip_special_tokens=True)
+    whole = task.condition.tokenizer.batch_decode(batch.content_ids, skip_special_tokens=True)
+    for phrase, caption, short in zip(words, whole, bare.tolist(), strict=True):
+        caption = caption.strip().replace(" ,", ",")
+        read = phrase.strip().replace(" ,", ",")
+        assert read == (motion_phrase(caption) if short else caption)
+
+
+def test_the_motion_encoder_starts_from_the_tower_that_is_named(stages: Path) -> None:
+    keys = f"base={stages}/base/final", f"motion_clip={stages}/demo/final", "model={motion: true}"
+    with pytest.raises(ConfigError, match=r"motion_clip: .*content_encoder is no folder"):
+        make_task(load(stages, DENOISER, "own", *keys[:1], "motion_clip=/nowhere", keys[2]))
+    task = make_task(load(stages, DENOISER, "own", *keys))
+    begun = task.condition.motion_encoder.state_dict()
+    for name, tensor in load_file(stages / "demo/final/content_encoder/model.safetensors").items():
+        assert torch.equal(begun[name.removeprefix("text_model.")], tensor), name
+
+
+def test_frames_and_side_of_the_data_go_into_the_networks_sizes(stages: Path) -> None:
+    keys = f"base={stages}/base/final", "max_frames=2", f"latents={stages}/two", "stills=true"
+    assert make_task(load(stages, DENOISER, "two", *keys)).unet.config.sample_frames == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_states_of_a_dropped_sample_are_the_null_text_s(stages: Path, kept: bool) -> None:
+    given = "p_zero=1", "p_zero_motion=0", "negative_prompt=a car spins", f"encode_text={kept}"
+    overrides = f"base={stages}/base/final", "model={motion: true}"
+    task = make_task(load(stages, DENOISER, "null", *overrides, *given))
+    batch = task.batch(range(3))
+    (null,) = task.condition(["a car spins"]).content
+    for states in task.content(batch):
+        assert torch.allclose(states, null, atol=1e-6)
+    captions = [task.items.item(place).caption for place in range(3)]
+    assert torch.equal(batch.motion_ids, task.condition.tokens(captions))
+
+
+def test_the_null_text_goes_from_a_training_to_its_model_and_on(
+    stages: Path, tmp_path: Path
+) -> None:
+    told = load(stages, DENOISER, "null", "negative_prompt=ugly", f"log_dir={tmp_path}")
+    make_task(told).export(tmp_path / "final")
+    assert read_defaults(tmp_path / "final").negative_prompt == "ugly"
+    for overrides, null in (
+        ((f"base={tmp_path}/final",), "ugly"),
+        ((f"base={tmp_path}/final", "negative_prompt=''"), ""),
+        ((f"base={stages}/base/final",), ""),
+        ((), ""),
+        ((f"base={tmp_path}/final", "lora={target: all}"), "ugly"),
+    ):
+        config = load(stages, DENOISER, "next", *overrides)
+        assert make_task(config).pipeline().config.negative_prompt == null, overrides
+    adapter = load(
+        stages, DENOISER, "next", f"base={tmp_path}/final", "lora={target: all}",
+        "negative_prompt=static",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="negative_prompt: 'static' is not the base's, 'ugly'"):
+        make_task(adapter)
 
 
 def test_a_sample_is_the_same_in_any_batch(stages: Path) -> None:
@@ -92,11 +172,12 @@ def test_what_is_frozen_is_not_trained(stages: Path) -> None:
     assert unet
     assert all(".motion_attentions." in name for name in unet)
     # Two layers: the first is below stop_grad_index, what comes behind the second is not heard.
-    assert trained - unet == {
-        "motion_encoder.final_layer_norm.weight", "motion_encoder.final_layer_norm.bias"
-    }  # fmt: skip
-    groups = [weight for group in task.parameter_groups() for weight in group["params"]]
-    assert len(groups) == len(trained)
+    assert trained == unet
+    (group,) = task.parameter_groups()
+    assert len(group["params"]) == len(trained)
+    whole = make_task(load(stages, DENOISER, "whole", *overrides))
+    assert whole.condition.motion_encoder.final_layer_norm.weight.requires_grad
+    assert [group.get("rate") for group in whole.parameter_groups()] == [None, "motion_lr"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +209,26 @@ def test_the_noise_is_as_the_base_was_trained_with(stages: Path, tmp_path: Path)
     assert noise(load(stages, new, "new", *adapter, "beta_end=0.04")) == ("epsilon", 0.04)
     with pytest.raises(ConfigError, match=r"beta_end: 0\.02 is not the base's, 0\.04"):
         noise(load(stages, new, "new", *adapter, "beta_end=0.02"))
+
+
+@pytest.mark.parametrize(
+    "kind", [DDIMScheduler, ModelScopeDDIMScheduler, DPMSolverMultistepScheduler]
+)
+def test_the_final_model_has_the_base_s_sampler(stages: Path, tmp_path: Path, kind: Any) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(stages / "base/final", base)
+    own = DemoPipeline.from_pretrained(base)
+    spacing = {"timestep_spacing": "leading", "steps_offset": 1, "prediction_type": "epsilon"}
+    own.scheduler = kind.from_config(published_scheduler().config, **spacing)
+    own.save_pretrained(base)
+    task = make_task(load(stages, DENOISER, "sampler", f"base={base}", "beta_end=0.02"))
+    task.export(tmp_path / "final")
+    sampler = DemoPipeline.from_pretrained(tmp_path / "final").scheduler
+    assert type(sampler) is kind
+    known = {"beta_end": 0.02, "beta_start": 0.00085, "clip_sample": False, **spacing}
+    found = {key: sampler.config[key] for key in known if key in own.scheduler.config}
+    assert found == {key: known[key] for key in found}
+    assert {"beta_end", "prediction_type", "steps_offset"} <= found.keys()
 
 
 def noise(config: Any) -> tuple[str, float]:

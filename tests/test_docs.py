@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pydantic import TypeAdapter
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.training.config import AnyDataset, AnyTraining
+from released import INFERENCE, TRAINING, write_checkout
 from test_cli import ENVIRONMENT, ROOT, TIMEOUT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -31,6 +34,11 @@ LAUNCHED = {"demo-t2v", "demo_t2v", "scripts/inference_deepspeed.sh", "scripts/t
 OTHERS = {"rm", "hf", "pip"}
 """Programs of others that the documents call."""
 RUN = ("sh", "python")
+SHIPPED = {
+    "generate": ["--config", "configs/inference.yaml"],
+    "train": ["--config", "configs/train.yaml"],
+}
+"""What the launchers run when they are told nothing."""
 
 
 def blocks(file: Path, *kinds: str) -> list[tuple[str, str]]:
@@ -53,7 +61,8 @@ def asked(words: list[str]) -> list[str]:
     if program.startswith("scripts/"):
         assert (ROOT / program).is_file()
         command = "generate" if "inference" in program else "train"
-        return [command, *rest[rest.index("--") + 1 :]]
+        own = rest[rest.index("--") + 1 :] if "--" in rest else []
+        return [command, *(own or SHIPPED[command])]
     return rest
 
 
@@ -72,7 +81,7 @@ def check(words: list[str], whole: bool = True) -> None:
             return  # --help, or a command that is only named
         raise
     config = parsed.get("config")
-    if name == "generate" and config:
+    if name == "generate" and config and (ROOT / config).is_file():
         overrides = [word for word in parsed["words"] or [] if "=" in word]
         load(InferenceConfig, ROOT / config, overrides)
     if name == "train" and config and (ROOT / config).is_file():
@@ -112,10 +121,14 @@ def test_every_block_is_of_a_kind_that_is_tried(file: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", [f for f in DOCS if blocks(f, *RUN)], ids=lambda file: file.stem)
 def test_what_can_run_runs(file: Path, tmp_path: Path) -> None:
-    for name in ("configs", "prompts", "scripts", "src"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    for name in ("configs", "prompts", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    if file.stem == "from_published_code":
+        write_checkout(tmp_path)
     (tmp_path / "outputs").mkdir()
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment |= {"RAY_worker_niceness": "0"}
     for kind, text in blocks(file, *RUN):
         program = ["bash", "-euo", "pipefail"] if kind == "sh" else [sys.executable, "-"]
@@ -139,3 +152,20 @@ def test_the_paper_s_functions_are_where_it_is_said() -> None:
         source = (ROOT / "src" / "demo_t2v" / place).read_text(encoding="utf-8")
         for name in re.findall(r"`(?:\w+\.)*(\w+)", names):
             assert re.search(rf"(def|class) {name}\b", source), f"{name} in {place}"
+
+
+def keys(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[set[str]]:
+    """For each value of a tree its dotted key, and the beginnings of that."""
+    for key, value in tree.items():
+        dotted = (*above, f"{above[-1]}.{key}" if above else key)
+        if isinstance(value, dict):
+            yield from keys(value, dotted)
+        else:
+            yield set(dotted)
+
+
+@pytest.mark.parametrize("tree", [INFERENCE, TRAINING], ids=["inference", "training"])
+def test_every_published_key_is_in_the_page(tree: dict[str, Any]) -> None:
+    page = (ROOT / "docs/from_published_code.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w.]+)`", page))
+    assert [beginnings for beginnings in keys(tree) if not named & beginnings] == []

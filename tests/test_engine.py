@@ -19,7 +19,6 @@ from torch import nn
 from demo_t2v.config import ConfigError
 from demo_t2v.training.loop import train
 from demo_t2v.training.optimizers import rate_factor
-from demo_t2v.training.zero import read_settings
 from stages import AUTOENCODER, load
 from stages import run as run_stage
 from tiny_task import TinyConfig, TinyTask, run
@@ -203,6 +202,14 @@ def test_a_gradient_that_is_not_finite_is_not_eaten(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], p) for name, p in task.model.named_parameters())
 
 
+def test_one_cycle_with_a_floor_rises_falls_and_stays() -> None:
+    wanted = config(
+        Path(), num_steps=50_000, warmup_steps=2000, lr_schedule="one_cycle", lr_floor=0.2
+    )
+    expected = {0: 0.2, 500: 0.4, 2000: 1.0, 3000: 0.6, 4000: 0.2, 49_999: 0.2}
+    assert {step: rate_factor(wanted, step) for step in expected} == pytest.approx(expected)
+
+
 def test_one_cycle_is_torchs() -> None:
     wanted = config(Path(), num_steps=20, warmup_steps=6, lr_schedule="one_cycle")
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -215,11 +222,16 @@ def test_one_cycle_is_torchs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "factors"),
-    [("cosine", [0, 0.5, 1, 0.5, 0]), ("constant", [0, 0.5, 1, 1, 1])],
+    ("schedule", "decay", "factors"),
+    [
+        ("cosine", 0, [0, 0.5, 1, 0.5, 0]),
+        ("constant", 0, [0, 0.5, 1, 1, 1]),
+        ("constant", 5, [0, 0.5, 1, 0.8, 0]),
+    ],
 )
-def test_schedules(schedule: Any, factors: list[float]) -> None:
-    wanted = config(Path(), num_steps=10, warmup_steps=2, lr_schedule=schedule)
+def test_schedules(schedule: Any, decay: int, factors: list[float]) -> None:
+    keys = {"lr_schedule": schedule, "decay_steps": decay}
+    wanted = config(Path(), num_steps=10, warmup_steps=2, **keys)
     steps = (0, 1, 2, 6, 10)
     assert [rate_factor(wanted, step) for step in steps] == pytest.approx(factors)
 
@@ -265,44 +277,6 @@ def test_activations_computed_anew_give_the_same_steps(tmp_path: Path) -> None:
 def test_a_network_that_cannot_compute_activations_anew(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gradient_checkpointing: the network of this task"):
         run(config(tmp_path, gradient_checkpointing=True))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train_batch_size": 16}, "train_batch_size is 16, but it should be 8 "),
-        (
-            {"train_micro_batch_size_per_gpu": 4},
-            r"train_micro_.* is 4, but it should be 2 .*/ 2 pr",
-        ),
-        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps is 1, but .* be 2 "),
-        ({"gradient_clipping": 0.5}, "gradient_clipping is 0.5, but it should be 1.0 "),
-        ({"bf16": {"enabled": True}}, "bf16.enabled is true, but it should be false "),
-        ({"optimizer": {"type": "Adam"}}, "optimizer is set by the training's YAML"),
-        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage should be 1, 2 or 3"),
-    ],
-)
-def test_deepspeed_settings_that_contradict(
-    tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
-    file = zero(tmp_path, **settings)
-    wanted = config(tmp_path, gradient_accumulation=2, deepspeed_config=file)
-    with pytest.raises(ConfigError, match=f"{file}: {message}"):
-        read_settings(wanted, 2)
-
-
-def test_deepspeed_settings_are_completed(tmp_path: Path) -> None:
-    for name in ("train_zero1", "train_zero2_offload", "train_zero3"):
-        file = ROOT / f"configs/deepspeed/{name}.json"
-        settings = read_settings(config(tmp_path, batch_size=24, deepspeed_config=file), 3)
-        assert settings["train_micro_batch_size_per_gpu"] == 8
-        assert "auto" not in json.dumps(settings)
-    for text, message in (("{", "is not valid JSON"), ("[]", "should be 1, 2 or 3")):
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            read_settings(config(tmp_path, deepspeed_config=tmp_path / "bad.json"), 1)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_settings(config(tmp_path, deepspeed_config=tmp_path / "none.json"), 1)
 
 
 @pytest.mark.parametrize(

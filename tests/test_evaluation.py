@@ -187,6 +187,11 @@ def test_the_prompt_list_is_fixed_balanced_and_says_what_it_asks_for():
         assert {case.background for case in part} == set(BACKGROUNDS)
 
 
+def test_a_shorter_list_is_the_beginning_of_the_usual_one():
+    whole = list_prompts()
+    assert list_prompts(36, 18) == whole[:36] + whole[216:234]
+
+
 def test_more_pairs_than_there_are_are_refused():
     assert len(list_prompts(460, 116)) == 576
     with pytest.raises(EvaluationError, match="117 held-out pairs: there are 116"):

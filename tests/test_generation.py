@@ -15,6 +15,7 @@ from pyarrow import parquet
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.generation.batches import Step, encode, generate
 from demo_t2v.generation.prompts import PromptError, make_jobs, read_prompts, sample_seed
+from demo_t2v.weights.convert import published_scheduler
 from demo_t2v.weights.hub import load_pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,9 @@ def write(folder: Path, text: str) -> Path:
         ("prompt,id\na car,7\n", [("7", "a car")]),
         (" ID , Prompt ,\n1,a car,x", [("1", "a car")]),
         ("id,prompt\n,a car\n", [("1", "a car")]),
+        ("id,prompt\n1,a car\n\n", [("1", "a car")]),
+        ("id,prompt\r\n1,a car\r\n,\r\n \r\n\r\n", [("1", "a car")]),
+        ("prompt\na car; red\n", [("1", "a car; red")]),
     ],
 )
 def test_prompt_files(tmp_path: Path, text: str, prompts: list[tuple[str, str]]) -> None:
@@ -52,12 +56,17 @@ def test_prompt_files(tmp_path: Path, text: str, prompts: list[tuple[str, str]])
         ("id,caption\n1,a\n", "has no column `prompt`"),
         ("id,prompt\n", "has no prompts"),
         ("id,prompt\n1,a\n\n2,b\n", "row 2 (line 3): has nothing in it"),
-        ("id,prompt\n1,a\n , \n", "row 2 (line 3): has nothing in it"),
+        ("id,prompt\n1,a\n , \n\n2,b\n", "row 2 (line 3): has nothing in it"),
+        ("id,prompt\n\n,\n", "has no prompts"),
         ("id,prompt\n1,a\n2, \n", "row 2 (line 3): column `prompt` is empty"),
         ("id,prompt\n1,a\n2\n", "row 2 (line 3): column `prompt` is empty"),
-        ('id,prompt\n1,"a\nb"\n1,c\n', "row 2 (line 4): column `id` repeats '1' of row 1"),
-        ("id,prompt\nA,a\na,c\n", "row 2 (line 3): column `id` repeats 'a' of row 1"),
-        ("id,prompt\n2,a\n,c\n", "row 2 (line 3): column `id` repeats '2' of row 1"),
+        ("id;prompt\n1;a\n", "separates its columns by semicolons; separate the columns by comm"),
+        ('"id";"prompt"\n"1";"a"\n', "separates its columns by semicolons"),
+        ("Prompt;id\na;1\n", "separates its columns by semicolons"),
+        ("id\tprompt\n1\ta\n", "separates its columns by tabs; separate the columns by commas"),
+        ("id|prompt\n1|a\n", "separates its columns by bars"),
+        ("\ufeffsep=;\r\nid;prompt\r\n1;a\r\n", "begins with `sep=;`; remove this line, and sep"),
+        ("SEP=,\nid,prompt\n1,a\n", "begins with `SEP=,`; remove this line"),
         ("prompt,id\na, b,1\n", "row 1 (line 2): has 3 columns, not 2; quote"),
         ('id,prompt\n1,a\n2,"b\n3,c\n', "line 4: is not valid CSV"),
         ('id,prompt\n1,"a" b\n', "line 2: is not valid CSV"),
@@ -72,10 +81,89 @@ def test_bad_prompt_files(tmp_path: Path, text: str, line: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "names", "line"),
+    [
+        ('id,prompt\n1,"a\nb"\n1,c\n', ["1", "1-2"], "row 2 (line 4) is 1-2"),
+        ("id,prompt\nA,a\na,c\n", ["A", "a-2"], "row 2 (line 3) is a-2"),
+        ("id,prompt\n2,a\n,c\n", ["2", "2-2"], "row 2 (line 3) is 2-2"),
+        ("id,prompt\n1,a\n1,b\n1,c\n1-2,d\n", ["1", "1-3", "1-4", "1-2"], "row 3 (line 4) is 1-4"),
+        ("id,prompt\n" + "1,a\n" * 6, ["1", *(f"1-{n}" for n in range(2, 7))], "and 2 more"),
+    ],
+)
+def test_repeated_ids_are_numbered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, names: list[str], line: str
+) -> None:
+    file = write(tmp_path, text)
+    assert [name for name, _ in read_prompts(file)] == names
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{file}: column `id` has repeated ids; row ")
+    assert line in record.getMessage()
+
+
+def test_ids_of_their_own_are_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_prompts(write(tmp_path, "id,prompt\n1,a\n2,a\n"))
+    monkeypatch.setenv("RANK", "1")  # the first process of a launcher warns for all
+    read_prompts(write(tmp_path, "id,prompt\n1,a\n1,a\n"))
+    assert not caplog.records
+
+
+def test_the_published_prompt_file(tmp_path: Path) -> None:
+    """Its ids, twice 1 and 2, its unquoted commas."""
+    published = ["0,Slow motion petals fall, landing softly", "1,An old man", "2,Jockeys racing"]
+    published += ["1,2 Dog and a whale, ocean adventure", "2,Teddy bear", "3,goldfish in glass"]
+    file = write(tmp_path, "\n".join(["id,prompt", *published]))
+    assert read_prompts(file) == [
+        ("0", "Slow motion petals fall, landing softly"),
+        ("1", "An old man"),
+        ("2", "Jockeys racing"),
+        ("1-2", "2 Dog and a whale, ocean adventure"),
+        ("2-2", "Teddy bear"),
+        ("3", "goldfish in glass"),
+    ]
+
+
 def test_json_lines(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"id": "b", "prompt": "a car, red", "more": 1}\n{"prompt": "a \u2028 fish"}\n')
     assert read_prompts(file) == [("b", "a car, red"), ("2", "a \u2028 fish")]
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "a car"}\r\n\r\n \n')
+    assert read_prompts(file) == [("1", "a car")]
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("id,prompt\n7,a car, red\n", [("7", "a car, red")]),
+        (
+            '{"id": "7", "prompt": "a car"}\n{"prompt": "a fish"}\n',
+            [("7", "a car"), ("2", "a fish")],
+        ),
+    ],
+)
+def test_standard_input(
+    monkeypatch: pytest.MonkeyPatch, text: str, prompts: list[tuple[str, str]]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert read_prompts(Path("-")) == prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"a car\n", "standard input: has no column `prompt`; begin it with `id,prompt`"),
+        (b"", "standard input: has no column `prompt`"),
+        (b'{"prompt": ""}', "standard input, row 1: column `prompt` is empty"),
+        ("prompt\nschön".encode("latin-1"), "standard input: is not UTF-8 text"),
+    ],
+)
+def test_bad_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes, line: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(PromptError) as error:
+        read_prompts(Path("-"))
+    assert str(error.value).startswith(line)
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -95,16 +183,14 @@ def test_parquet(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("", "has no prompts"),
-        ('{"prompt": "a"}\n\n', "row 2: is no JSON object"),
+        ('{"prompt": "a"}\n\n{"prompt": "b"}', "row 2: has nothing in it; remove it"),
+        ('{"prompt": "a"}\n{}\n', "row 2: column `prompt` is empty"),
+        ("\n\n", "has no prompts"),
         ("[]", "row 1: is no JSON object"),
         ('{"prompt": 3}', "row 1: column `prompt` should be text, not int"),
         ('{"prompt": "a", "id": []}', "row 1: column `id` should be text, not list"),
         ('{"id": "a"}', "row 1: column `prompt` is empty"),
         (f'{{"prompt": "{"a" * 1_000_000}"}}', "has 1,000,000 characters; write at most 10,000"),
-        (
-            '{"prompt": "a", "id": "../x"}\n{"prompt": "a", "id": "../X"}',
-            "row 2: column `id` repeats",
-        ),
     ],
 )
 def test_bad_json_lines(tmp_path: Path, text: str, line: str) -> None:
@@ -185,6 +271,22 @@ def test_videos_do_not_depend_on_their_batch(tiny_folder: Path, config: Inferenc
     assert np.abs(together[1][1].astype(int) - together[2][1]).max() > 1  # their seeds differ
 
 
+def test_steps_are_counted_as_asked_for_where_the_scheduler_takes_more(
+    tiny_folder: Path, config: InferenceConfig
+) -> None:
+    pipeline = load_pipeline(str(tiny_folder), "cpu")
+    pipeline.scheduler = published_scheduler()
+    jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
+    uneven = config.model_copy(update={"ddim_timesteps": 6})  # a stride of 166: seven timesteps
+    counted: list[int] = []
+    seen: list[Step] = []
+    for _ in generate(pipeline, jobs, uneven, counted.append, watch=seen.append):
+        pass
+    assert [(step.number, step.total) for step in seen] == [(n, 7) for n in range(1, 8)]
+    assert sum(counted) == 2 * 6
+    assert set(counted) == {0, 2}
+
+
 def test_sizes_are_checked_at_once(tiny_folder: Path, config: InferenceConfig) -> None:
     pipeline = load_pipeline(str(tiny_folder), "cpu")
     wrong = config.model_copy(update={"resolution": (33, 32)})
@@ -207,7 +309,7 @@ def test_a_watcher_sees_the_latents_and_can_end_the_work(
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
     seen: list[Step] = []
     together = list(generate(pipeline, jobs, config, watch=seen.append))
-    assert [step.number for step in seen] == [1, 2]
+    assert [(step.number, step.total) for step in seen] == [(1, 2), (2, 2)]
     assert {step.latents.shape for step in seen} == {step.clean.shape for step in seen}
     assert seen[0].latents.shape == (2, 4, 4, 4, 4)
     decoded = pipeline.decode(seen[-1].latents).detach().numpy()

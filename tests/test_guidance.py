@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,17 @@ def toy_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
     answer = torch.sin(0.7 * latents + 0.001 * timestep)
     gain = torch.tensor([0.6, 1.0]).repeat_interleave(len(latents) // 2)
     return gain.view(-1, 1, 1, 1, 1) * answer
+
+
+def sample(steps: int) -> Tensor:
+    """The published sampler's latents from the recorded noise, under guidance 9."""
+    sampler = published_scheduler()
+    sampler.set_timesteps(steps)
+    denoise = classifier_free_guidance(toy_denoiser, 9.0)
+    latents = make_input("noise", (2, 4, 8, 16, 16))
+    for timestep in sampler.timesteps:
+        latents = sampler.step(denoise(latents, timestep), timestep, latents).prev_sample
+    return latents
 
 
 def test_the_published_noise_schedule() -> None:
@@ -34,15 +47,44 @@ def test_the_published_timesteps() -> None:
     assert sampler.final_alpha_cumprod == sampler.alphas_cumprod[0]
 
 
-@pytest.mark.parametrize("steps", [20, 50])
-def test_guided_ddim_matches_the_recorded_figures(steps: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "count", "first", "last"),
+    [
+        (1, 1, 1, 1),
+        (3, 4, 999, 1),
+        (7, 8, 995, 1),
+        (30, 31, 991, 1),
+        (150, 167, 997, 1),
+        (600, 1000, 999, 1),
+        (1000, 1000, 999, 1),
+    ],
+)
+def test_steps_that_do_not_divide_the_training_s(
+    steps: int, count: int, first: int, last: int
+) -> None:
     sampler = published_scheduler()
     sampler.set_timesteps(steps)
-    denoise = classifier_free_guidance(toy_denoiser, 9.0)
-    latents = make_input("noise", (2, 4, 8, 16, 16))
-    for timestep in sampler.timesteps:
-        latents = sampler.step(denoise(latents, timestep), timestep, latents).prev_sample
-    assert relative_error(latents, recorded("ddim.safetensors")[f"ddim_{steps}"]) < 1e-5
+    timesteps = sampler.timesteps.tolist()
+    assert (len(timesteps), timesteps[0], timesteps[-1]) == (count, first, last)
+    strides = {before - after for before, after in pairwise(timesteps[1:])}
+    assert strides <= {1000 // steps}
+
+
+def test_more_steps_than_the_training_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="1001 cannot be larger than"):
+        published_scheduler().set_timesteps(1001)
+
+
+@pytest.mark.parametrize("steps", [30, 150, 1000])
+def test_guided_ddim_of_uneven_steps_matches_the_recorded_figures(steps: int) -> None:
+    assert (
+        relative_error(sample(steps), recorded("ddim_uneven.safetensors")[f"ddim_{steps}"]) < 1e-5
+    )
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+def test_guided_ddim_matches_the_recorded_figures(steps: int) -> None:
+    assert relative_error(sample(steps), recorded("ddim.safetensors")[f"ddim_{steps}"]) < 1e-5
 
 
 def test_guidance_by_hand() -> None:

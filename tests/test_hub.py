@@ -17,6 +17,11 @@ from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import ModelDefaults, ModelError, load_pipeline, read_defaults, resolve
 from spoiling import spoil
 
+NO_TEXT = json.dumps({
+    "_class_name": "DemoPipeline", "num_inference_steps": 3, "guidance_scale": 3.0,
+    "negative_prompt": 3,
+})  # fmt: skip
+
 
 def test_folders(tiny_folder: Path) -> None:
     assert resolve(str(tiny_folder)) == tiny_folder
@@ -30,6 +35,7 @@ def test_defaults_are_what_the_pipeline_does_by_itself(tiny_folder: Path) -> Non
     assert read_defaults(tiny_folder) == ModelDefaults(
         steps=pipeline.config.num_inference_steps,
         guidance=pipeline.config.guidance_scale,
+        negative_prompt=pipeline.config.negative_prompt,
         frames=unet.sample_frames,
         side=unet.sample_size * pipeline.vae_scale_factor,
     )
@@ -57,6 +63,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("model_index.json", '{"_class_name": "WanPipeline"}', "holds a WanPipeline"),
         ("model_index.json", "{", "is not the JSON of a model"),
         ("model_index.json", '{"_class_name": "DemoPipeline"}', "no usable 'num_inference_steps'"),
+        ("model_index.json", NO_TEXT, r"index\.json: negative_prompt should be a text, not 3"),
         ("unet/config.json", None, "is missing; the folder is no whole model"),
         ("vae/config.json", "[]", "is not the JSON of a model"),
     ],

@@ -18,7 +18,7 @@ from torch import Tensor
 import inside
 from demo_t2v.adapters import WEIGHT_NAME, LoraError, add_lora
 from demo_t2v.pipeline import DemoPipeline
-from test_cli import assert_one_line
+from test_cli import ENVIRONMENT, assert_one_line
 from test_engine import TIMEOUT
 from test_pipeline import differ, latents_of
 
@@ -321,6 +321,28 @@ def test_the_command_line_puts_an_adapter_on_the_model(
     assert_one_line(generate("none", "--lora", "nowhere"), 2, "nowhere: there is no such adapter")
     (saved / WEIGHT_NAME).write_bytes(b"trained once more")
     assert_one_line(generate("full", *lora), 2, "made with lora_hash")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+        {"ALL_PROXY": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+        {"HF_HUB_OFFLINE": "1"},
+    ],
+    ids=str,
+)
+def test_a_mistyped_name_without_a_network(tmp_path: Path, network: dict[str, str]) -> None:
+    """One line: no attempt is repeated, which would print more and take half a minute."""
+    done = subprocess.run(
+        [sys.executable, "-m", "demo_t2v", "generate", "a car", "--lora", "mine/adaptr"],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"HF_HOME": str(tmp_path)} | network,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_one_line(done, 1, "mine/adaptr: is no adapter here, and the hub does not give it")
 
 
 def test_without_peft_there_is_all_but_lora(tiny_folder: Path, tmp_path: Path) -> None:

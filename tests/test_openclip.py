@@ -15,10 +15,13 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.models.tensors import NamesError
 from demo_t2v.models.text import TextConditioner, penultimate_states, token_ids
+from demo_t2v.models.tokenizer import OpenCLIPTokenizer
+from demo_t2v.training.parts import load_tokenizer
+from demo_t2v.weights.hub import BUILT_IN
 from demo_t2v.weights.openclip import (
     clip_from_openclip,
     clip_tokenizer,
@@ -191,6 +194,32 @@ def test_the_tokenizer_says_what_openclip_says() -> None:
     assert token_ids(clip_tokenizer(), list(recorded), settings).tolist() == list(recorded.values())
 
 
+def test_text_is_cleaned_as_openclip_cleans_it(tmp_path: Path) -> None:
+    """200 prompts, recorded as above: quotes, HTML, mojibake, full width, special tokens, ..."""
+    recorded = cleaning()
+    assert len(recorded) == 200
+    tokenizer = clip_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, OpenCLIPTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)):
+        ids = each(list(recorded), max_length=77, truncation=True).input_ids
+        assert dict(zip(recorded, ids, strict=True)) == recorded
+    alone = tokenizer("\u201cA&amp;amp;B\u201d", add_special_tokens=False).input_ids
+    assert alone == tokenizer('"a&b"', add_special_tokens=False).input_ids
+
+
+def test_the_built_in_model_keeps_its_tokenizer() -> None:
+    ours = load_tokenizer(BUILT_IN["sprites"] / "tokenizer")
+    assert type(ours) is CLIPTokenizer
+    assert ours("a&amp;b").input_ids != ours("a&b").input_ids
+
+
+def cleaning() -> dict[str, list[int]]:
+    """Prompts and their tokens, without padding."""
+    text = (DATA / "openclip_cleaning.json").read_text(encoding="utf-8")
+    recorded: dict[str, list[int]] = json.loads(text)
+    return recorded
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (PACKAGES / "open_clip").is_dir(),
@@ -210,6 +239,8 @@ def test_vit_h_14_says_what_its_own_package_says(tmp_path: Path) -> None:
     tokenizer = clip_tokenizer()
     ids = token_ids(tokenizer, PROMPTS, encoder.config)
     assert torch.equal(ids, theirs["ids"])
+    prompts = list(cleaning())
+    assert torch.equal(token_ids(tokenizer, prompts, encoder.config), theirs["cleaning_ids"])
     heard = TextConditioner(tokenizer, encoder, None).states(ids)
     ours = {
         "states": heard.content,

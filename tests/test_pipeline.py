@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from conftest import tiny_unet
 from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.weights.hub import read_defaults
 from latents import latents_of, seeded, with_scheduler
 
 PROMPTS = ["a car falls", "the fish grows"]
@@ -306,6 +309,38 @@ def test_both_encoders_hear_the_negative_prompt(tiny_pipeline: DemoPipeline) -> 
         torch.testing.assert_close(unconditional[0], unconditional[1])
         assert differ(heard[-1][2], heard[-1][3])
         assert differ(heard[-1][0], heard[-1][2])
+
+
+def test_the_saved_negative_prompt_is_the_default(
+    tiny_pipeline: DemoPipeline, tmp_path: Path
+) -> None:
+    asked = latents_of(tiny_pipeline, PROMPTS, negative_prompt="snow")
+    empty = latents_of(tiny_pipeline, PROMPTS)
+    assert differ(asked, empty)
+    told = DemoPipeline(
+        **tiny_pipeline.components,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        negative_prompt="snow",
+    )
+    told.save_pretrained(tmp_path)
+    loaded = DemoPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.config.negative_prompt == "snow"
+    assert torch.equal(latents_of(loaded, PROMPTS), asked)
+    assert torch.equal(latents_of(loaded, PROMPTS, negative_prompt=""), empty)
+
+
+def test_a_pipeline_saved_without_a_negative_prompt_has_the_empty_one(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "before")
+    file = tmp_path / "before/model_index.json"
+    index = json.loads(file.read_text())
+    del index["negative_prompt"]
+    file.write_text(json.dumps(index))
+    assert DemoPipeline.from_pretrained(tmp_path / "before").config.negative_prompt == ""
+    assert read_defaults(tmp_path / "before").negative_prompt == ""
 
 
 def test_the_motion_prompt_changes_the_video(tiny_pipeline: DemoPipeline) -> None:

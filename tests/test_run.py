@@ -9,16 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed import HashStore
 
 from demo_t2v.config import InferenceConfig
-from demo_t2v.generation.batches import encode
+from demo_t2v.generation.batches import encode, generate
 from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.generation.run import Maker, make, out_of_memory, overlapped
 from demo_t2v.generation.sharing import Share
 from demo_t2v.outputs import OutputFolder, read_manifest
+from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.memory import Plan
 
 JOBS = make_jobs([(name, f"a {name} falls") for name in "abcdefg"], repeat=1, seed=0)
@@ -181,6 +183,29 @@ def test_errors_are_raised_and_what_was_begun_is_finished() -> None:
         list(overlapped(iter(range(100)), finish, 2))
     assert finished[0] == 0
     assert len(finished) < 5
+
+
+@pytest.mark.parametrize("encoded_before", [False, True])
+def test_videos_have_the_model_s_negative_prompt(tiny_pipeline: Any, encoded_before: bool) -> None:
+    """Page, evaluation and several processes make videos by this function."""
+    jobs = make_jobs([("1", "a car falls")], 1, 0)
+    told = DemoPipeline(
+        **tiny_pipeline.components,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        negative_prompt="snow",
+    )
+
+    def made(pipeline: Any, negative_prompt: str | None) -> Any:
+        config = InferenceConfig(negative_prompt=negative_prompt)
+        known = encode(pipeline, ["a car falls"], config) if encoded_before else None
+        return next(generate(pipeline, jobs, config, encoded=known))[1]
+
+    asked, empty = made(tiny_pipeline, "snow"), made(tiny_pipeline, "")
+    assert not np.array_equal(asked, empty)
+    assert np.array_equal(made(told, None), asked)
+    assert np.array_equal(made(told, ""), empty)
+    assert np.array_equal(made(tiny_pipeline, None), empty)
 
 
 def test_encoded_prompts_are_kept_once(tiny_pipeline: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import ClipError
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.encoded import encode
+from demo_t2v.training.sources import clips_depend_on, open_chunks, open_source
 from kinds import configure
 from numbered import damage, write_numbered
 
@@ -42,6 +45,40 @@ def test_bad_videos_are_passed_over_and_named(world: Path, bad: Path) -> None:
     assert [clips[index][0] for index in range(4)] == ["caption of good"] * 4
     assert {line.partition(":")[0] for line in skipped} == {"torn", "short", "gone"}
     assert "short: has 15 frames, a clip takes 16" in skipped
+
+
+@pytest.mark.parametrize("kind", ["webvid", "shards"])
+def test_short_videos_repeat_frames_where_that_is_asked_for(
+    world: Path, tmp_path: Path, kind: str
+) -> None:
+    """The world's videos have 30 frames."""
+    config = configure(world, tmp_path, kind, "max_frames=40", "regularization_weight=0")
+    with pytest.raises(ClipError, match=r"has 30 frames|no clip could be used"):
+        encode(config)
+    asked = config.train_dataset.model_copy(update={"repeat_frames": True})
+    anew = {"train_dataset": asked, "latents": tmp_path / "repeated"}
+    _, parts = encode(config.model_copy(update=anew))[0]
+    latents = parts["latents"]  # (C, F, h, w)
+    assert latents.shape[1] == 40
+    same = [bool((a == b).all()) for a, b in pairwise(latents.unbind(dim=1))]
+    assert sum(same) == 10  # 40 pictures of 30 frames
+
+
+def test_a_class_of_one_s_own_is_told_to_repeat_frames(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(world))
+    config = configure(world, tmp_path, "custom", "train_dataset.repeat_frames=true")
+    source: Any = open_source(config, config.train_dataset)
+    assert source.source.sampling.repeat_frames is True
+
+
+def test_clips_that_were_encoded_before_stay_of_use(world: Path, tmp_path: Path) -> None:
+    config = configure(world, tmp_path, "webvid")
+    known = json.loads(clips_depend_on(config, open_chunks(config)))[0]
+    assert known.keys() == {
+        "data_seed", "type", "video_dir", "path_column", "caption_column", "sample_fps", "captions"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

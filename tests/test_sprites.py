@@ -25,7 +25,9 @@ from demo_t2v.data.sprites import (
     THINGS,
     caption,
     draw_clip,
+    draw_pose,
     held_out,
+    motion_phrase,
     render,
     render_background,
     trajectory,
@@ -312,3 +314,41 @@ def test_what_does_not_exist_is_an_error():
         trajectory("explodes", "", rng)
     with pytest.raises(ValueError):  # noqa: PT011 - the tuple's own
         trajectory("falls", "briskly", rng)
+
+
+def test_poses_show_every_angle_and_name_no_motion() -> None:
+    drawn = [draw_pose(np.random.default_rng(n), 16, 3) for n in range(400)]
+    angles = np.array([clip.truth.angle[0] for clip in drawn])
+    assert 0.25 < (angles == 0).mean() < 0.42
+    assert np.histogram(angles[angles != 0], 6, (-180, 180))[0].min() > 20
+    for clip in drawn:
+        assert (clip.frames == clip.frames[:1]).all()
+        article = "an" if clip.thing[0] in "aeiou" else "a"
+        assert clip.caption == f"{article} {clip.thing} {clip.background}"
+
+
+@pytest.mark.parametrize(
+    ("words", "phrase"),
+    [
+        ("a car moves to the left slowly in the sky", "moves to the left slowly"),
+        ("in the snow, the ice cream is swinging quickly", "is swinging quickly"),
+        ("an octopus slowly turns clockwise on the sand", "slowly turns clockwise"),
+        ("a duck at night", ""),
+    ],
+)
+def test_the_motion_phrase_is_the_caption_without_thing_and_place(words, phrase) -> None:
+    assert motion_phrase(words) == phrase
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=60)
+def test_every_caption_has_a_motion_phrase_of_its_motion(seed) -> None:
+    clip = draw_clip(np.random.default_rng(seed), 8, 2)
+    phrase = motion_phrase(clip.caption)
+    assert any(wording in phrase for wording in MOTIONS[clip.motion])
+    assert clip.thing not in phrase
+
+
+def test_words_of_another_world_have_no_motion_phrase() -> None:
+    with pytest.raises(ValueError, match="is no caption of the sprite world"):
+        motion_phrase("a horse runs")

@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v import config as configs
+from demo_t2v.data.sprites import draw_clip
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining
 from demo_t2v.training.encoded import encode
 from demo_t2v.training.loop import train
+from demo_t2v.training.optimizers import rate_factor
 from demo_t2v.training.tasks import make_task
+from layouts import NEGATIVE_PROMPT
 from stages import (
     AUTOENCODER,
     CLIP,
@@ -216,3 +219,31 @@ def test_the_full_size_training_loads() -> None:
     assert config.train_dataset.type == "webvid"
     assert config.deepspeed_config is not None
     assert (ROOT / config.deepspeed_config).is_file()
+    assert (config.p_zero, config.p_zero_motion) == (0.1, 0)
+    assert (config.noise_strength, config.stop_grad_index) == (0, 10)
+    assert (config.video_motion_space, config.flow) == ("eps", "raft")
+    assert (config.weight_decay, config.betas, config.eps) == (0, (0.9, 0.999), 1e-8)
+    assert config.train_dataset.repeat_frames
+    peak, floor = config.lr, config.lr * config.lr_floor
+    assert (peak, floor) == pytest.approx((5e-5, 1e-5))
+    assert [rate_factor(config, step) for step in (0, 2000, 4000)] == pytest.approx([0.2, 1, 0.2])
+    assert config.negative_prompt == NEGATIVE_PROMPT
+
+
+def test_a_text_tower_goes_on_with_sheets_of_frames(stages: Path) -> None:
+    sizes = {"model": {"vision_config": CLIP["model"]["vision_config"]}, "lr": 1e-2}
+    keys = f"text={stages}/clip/final", "freeze_text=false", "frames_per_side=2", "num_steps=30"
+    config = load(stages, CLIP | sizes, "sheets", *keys)
+    task = make_task(config)
+    ids, sheets = task.batch(range(3))
+    assert sheets.shape == (3, 3, 32, 32)
+    for number, sheet in enumerate(sheets):
+        clip = draw_clip(np.random.default_rng([config.seed, number]), 16, 4)
+        assert torch.equal(task.tokens([clip.caption])[0], ids[number])
+        last = torch.from_numpy(clip.frames[3]).permute(2, 0, 1).float() / 127.5 - 1
+        assert torch.equal(sheet[:, 16:, 16:], last)
+    lines = run(config)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    before = CLIPTextModel.from_pretrained(stages / "clip/final/content_encoder").state_dict()
+    after = CLIPTextModel.from_pretrained(config.log_dir / "final/content_encoder").state_dict()
+    assert not torch.equal(*(w["encoder.layers.0.mlp.fc1.weight"] for w in (before, after)))

@@ -75,6 +75,15 @@ def test_every_published_name_and_shape_has_its_place(keys_json: str, motion: bo
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in published.items()}
 
 
+def test_dropout_is_in_convolutions_alone() -> None:
+    with torch.device("meta"):
+        unet = DemoUNet()
+    rates = {name: m.p for name, m in unet.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert set(rates.values()) == {0.1}
+    assert len(rates) == 22 * 4  # one in a residual block, three in its temporal convolutions
+    assert all(".resnets." in name or ".temp_convs." in name for name in rates)
+
+
 def test_conversion_names_missing_surplus_and_misshapen_tensors() -> None:
     unet = small_network()
     state = published_state(unet)

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import proxy_bypass, urlopen
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from demo_t2v.web.proxies import direct
 from test_cli import ENVIRONMENT, assert_one_line, run
 
 ROOT = Path(__file__).parent.parent
@@ -31,11 +33,7 @@ TIMEOUT = 120
         (["--device", "gpu"], ["device"]),
         (["--auth", "ada"], ["auth", "USER:PASSWORD"]),
         (["--auth", ":x"], ["auth", "USER:PASSWORD"]),
-        pytest.param(
-            ["--lora", "nowhere.safetensors", "--port", "0"],
-            ["nowhere.safetensors"],
-            marks=pytest.mark.slow,  # found out only beside the loaded model
-        ),
+        (["--lora", "nowhere.safetensors"], ["nowhere.safetensors: there is no such adapter"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -107,6 +105,69 @@ def test_it_serves_with_a_login_and_cleans_up(
     assert process.returncode == 130, stderr
     assert stderr == "demo-t2v: stopped\n"
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
+
+
+NOBODY = "127.0.0.1:9"  # a proxy that does not answer
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        {"HTTP_PROXY": f"http://{NOBODY}", "HTTPS_PROXY": f"http://{NOBODY}"},
+        {"ALL_PROXY": f"socks5://{NOBODY}", "NO_PROXY": "example.org"},
+        pytest.param({"http_proxy": f"http://{NOBODY}"}, marks=pytest.mark.slow),
+        pytest.param({"all_proxy": f"http://{NOBODY}"}, marks=pytest.mark.slow),
+        pytest.param({"ALL_PROXY": f"socks5h://{NOBODY}"}, marks=pytest.mark.slow),
+        pytest.param({"HTTPS_PROXY": "nonsense://x"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_proxies_of_the_environment(
+    tmp_path: Path, tiny_folder: Path, proxies: dict[str, str]
+) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "demo_t2v", "web", "--model", tiny_folder, "--port", str(port)],
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)} | proxies,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            line = process.stdout.readline()
+            assert line == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)\n", process.stderr.read()
+            assert get(port, "/") == 200
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_a_public_address_by_a_socks_proxy(tmp_path: Path, tiny_folder: Path) -> None:
+    if find_spec("socksio"):
+        pytest.skip("httpx has what SOCKS needs")
+    words = ("web", "--model", tiny_folder, "--port", "0", "--share")
+    done = subprocess.run(
+        [sys.executable, "-m", "demo_t2v", *words],
+        env=ENVIRONMENT | {"ALL_PROXY": f"socks5://{NOBODY}", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert_one_line(done, 2, "share: ", "SOCKS", "pip install 'httpx[socks]'")
+
+
+def test_a_proxy_is_left_out_only_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with direct("localhost", "127.0.0.1"):
+        assert os.environ["NO_PROXY"] == "example.org,localhost,127.0.0.1"
+        assert proxy_bypass("localhost")
+        assert proxy_bypass("example.org")
+        assert not proxy_bypass("api.gradio.app")
+    assert os.environ["NO_PROXY"] == "example.org"
+    assert "no_proxy" not in os.environ
 
 
 @pytest.mark.slow

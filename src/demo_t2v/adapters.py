@@ -245,19 +245,18 @@ def adapter_file(source: str | Path, weight_name: str = WEIGHT_NAME) -> Path:
     )
     if path.is_absolute() or len(path.parts) != 2 or path.suffix == ".safetensors":
         raise missing
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-    try:
-        return Path(hf_hub_download(str(source), weight_name))
-    except LocalEntryNotFoundError:
-        raise ConnectionError(
-            f"{source}: is no adapter here, and the hub does not answer"
-        ) from None
-    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
+    try:  # unlike `hf_hub_download` it does not try for half a minute to reach the hub
+        file = Path(snapshot_download(str(source), allow_patterns=[weight_name]), weight_name)
+    except (HFValidationError, RepositoryNotFoundError):
         raise missing from None
+    except Exception as error:  # the client passes on whatever its network library raises
+        reason = str(error).strip().partition("\n")[0]
+        raise ConnectionError(
+            f"{source}: is no adapter here, and the hub does not give it ({reason})"
+        ) from None
+    if not file.is_file():
+        raise missing
+    return file

@@ -1,12 +1,13 @@
 """Typed configurations: YAML files, dotted `key=value` overrides, errors that name file and key.
 
 Every default stands here and nowhere else. The YAML keys of inference are the ones of the paper's
-release, so that a configuration written for it is at home here.
+release, and its own configuration files are read too.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -16,6 +17,11 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
+
+from demo_t2v.launch import rank
+from demo_t2v.release import ReleaseError, is_release, is_release_key, translate
+
+_log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -67,7 +73,8 @@ class InferenceConfig(Strict):
     """Height and width in pixels. The release writes a list of two, and so do we."""
     guide_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
+    """The prompt of both encoders on guidance's unconditional side."""
     motion_prompt: str | None = None
     """What the motion encoder hears; None: each video's own prompt."""
     motion_strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -103,7 +110,8 @@ def load(
 
     `options` sets dotted keys to values and counts more than the file; `overrides` are
     `key=value` texts, their values YAML, and count most. `kind` is a Strict model or a union of
-    some. Raises ConfigError.
+    some. A file of the published code is translated, with a warning that names what has no
+    counterpart. Raises ConfigError.
     """
     tree: dict[str, Any] = {} if file is None else _read_yaml(file)
     given = dict(options or {})
@@ -112,12 +120,31 @@ def load(
         if not equals or not key.strip():
             raise ConfigError(f"{override!r} is no override: write key=value, as in seed=7")
         given[key.strip()] = _parse(override, text)
+    if is_release(tree):
+        tree = _from_release(tree, kind, str(file), given)
     for key, value in given.items():
         _assign(tree, key, value)
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_first_problem(error, kind, file, given)) from None
+
+
+def _from_release(
+    tree: dict[str, Any], kind: Any, file: str, given: dict[str, Any]
+) -> dict[str, Any]:
+    """A file of the published code in the keys of `kind`; takes its own keys out of `given`."""
+    fields = {key for model in _models(kind) for key in model.model_fields}
+    for key in [key for key in given if is_release_key(key, fields)]:
+        _assign(tree, key, given.pop(key))
+    try:
+        translated, notes = translate(tree, fields, given)
+    except ReleaseError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    if rank() == 0:
+        for note in notes:
+            _log.warning("%s: %s", file, note)
+    return translated
 
 
 def read_json(file: Path) -> Any:

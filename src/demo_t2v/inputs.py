@@ -41,7 +41,7 @@ def check_length(count: int, name: str, values: Any, what: str = "prompts") -> N
 def count_prompts(
     prompt: str | Sequence[str] | None,
     motion_prompt: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str] | None,
     states: TextStates | None,
     negatives: TextStates | None,
     guided: bool,
@@ -58,7 +58,7 @@ def count_prompts(
             raise ValueError("negative_prompt_embeds: must come with prompt_embeds")
         if motion_prompt is not None:
             check_length(len(prompts), "motion_prompt", as_list(motion_prompt))
-        if not isinstance(negative_prompt, str):
+        if negative_prompt is not None and not isinstance(negative_prompt, str):
             check_length(len(prompts), "negative_prompt", as_list(negative_prompt))
         return len(prompts)
     if prompt is not None or motion_prompt is not None or negative_prompt:

@@ -33,6 +33,11 @@ def own_gpu() -> str | None:
     return f"cuda:{local_rank() % torch.cuda.device_count()}"
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process."""
+    return "RANK" in os.environ
+
+
 def world_size() -> int:
     """How many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))

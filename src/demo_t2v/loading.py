@@ -12,7 +12,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-OWN_CLASSES: Final[Mapping[str, str]] = {"DemoUNet": "demo_t2v.models.unet"}
+OWN_CLASSES: Final[Mapping[str, str]] = {
+    "DemoUNet": "demo_t2v.models.unet",
+    "ModelScopeDDIMScheduler": "demo_t2v.diffusion.schedulers",
+    "OpenCLIPTokenizer": "demo_t2v.models.tokenizer",
+}
 """This package's classes among a pipeline's components, and their modules."""
 _SHIM: Final = '''"""{name} for diffusers' from_pretrained with trust_remote_code=True."""
 

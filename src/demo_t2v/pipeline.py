@@ -55,8 +55,8 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
     without `unet` and `vae`, only to `encode_prompt`, and without its text encoders, to be called
-    with `prompt_embeds`. `num_inference_steps` and `guidance_scale` are kept in
-    `model_index.json`: what the model is called with by default.
+    with `prompt_embeds`. `num_inference_steps`, `guidance_scale` and `negative_prompt` are saved
+    in `model_index.json`: what the model is called with by default.
     """
 
     model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
@@ -73,6 +73,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         motion_encoder: CLIPTextModel | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 9.0,
+        negative_prompt: str = "",
     ) -> None:
         super().__init__()
         check_fit(unet, tokenizer, content_encoder, motion_encoder)
@@ -87,7 +88,9 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         )
         self._interrupt = False
         self.register_to_config(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
         )
 
     @property
@@ -145,7 +148,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         *,
         motion_prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -170,9 +173,11 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         `motion_prompt` is what the motion encoder hears, by default the prompt itself. Sizes are
         pixels and default to what the weights were trained for; `generator` is one for each
         sample, so that a video does not depend on the batch it rides in. `guidance_scale` 1 or
-        less means none. `motion_strength` scales the motion transformers; 0 is the base network.
-        `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt` gave for the prompts,
-        to be given in their stead. `decode_chunk_size` frames are decoded at once (None: all).
+        less means none. `negative_prompt` is the prompt of both encoders on the unconditional
+        side, by default the model's own. `motion_strength` scales the motion transformers; 0 is
+        the base network. `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt`
+        gave for the prompts, to be given in their stead. `decode_chunk_size` frames are decoded
+        at once (None: all).
         `timesteps` and `eta` are the scheduler's, where it has them; `return_dict` False gives the
         frames in a tuple.
         A callback can ask for the `latents` and for `clean`, what they would be without noise.
@@ -200,7 +205,8 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         extra = step_options(self.scheduler, generator, eta)
         set_timesteps(self.scheduler, steps, timesteps, self._execution_device)
         if states is None:
-            negative = negative_prompt if scale > 1 else None
+            default = self.config.negative_prompt
+            negative = default_to(negative_prompt, default) if scale > 1 else None
             states, negatives = self.encode_prompt(prompt or "", motion_prompt, negative)
         states, negatives = states.repeat(each), negatives and negatives.repeat(each)
         denoise = self._denoiser(states, negatives, scale, motion_strength)

@@ -7,6 +7,8 @@ stop (SIGTERM) with 143: each with one line on stderr.
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ from demo_t2v.cli.data import data
 from demo_t2v.cli.generate import generate
 from demo_t2v.cli.info import info
 from demo_t2v.cli.terminal import (
+    events_on_stderr,
     leave,
     one_line_errors,
     only_reports_on_stdout,
@@ -26,7 +29,8 @@ from demo_t2v.cli.terminal import (
 from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
 from demo_t2v.config import load
-from demo_t2v.training.config import AnyTraining
+from demo_t2v.launch import world_size
+from demo_t2v.training.config import AnyTraining, find_models, fit_device
 from demo_t2v.weights.hub import quieten_libraries
 
 app = typer.Typer(
@@ -47,7 +51,10 @@ app.command()(card)
 
 def main() -> None:
     """Run the program; what `demo-t2v` and `python -m demo_t2v` call."""
-    app(prog_name="demo-t2v")
+    # As early as this, for usage errors and what imports print are lines on stderr, too.
+    events = sys.argv[1:2] == ["generate"] and "--json" in sys.argv
+    with events_on_stderr() if events else nullcontext():
+        app(prog_name="demo-t2v")
 
 
 def _print_version(wanted: bool) -> None:
@@ -67,7 +74,9 @@ def _options(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Option(metavar="FILE", help="One stage, as YAML.")],
+    config: Annotated[
+        Path, typer.Option("--config", "--cfg", metavar="FILE", help="One stage, as YAML.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
     ] = None,
@@ -78,14 +87,16 @@ def train(
 ) -> None:
     """Train one stage of a model; goes on from the last checkpoint of an earlier run of it."""
     with one_line_errors(), only_reports_on_stdout() as report:
-        settings = load(AnyTraining, config, overrides or [])
+        settings = fit_device(find_models(load(AnyTraining, config, overrides or [])))
         source: Any = resume if resume in ("auto", "none") else Path(resume)
         from demo_t2v.training.loop import TrainingStopped
         from demo_t2v.training.loop import train as run
         from demo_t2v.training.tasks import make_task
         from demo_t2v.training.watch import Watch
+        from demo_t2v.training.zero_settings import take_settings
 
         quieten_libraries()
+        settings = take_settings(settings, world_size())
         task = make_task(settings)
         try:
             with progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:
@@ -109,9 +120,11 @@ def sprites(
     base: Annotated[
         str, typer.Option(metavar="NAME|FOLDER", help="What to compare it with; '' for nothing.")
     ] = "sprites-base",
+    trained: Annotated[int, typer.Option(min=0, help="Prompts of pairs trained on.")] = 216,
+    held_out: Annotated[int, typer.Option(min=0, help="Prompts of other pairs.")] = 108,
 ) -> None:
     """How often a video shows the thing and the motion that were asked for."""
     with one_line_errors():
         from demo_t2v.evaluation.sprites import main as run
 
-        run(model, out=out, base=base or None)
+        run(model, out=out, base=base or None, trained=trained, held=held_out)

@@ -9,7 +9,7 @@ import typer
 
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import ConfigError, load
-from demo_t2v.training.config import AnyTraining, DenoiserTraining
+from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models
 from demo_t2v.weights.hub import quieten_libraries
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def encode(
     Goes on where an earlier run stopped; several may run at once.
     """
     with one_line_errors():
-        settings = load(AnyTraining, config, overrides or [])
+        settings = find_models(load(AnyTraining, config, overrides or []))
         if not isinstance(settings, DenoiserTraining):
             raise ConfigError(f"{config}: task: only the clips of a denoiser can be encoded")
         from demo_t2v.training.encoded import encode as run

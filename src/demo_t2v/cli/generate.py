@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -17,15 +18,24 @@ import typer
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.files import digest
-from demo_t2v.generation.prompts import PromptError, check_prompt, make_jobs, read_prompts
+from demo_t2v.generation.prompts import (
+    STANDARD_INPUT,
+    PromptError,
+    check_prompt,
+    make_jobs,
+    read_prompts,
+)
 from demo_t2v.generation.sharing import Share
-from demo_t2v.launch import world_size
+from demo_t2v.launch import is_launched, world_size
 from demo_t2v.outputs import Job, OutputFolder
 from demo_t2v.remote import open_folder
-from demo_t2v.weights.hub import fingerprint, read_defaults, resolve
+from demo_t2v.weights.hub import fingerprint, read_defaults, resolve, settle
 from demo_t2v.weights.memory import pick
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
+_FILE_OPTIONS: Final = dict.fromkeys(
+    (".csv", ".jsonl", ".parquet", ".tsv", ".txt"), "--prompts"
+) | dict.fromkeys((".yaml", ".yml"), "--config")
 # What shapes the videos: a second run with other values would make other ones.
 _SETTINGS: Final = {
     *("inference_seed", "ddim_timesteps", "guide_scale", "negative_prompt", "max_frames"),
@@ -44,9 +54,12 @@ def generate(
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="id,prompt as CSV, JSON lines or Parquet.")
+        Path | None,
+        typer.Option(metavar="FILE|-", help="id,prompt as CSV, JSON lines or Parquet."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "--cfg", metavar="FILE", help="YAML file.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: the built-in model, sprites."),
@@ -59,7 +72,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Each video's own comes from it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What it should not show; default: the model's.")
+    ] = None,
     motion_prompt: Annotated[
         str | None, typer.Option(help="What the motion encoder hears in the prompt's stead.")
     ] = None,
@@ -120,6 +135,8 @@ def generate(
     }
     with one_line_errors():
         text, overrides = _split(words or [])
+        if text is not None:
+            _check_no_file(text)
         if text is not None and prompts:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
         given = {key: value for key, value in options.items() if value is not None}
@@ -185,11 +202,24 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
     return (prompts[0] if prompts else None), overrides
 
 
+def _check_no_file(text: str) -> None:
+    """Raise PromptError for a prompt that is the name of a file."""
+    option = _FILE_OPTIONS.get(Path(text).suffix.lower())
+    there = len(text) < 256 and Path(text).is_file()  # no name is longer
+    if option and there:
+        command = f"demo-t2v generate {option} {shlex.quote(text)}"
+        raise PromptError(f"{text}: is a file, not a prompt; write `{command}`")
+    if option and not re.search(r"\s", text):
+        raise PromptError(f"{text}: is no prompt, and there is no such file; see {option} FILE")
+
+
 def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
     source = config.infer_dataset
     if text is not None:
         prompts = [("1", check_prompt(text))]
     elif source.csv_path is not None:
+        if source.csv_path == STANDARD_INPUT and world_size() > 1:
+            raise PromptError("--prompts -: several processes need a file, not standard input")
         prompts = read_prompts(source.csv_path)
     else:
         raise PromptError("no prompt: give one in quotes, or --prompts FILE.csv, or --config FILE")
@@ -207,6 +237,9 @@ def _complete(config: InferenceConfig, height: int | None, width: int | None) ->
         "max_frames": config.max_frames or defaults.frames,
         "ddim_timesteps": config.ddim_timesteps or defaults.steps,
         "guide_scale": defaults.guidance if config.guide_scale is None else config.guide_scale,
+        "negative_prompt": defaults.negative_prompt
+        if config.negative_prompt is None
+        else config.negative_prompt,
     }
     complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | known)
     return complete
@@ -275,13 +308,20 @@ def _make(
                 from demo_t2v.generation.run import Maker, make
 
                 plan, line = pick(config, len(jobs))
-                if line and share.main:
-                    bar.say(line)
+                for told in filter(None, (line, _without_gpu(config))):
+                    if share.main:
+                        bar.say(told)
                 make(Maker.load(jobs, config, plan, folder), jobs, share, watch)
         finally:
             share.leave()
         if share.main:
             share.wait(watch.refresh)
+
+
+def _without_gpu(config: InferenceConfig) -> str:
+    """What to say where a launcher for GPUs finds none."""
+    on_cpu = config.device == "auto" and settle(config.device, config.dtype)[0] == "cpu"
+    return "no GPU here: the videos are made on the CPU" if on_cpu and is_launched() else ""
 
 
 def _report(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TextIO
+from threading import Thread
+from typing import Any, Final, NoReturn, TextIO
 
 import typer
 
 from demo_t2v.launch import rank
+
+_NAME: Final = "demo-t2v: "
+"""What the lines of errors begin with."""
+_FRAME: Final = " \t\n\u2500\u2502\u256d\u256e\u2570\u256f"
+"""What typer draws round a usage error."""
 
 
 @dataclass
@@ -68,6 +75,49 @@ def only_reports_on_stdout() -> Iterator[TextIO]:
 
 
 @contextmanager
+def events_on_stderr() -> Iterator[None]:
+    """Whatever any library prints on stderr leaves as a JSON object a line.
+
+    Lines that are objects already stay as they are, errors of this program become
+    `{"event": "error", "text": ...}`, all others `{"event": "message", "text": ...}`.
+    """
+    sys.stderr.flush()
+    events = os.dup(2)
+    read, write = os.pipe()
+    os.dup2(write, 2)
+    os.close(write)
+    reader = Thread(target=_pass_on, args=(read, events), daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(events, 2)
+        reader.join(timeout=5)  # a child process may hold the pipe open for longer
+        if not reader.is_alive():
+            os.close(events)
+
+
+def _pass_on(read: int, events: int) -> None:
+    with os.fdopen(read, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            text = line.strip(_FRAME)
+            if not _is_object(text):
+                event = "error" if text.startswith(_NAME) else "message"
+                said = text.removeprefix(_NAME)
+                text = json.dumps({"event": event, "text": said}) if said else ""
+            if text:
+                os.write(events, f"{text}\n".encode())
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+@contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what goes wrong into one line and an exit code; `python -X dev` shows where instead."""
     try:
@@ -95,5 +145,5 @@ def _describe(error: Exception, ours: bool) -> str:
 def leave(message: str, code: int) -> NoReturn:
     """End the program with one line on stderr, if there is a message, and an exit code."""
     if message:
-        typer.echo(f"demo-t2v: {message}", err=True)
+        typer.echo(f"{_NAME}{message}", err=True)
     raise typer.Exit(code) from None

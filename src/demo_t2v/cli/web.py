@@ -8,6 +8,7 @@ import typer
 
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.web.proxies import direct
 from demo_t2v.weights.hub import read_defaults, resolve
 
 
@@ -38,10 +39,16 @@ def web(
     with one_line_errors():
         given = {key: value for key, value in options.items() if value is not None}
         config: InferenceConfig = load(InferenceConfig, None, (), given)
-        read_defaults(resolve(config.pretrained))  # before the slow imports
         login = None if auth is None else _login(auth)
+        # What may have to be downloaded comes first: before the slow imports, by any proxy.
+        read_defaults(resolve(config.pretrained))
+        if config.lora:
+            from demo_t2v.adapters import adapter_file
+
+            adapter_file(config.lora)
         try:
-            from demo_t2v.web.server import Place, serve
+            with direct("*"):  # Gradio makes clients for all proxies while it is imported
+                from demo_t2v.web.server import Place, serve
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.data.sprites import draw_clip
+from demo_t2v.data.sprites import draw_clip, draw_pose
 from demo_t2v.data.table import read_rows
 from demo_t2v.data.video import Sampling, VideoError, sample_video, write_video
 from demo_t2v.files import written_whole
@@ -107,8 +108,8 @@ class VideoClips:
     """Clips of the videos that a caption CSV (UTF-8) names: `clip(index, seed)`.
 
     The defaults are WebVid's layout: the file is `<videos>/<videoid>.mp4`, the caption stands in
-    `name`. `path_column` names the column of a path below `videos`, with or without the ending
-    `.mp4`; `page_dir/videoid` joins two columns. How a clip is cut: `Sampling`.
+    `name`. `path_column` names the column of a path below `videos` (`find_video`);
+    `page_dir/videoid` joins two columns. How a clip is cut: `Sampling`.
 
     A video that is missing, damaged or too short is passed over: the same (index, seed) then
     draws other videos until one is good. `bad` counts and lists them; where more than
@@ -128,8 +129,9 @@ class VideoClips:
         path_column: str = "videoid",
         caption_column: str = "name",
         max_bad_share: float = 0.1,
+        repeat_frames: bool = False,
     ) -> None:
-        self.sampling = Sampling(frames, fps, resolution)
+        self.sampling = Sampling(frames, fps, resolution, repeat_frames)
         self.bad = BadVideos(str(captions), max_bad_share)
         self._videos = videos
         if not videos.is_dir():
@@ -149,8 +151,7 @@ class VideoClips:
         key, caption = self._keys[index], self._captions[index]
         if not key or not caption:
             raise ClipError("has no caption" if key else "has no path")
-        file = self._videos / key
-        return key, file if file.is_file() else file.with_name(f"{file.name}.mp4"), caption
+        return key, find_video(self._videos, key), caption
 
     def name(self, index: int) -> str:
         """What a message calls a row."""
@@ -184,7 +185,10 @@ class VideoClips:
 
 
 class SpriteClips:
-    """The sprite world without files: video `index` is a drawing, and its one clip all of it."""
+    """The sprite world without files: video `index` is a drawing, and its one clip all of it.
+
+    A clip of one frame shows a moment of a clip of 16.
+    """
 
     def __init__(
         self,
@@ -194,10 +198,11 @@ class SpriteClips:
         resolution: int = 64,
         frames: int = 16,
         emphasis: Mapping[str, int] | None = None,
+        poses: float = 0.0,
     ) -> None:
         self._clips, self._seed = clips, seed
         self._resolution, self._frames = resolution, frames
-        self._emphasis = emphasis
+        self._emphasis, self._poses = emphasis, poses
 
     def __len__(self) -> int:
         return self._clips
@@ -205,7 +210,16 @@ class SpriteClips:
     def clip(self, index: int, seed: int) -> CaptionedClip:  # noqa: ARG002
         """Drawing `index`, whatever the seed."""
         rng = np.random.default_rng([self._seed, index])
-        drawn = draw_clip(rng, self._resolution, self._frames, emphasis=self._emphasis)
+        if self._poses and rng.random() < self._poses:
+            drawn = draw_pose(rng, self._resolution, self._frames)
+        else:
+            drawn = draw_clip(
+                rng,
+                self._resolution,
+                self._frames,
+                still=self._frames == 1,
+                emphasis=self._emphasis,
+            )
         return CaptionedClip(drawn.frames, drawn.caption, f"sprite {index}")
 
 
@@ -225,6 +239,30 @@ class _Texts:
     def __getitem__(self, index: int) -> str:
         text = self._bytes[self._ends[index] : self._ends[index + 1]]
         return text.decode("utf-8", "surrogatepass")
+
+
+def find_video(folder: Path, key: str) -> Path:
+    """The file below `folder` that a caption table names, with or without the ending `.mp4`.
+
+    Endings may be upper case, and names composed or decomposed Unicode, as on macOS. Where there
+    is no such file, its most likely name.
+    """
+    for name in Path(key).parts[:-1]:
+        forms = [folder / form for form in _forms(name)]
+        folder = next(filter(Path.is_dir, forms), forms[0])
+    name = Path(key).name
+    for form in _forms(name):
+        stem, ending = form[: len(form) - len(Path(form).suffix)], Path(form).suffix
+        endings = (ending, f"{ending}.mp4", f"{ending}.MP4", ending.lower(), ending.upper())
+        for file in (folder / f"{stem}{other}" for other in endings):
+            if file.is_file():
+                return file
+    return folder / f"{name}.mp4"
+
+
+def _forms(name: str) -> list[str]:
+    """A name as it is, composed and decomposed."""
+    return [*dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])]
 
 
 def read_captions(file: Path, path_column: str, caption_column: str) -> Iterator[tuple[str, str]]:

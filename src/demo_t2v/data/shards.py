@@ -118,8 +118,9 @@ class ShardedClips:
         world_size: int = 1,
         threads: int = 1,
         max_bad_share: float = 0.1,
+        repeat_frames: bool = False,
     ) -> None:
-        self.sampling = Sampling(frames, fps, resolution)
+        self.sampling = Sampling(frames, fps, resolution, repeat_frames)
         self.bad = BadVideos(str(shards), max_bad_share)
         self.epoch = 0
         self._seed, self._threads = seed, threads

@@ -156,7 +156,7 @@ def caption(
     """One wording of the clip; without `rng` always the first one, the plainest."""
     wordings = MOTIONS[motion]
     wording = wordings[rng.integers(len(wordings))] if rng else wordings[0]
-    article = "an" if thing[0] in "aeiou" else "a"
+    article = _article(thing)
     if rng and rng.random() < 0.3:
         article = "the"
     noun = f"{article} {thing}"
@@ -168,6 +168,25 @@ def caption(
     if rng and rng.random() < 0.2:
         return f"{background}, {action}"
     return f"{action} {background}"
+
+
+def _article(thing: str) -> str:
+    return "an" if thing[0] in "aeiou" else "a"
+
+
+def motion_phrase(words: str) -> str:
+    """A caption without its thing and its place: "in the sky, a car slowly goes left" is "slowly
+    goes left". It is empty where the caption names no motion.
+
+    Raises ValueError for words that name no thing or no place of the sprite world.
+    """
+    for background in BACKGROUNDS:
+        words = words.removeprefix(f"{background}, ").removesuffix(f" {background}")
+    for thing in THINGS:
+        for article in ("a", "an", "the"):
+            if f"{words} ".startswith(f"{article} {thing} "):
+                return words.removeprefix(f"{article} {thing}").strip()
+    raise ValueError(f"{words!r}: is no caption of the sprite world")
 
 
 @cache
@@ -218,6 +237,29 @@ def render(thing: str, background: str, path: Trajectory, resolution: int) -> ND
     return rounded
 
 
+def draw_pose(rng: np.random.Generator, resolution: int = 64, frames: int = 1) -> Clip:
+    """Draw a thing of any size at any place, at any angle in two of three; it does not move.
+
+    Such clips teach every angle alike, which the motions do not. The caption names no motion.
+    """
+    thing = THINGS[rng.integers(len(THINGS))]
+    background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+    turned = rng.random() < 2 / 3
+    x, y, size = rng.uniform((0.2, 0.2, 0.26), (0.8, 0.8, 0.63))
+    angle = rng.uniform(-180.0, 180.0) * turned
+    pose = Trajectory(*(np.array([value]) for value in (x, y, size, angle)))
+    picture = render(thing, background, pose, resolution)
+    return Clip(
+        frames=np.repeat(picture, frames, axis=0),
+        caption=f"{_article(thing)} {thing} {background}",
+        thing=thing,
+        motion="still",
+        speed="",
+        background=background,
+        truth=Trajectory(*(np.repeat(value, frames) for value in vars(pose).values())),
+    )
+
+
 def draw_clip(
     rng: np.random.Generator,
     resolution: int = 64,
@@ -228,7 +270,7 @@ def draw_clip(
 ) -> Clip:
     """Draw one clip; without `pair` (thing, motion) a random one that is not held out.
 
-    With `still` only one random frame of it is kept, under the caption of the whole clip.
+    With `still` one random frame of a clip of 16 is kept, under the caption of the whole clip.
     `emphasis` says how many times as often as the others a motion is drawn.
     """
     motions = [motion for motion in MOTIONS for _ in range((emphasis or {}).get(motion, 1))]
@@ -238,9 +280,9 @@ def draw_clip(
     thing, motion = pair
     speed = SPEEDS[rng.integers(len(SPEEDS))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    path = trajectory(motion, speed, rng, frames)
+    path = trajectory(motion, speed, rng, 16 if still else frames)
     if still:
-        path = path.frame(int(rng.integers(frames)))
+        path = path.frame(int(rng.integers(len(path.x))))
     return Clip(
         frames=render(thing, background, path, resolution),
         caption=caption(thing, motion, speed, background, rng),

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+Rows = Iterator[tuple[int, list[str]]]
+"""Rows, header and empty lines among them, each with the number of its last line."""
 
-def read_rows(file: Path, fault: type[ValueError]) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a UTF-8 file, header and empty lines among them, each with its line's number.
+
+def read_rows(file: Path, fault: type[ValueError]) -> Rows:
+    """The rows of a UTF-8 file.
 
     Raises `fault` when the file cannot be read, is not UTF-8 or no CSV.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            for cells in reader:
-                yield reader.line_num, cells
+            yield from parse_rows(stream, str(file), fault)
     except OSError as error:
         raise fault(f"{file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise fault(f"{file}: is not UTF-8 text; save it as UTF-8") from None
+
+
+def parse_rows(lines: Iterable[str], name: str, fault: type[ValueError]) -> Rows:
+    """The rows of lines, which messages call `name`. Raises `fault` when they are no CSV."""
+    reader = csv.reader(lines, strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
     except csv.Error as error:
-        where = f"{file}, line {reader.line_num}"
+        where = f"{name}, line {reader.line_num}"
         if "field limit" in str(error):
             most = f"{csv.field_size_limit():,}"
             raise fault(f"{where}: has a cell of more than {most} characters; shorten it") from None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +13,12 @@ from typing import BinaryIO, Final, Literal, get_args
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
+
+from demo_t2v.data.decoding import Footage, faults, open_video
+from demo_t2v.data.decoding import VideoError as VideoError
 
 Format = Literal["mp4", "webm", "gif", "png"]
 
@@ -30,20 +30,18 @@ _CODECS: Final[dict[str, tuple[str, str, dict[str, str]]]] = {
     "gif": ("gif", "pal8", {}),
 }
 _MAX_GIF_FPS: Final = 50
-_REORDERED: Final = 32
-"""Pictures between which the order of decoding may differ from that of showing: H.264 has 16."""
-
-
-class VideoError(ValueError):
-    """Frames that cannot be written, or a file that is no video; one line for a person."""
+# Without its two flags swscale darkens small pictures by up to 3 of 255.
+_SCALING: Final = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_BT709: Final = 1
+"""FFmpeg's number of matrix, primaries and transfer curve alike."""
 
 
 def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format) -> None:  # noqa: A002
     """Write RGB `frames`, uint8 of shape (F, H, W, 3), to `file`, whatever the name's ending.
 
-    mp4 is H.264 and webm VP9, both yuv420p; gif loops for ever; png makes a folder of
-    `0000.png`, `0001.png` ... and has no `fps`. Raises VideoError for frames that the format
-    cannot hold, OSError when the file cannot be written whole.
+    mp4 is H.264 and webm VP9, both yuv420p in the colours of BT.709; gif loops for ever; png makes
+    a folder of `0000.png`, `0001.png` ... and has no `fps`. Raises VideoError for frames that the
+    format cannot hold, OSError when the file cannot be written whole.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise VideoError(f"frames should be uint8 (F, H, W, 3), not {frames.dtype} {frames.shape}")
@@ -61,7 +59,11 @@ def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
         pictures = _timed(frames, fps)
-        for picture in _with_palette(pictures, frames, fps) if format == "gif" else pictures:
+        if format == "gif":
+            pictures = _with_palette(pictures, frames, fps)
+        else:
+            pictures = _as_bt709(pictures, stream)
+        for picture in pictures:
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     # FFmpeg may lose an error that comes while a file is being closed, as on a full disk.
@@ -88,9 +90,11 @@ def read_video(file: Path) -> tuple[NDArray[np.uint8], float]:
 
     Raises VideoError for a file that holds no video, OSError for one that cannot be read.
     """
-    with _opened(file, f"{file}: ") as (container, stream):
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        rate = stream.average_rate or stream.guessed_rate
+    with faults(f"{file}: "):
+        container, stream = open_video(file, f"{file}: ")
+        with container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            rate = stream.average_rate or stream.guessed_rate
     if not frames or not rate:
         raise VideoError(f"{file}: holds no frames")
     return np.stack(frames), float(rate)
@@ -100,12 +104,14 @@ def read_video(file: Path) -> tuple[NDArray[np.uint8], float]:
 class Sampling:
     """How a clip is cut from a video: `frames` pictures, `fps` of them a second, as squares.
 
-    `resolution` is the squares' side in pixels. Raises VideoError for what is not positive.
+    `resolution` is the squares' side in pixels. With `repeat_frames` a video that has fewer
+    frames than a clip gives one too. Raises VideoError for what is not positive.
     """
 
     frames: int = 16
     fps: float = 3.0
     resolution: int = 256
+    repeat_frames: bool = False
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.resolution < 1 or not 0 < self.fps < math.inf:
@@ -117,10 +123,10 @@ class Sampling:
 
         They stand 1/fps seconds apart, rounded down to whole frames, from a start that is drawn
         from `rng`. Where the video is too short for that, they are spread over all of it; where
-        it is slower than `fps`, they follow one another: no frame is taken twice. Raises
-        VideoError when there are fewer than a clip takes.
+        it is slower than `fps`, they follow one another: no frame is taken twice. Where there are
+        fewer than a clip takes, they are repeated evenly, or that is a VideoError.
         """
-        if total < self.frames:
+        if total < (1 if self.repeat_frames else self.frames):
             raise VideoError(f"has {total} frames, a clip takes {self.frames}")
         gaps = self.frames - 1
         step = max(rate / Fraction(self.fps), Fraction(1))
@@ -141,112 +147,32 @@ def sample_video(
     none at all; its message says what is wrong, the caller knows with which. Raises OSError for
     a file that cannot be read.
     """
-    with _opened(source) as (container, stream):
-        stream.codec_context.thread_count = 1  # clips are read by many processes side by side
-        total, rate = _length(container, stream)
-        assert stream.time_base is not None
+    with faults(), closing(Footage(source)) as video:
+        total, rate = _length(video, sampling)
         # The middle of a frame's time, which no rounding of timestamps can move into the next.
         middles = [(index + Fraction(1, 2)) / rate for index in sampling.indices(total, rate, rng)]
-        ticks = [(stream.start_time or 0) + int(time / stream.time_base) for time in middles]
-        pixel = float(stream.sample_aspect_ratio or 1)
+        ticks = [video.first + int(time / video.time_base) for time in middles]
+        pixel = float(video.stream.sample_aspect_ratio or 1)
         scaler = VideoReformatter()
         return np.stack(
-            [
-                _square(frame, sampling.resolution, pixel, scaler)
-                for frame in _frames_at(container, stream, ticks)
-            ]
+            [_square(frame, sampling.resolution, pixel, scaler) for frame in video.frames_at(ticks)]
         )
 
 
-@contextmanager
-def _opened(
-    source: Path | BinaryIO, label: str = ""
-) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """The container and its main video stream; what FFmpeg finds wrong becomes a VideoError."""
-    try:
-        with av.open(str(source) if isinstance(source, Path) else source, "r") as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream):
-                raise VideoError(f"{label}holds no video")
-            yield container, stream
-    except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise
-        raise VideoError(f"{label}is no video that FFmpeg can read ({error.strerror})") from None
+def _length(video: Footage, sampling: Sampling) -> tuple[int, Fraction]:
+    """How many frames a video has, and how many a second.
 
-
-def _length(container: InputContainer, stream: av.VideoStream) -> tuple[int, Fraction]:
-    """How many frames the file states that it has, and its mean frame rate in Hz."""
-    rate = stream.average_rate or stream.guessed_rate
-    seconds = Fraction(container.duration or 0, av.time_base)
-    if stream.duration and stream.time_base:
-        seconds = stream.duration * stream.time_base
-    if not rate or not (stream.frames or seconds):
-        raise VideoError("states neither its length nor its frame rate")
-    return stream.frames or round(seconds * rate), rate
-
-
-def _frames_at(
-    container: InputContainer, stream: av.VideoStream, ticks: list[int]
-) -> Iterator[av.VideoFrame]:
-    """The frames that are on the screen at `ticks`, rising times in the stream's time base."""
-    frames = _decode_before(container, stream, ticks)
-    (_, shown), given = next(frames), 0
-    for time, frame in frames:
-        while given < len(ticks) and time > ticks[given]:
-            yield shown
-            given += 1
-        if given == len(ticks):
-            return
-        shown = frame
-    # The last frame lasts for ever: its end need not be where the file states it.
-    if given == len(ticks) - 1:
-        yield shown
-    elif given < len(ticks):
-        raise VideoError("ends before the length that it states")
-
-
-def _decode_before(
-    container: InputContainer, stream: av.VideoStream, ticks: list[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decoded frames with their times, the first of them not later than the first tick."""
-    assert stream.time_base is not None
-    second = int(1 / stream.time_base)
-    from_begin = ticks[0] - (stream.start_time or 0) + second
-    # A container seeks by decoding order, so it may land on a keyframe that is shown too late.
-    for lead in (0, second, 10 * second, from_begin):
-        container.seek(ticks[0] - min(lead, from_begin), stream=stream)
-        frames = _decode(container, stream, ticks)
-        first = next(frames, None)
-        if first is not None and first[0] <= ticks[0]:
-            yield first
-            yield from frames
-            return
-    raise VideoError("is damaged: no frame up to the clip can be decoded")
-
-
-def _decode(
-    container: InputContainer, stream: av.VideoStream, ticks: list[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Sound frames from the next keyframe on, without those that no tick and no other needs."""
-    context, started = stream.codec_context, False
-    times: deque[int] = deque(maxlen=_REORDERED)
-    for packet in container.demux(stream):
-        started = started or packet.is_keyframe
-        if not started:
-            continue
-        context.skip_frame = "DEFAULT"
-        if packet.pts is not None:
-            # It is shown until the next one at the latest, whatever duration the file states.
-            until = min((time for time in times if time > packet.pts), default=None)
-            tick = bisect_left(ticks, packet.pts)
-            if until is not None and (tick == len(ticks) or ticks[tick] >= until):
-                context.skip_frame = "NONREF"
-            times.append(packet.pts)
-        for frame in packet.decode():
-            if frame.is_corrupt or frame.pts is None:
-                raise VideoError("is damaged: a frame cannot be decoded, or has no time")
-            yield frame.pts, frame
+    They are counted where a clip needs each of them: in short and in slow videos. Others have the
+    rate that the file states.
+    """
+    seconds = (video.last - video.first) * video.time_base
+    rate = video.rate
+    if rate and rate >= sampling.fps and seconds * Fraction(sampling.fps) >= sampling.frames:
+        return round(seconds * rate) + 1, rate
+    total = video.count()
+    if total > 1 and seconds:
+        return total, (total - 1) / seconds
+    return total, rate or Fraction(sampling.fps)
 
 
 def _square(
@@ -255,7 +181,7 @@ def _square(
     """The middle of a frame, uint8 RGB (side, side, 3); `pixel` is a pixel's width by height."""
     aspect = frame.width * pixel / frame.height
     height, width = max(side, round(side / aspect)), max(side, round(side * aspect))
-    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=_SCALING, threads=1)
     top, left = (height - side) // 2, (width - side) // 2
     picture = scaled.to_ndarray()[top : top + side, left : left + side]
     turned: NDArray[np.uint8] = np.rot90(picture, round(frame.rotation / 90))
@@ -267,6 +193,18 @@ def _timed(frames: NDArray[np.uint8], fps: int) -> Iterator[av.VideoFrame]:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = index, Fraction(1, fps)
         yield picture
+
+
+def _as_bt709(pictures: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The pictures in the colours of BT.709, which the stream states: what players expect."""
+    stream.colorspace = stream.color_primaries = stream.color_trc = _BT709
+    stream.color_range = ColorRange.MPEG
+    for picture in pictures:
+        yield picture.reformat(
+            format=stream.pix_fmt,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
 
 
 def _with_palette(

@@ -181,7 +181,7 @@ def _what(folder: Path) -> Iterator[str]:
     yield (
         f"A text-to-video model: {method}, as a diffusers pipeline of DEMO-T2V. Unless it is told "
         f"otherwise, it makes {made.frames} frames of {made.side}x{made.side} pixels in "
-        f"{made.steps} steps with guidance {made.guidance:g}."
+        f"{made.steps} steps with guidance {made.guidance:g}{_negative(made.negative_prompt)}."
     )
     yield "\n".join([
         "| part | class | parameters | file size |",
@@ -191,6 +191,10 @@ def _what(folder: Path) -> Iterator[str]:
             for name, part in parts.items()
         ),
     ])  # fmt: skip
+
+
+def _negative(prompt: str) -> str:
+    return f" and the negative prompt “{escape(prompt)}”" if prompt else ""
 
 
 def _mebibytes(folder: Path) -> str:

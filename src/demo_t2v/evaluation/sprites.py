@@ -64,19 +64,23 @@ class Case:
 def list_prompts(trained: int = TRAINED, held: int = HELD_OUT, seed: int = 0) -> list[Case]:
     """The fixed list: different pairs, first `trained` trained ones, then `held` held-out ones.
 
-    Motions are balanced exactly, things as nearly as the pairs allow. Raises EvaluationError where
-    there are not so many pairs.
+    Motions are balanced exactly, things as nearly as the pairs allow. Smaller counts give the first
+    prompts of the usual list. Raises EvaluationError where there are not so many pairs.
     """
     cases: list[Case] = []
-    for name, count, held_pairs in (("trained", trained, False), ("held-out", held, True)):
+    parts = (("trained", trained, TRAINED, False), ("held-out", held, HELD_OUT, True))
+    for name, count, usual, held_pairs in parts:
         rng = np.random.default_rng((seed, held_pairs))
-        for number, (thing, motion) in enumerate(_choose_pairs(count, held_pairs, rng)):
+        pairs = _choose_pairs(max(count, usual), held_pairs, rng)
+        drawn: list[Case] = []
+        for number, (thing, motion) in enumerate(pairs):
             speed = str(rng.choice(SPEEDS, p=_SPEED_SHARES))
             background = str(rng.choice(list(BACKGROUNDS)))
             words = caption(thing, motion, speed, background)
             key = f"{name}-{number:03d}"
             job = make_jobs([(key, words)], 1, seed)[0]
-            cases.append(Case(key, words, thing, motion, speed, background, held_pairs, job.seed))
+            drawn.append(Case(key, words, thing, motion, speed, background, held_pairs, job.seed))
+        cases += drawn[:count]
     return cases
 
 
@@ -182,7 +186,12 @@ def _judge(
 
 
 def main(
-    model: str, out: Path | None = None, base: str | None = None, console: Console | None = None
+    model: str,
+    out: Path | None = None,
+    base: str | None = None,
+    console: Console | None = None,
+    trained: int = TRAINED,
+    held: int = HELD_OUT,
 ) -> None:
     """What the command line calls: a bar on stderr, tables on stdout, figures as JSON in `out`."""
     from rich.console import Console
@@ -190,8 +199,8 @@ def main(
     if out is not None:
         check_writable(out)
     console = console or Console()
-    with _progress((TRAINED + HELD_OUT) * (3 if base else 2)) as on_video:
-        report = evaluate(model, base=base, on_video=on_video)
+    with _progress((trained + held) * (3 if base else 2)) as on_video:
+        report = evaluate(model, base=base, trained=trained, held=held, on_video=on_video)
     if out is not None:
         save(report, out)
     for table in tables(report):

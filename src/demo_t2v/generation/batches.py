@@ -35,6 +35,8 @@ class Step:
 
     number: int
     """Counts from 1."""
+    total: int
+    """Steps that the scheduler takes, which can be more than were asked for."""
     latents: Tensor
     """(B, C, F, h, w): what the next step begins with."""
     clean: Tensor
@@ -67,12 +69,14 @@ def encode(
     pipeline: DemoPipeline, prompts: Iterable[str], config: InferenceConfig
 ) -> dict[str, Encoded]:
     """What the text encoders say of each prompt, kept on the CPU."""
-    scale = pipeline.config.guidance_scale if config.guide_scale is None else config.guide_scale
-    negative = config.negative_prompt if scale > 1 else None
+    known, negative = pipeline.config, config.negative_prompt
+    scale = known.guidance_scale if config.guide_scale is None else config.guide_scale
+    if negative is None:
+        negative = known.negative_prompt
     kept: dict[str, Encoded] = {}
     for batch in cut(list(dict.fromkeys(prompts)), config.batch_size):
         states, negatives = pipeline.encode_prompt(
-            batch, _motion_prompts(len(batch), config), negative
+            batch, _motion_prompts(len(batch), config), negative if scale > 1 else None
         )
         for row, prompt in enumerate(batch):
             one = partial(_row, row)
@@ -95,11 +99,11 @@ def generate(
 ) -> Iterator[tuple[Job, NDArray[np.uint8], float]]:
     """Make the videos batch by batch: yields (job, uint8 RGB frames (F, H, W, 3), seconds).
 
-    `seconds` is the batch's time divided by its videos. `on_step` hears after each denoising
-    step how many videos took it; `watch` sees their latents too, and what it raises ends the work
-    there, with nothing decoded. `encoded` is what `encode` gave for the jobs' prompts, for a
-    pipeline without text encoders. Raises ConfigError, at once, for a size that the network cannot
-    take.
+    `seconds` is the batch's time divided by its videos. `on_step` gets after each denoising step
+    how many of the steps that were asked for it adds, over the batch's videos; `watch` sees their
+    latents too, and what it raises ends the work there, with nothing decoded. `encoded` is what
+    `encode` gave for the jobs' prompts, for a pipeline without text encoders. Raises ConfigError,
+    at once, for a size that the network cannot take.
     """
     check_size(pipeline, config)
 
@@ -130,11 +134,14 @@ def denoise(
     """One batch's clean latents (B, C, F, h, w); arguments as of `generate`."""
     import torch
 
-    def step_done(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    asked = config.ddim_timesteps or pipeline.config.num_inference_steps
+
+    def step_done(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        total = len(pipe.scheduler.timesteps)
         if on_step:
-            on_step(len(jobs))
+            on_step(len(jobs) * ((step + 1) * asked // total - step * asked // total))
         if watch:
-            watch(Step(step + 1, tensors["latents"], tensors["clean"]))
+            watch(Step(step + 1, total, tensors["latents"], tensors["clean"]))
         return tensors
 
     height, width = config.resolution or (None, None)

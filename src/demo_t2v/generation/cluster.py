@@ -20,7 +20,9 @@ from demo_t2v.generation.run import Failure, Maker, Watcher
 from demo_t2v.generation.sharing import Share
 from demo_t2v.outputs import Job, OutputFolder
 from demo_t2v.remote import open_folder
+from demo_t2v.weights.hub import is_published
 from demo_t2v.weights.memory import pick
+from demo_t2v.weights.published import PublishedFiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,8 +113,11 @@ def _results(ray: Any, folder: OutputFolder, jobs: Sequence[Job], config: Infere
 def from_anywhere(config: InferenceConfig) -> InferenceConfig:
     """The configuration for an actor, which may stand in another folder."""
     named = {"pretrained": config.pretrained, "lora": config.lora}
-    here = {key: Path(name) for key, name in named.items() if name and Path(name).exists()}
-    return config.model_copy(update={key: str(path.resolve()) for key, path in here.items()})
+    places = {key: Path(name) for key, name in named.items() if name}
+    here = {key: str(place.resolve()) for key, place in places.items() if place.exists()}
+    if is_published(config.pretrained) and (files := PublishedFiles.find(Path(config.pretrained))):
+        here["pretrained"] = ",".join(str(file.resolve()) for file in files)
+    return config.model_copy(update=here)
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from demo_t2v.data.table import read_rows
+from demo_t2v.data.table import parse_rows
+from demo_t2v.launch import rank
 from demo_t2v.outputs import Job
 
 LONGEST: Final = 10_000
 """Characters in a prompt; CLIP's text encoder hears 77 tokens of it, some 300 characters."""
+STANDARD_INPUT: Final = Path("-")
+
+Written = TypeVar("Written")
+_log = logging.getLogger(__name__)
 
 
 class PromptError(ValueError):
@@ -25,13 +34,17 @@ def read_prompts(file: Path) -> list[tuple[str, str]]:
     A CSV's first line is `id,prompt` or `prompt`; where `prompt` is its last column, commas in it
     need no quotes. JSON lines are objects with `prompt` and, if wanted, `id`; Parquet has these
     columns. Without ids, or where one is empty, the row's number counts (the first row below the
-    header is 1). Whatever else is in the file is ignored. Raises PromptError.
+    header is 1). Blank rows at the end and whatever else is in the file are ignored. A repeated id
+    gets a number, with a warning. The file `-` is standard input: CSV or JSON lines. Raises
+    PromptError.
     """
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    rows = list(_named(readers.get(file.suffix.lower(), _read_csv)(file)))
+    rows = [
+        (where, _text(name, where, "id").strip() or str(number), _prompt(prompt, where))
+        for number, (where, name, prompt) in enumerate(_read(file), start=1)
+    ]
     if not rows:
-        raise PromptError(f"{file}: has no prompts")
-    return rows
+        raise PromptError(f"{_called(file)}: has no prompts")
+    return _numbered(file, rows)
 
 
 def check_prompt(prompt: str, where: str = "the prompt") -> str:
@@ -63,19 +76,54 @@ Row = tuple[str, Any, Any]
 """Where a row stands, for a person; its id and its prompt as they are written."""
 
 
-def _named(rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
-    """Check all rows, and give those without an id their number."""
-    seen: dict[str, int] = {}
-    for number, (where, name, prompt) in enumerate(rows, start=1):
-        prompt = check_prompt(_text(prompt, where, "prompt"), f"{where}: column `prompt`")
-        name = _text(name, where, "id").strip() or str(number)
+def _read(file: Path) -> Iterator[Row]:
+    if file.suffix.lower() == ".parquet":
+        return _read_parquet(file)
+    name, text = _called(file), _content(file)
+    piped_objects = file == STANDARD_INPUT and text.lstrip().startswith("{")
+    if piped_objects or file.suffix.lower() == ".jsonl":
+        return _read_jsonl(name, text)
+    return _read_csv(name, text)
+
+
+def _called(file: Path) -> str:
+    return "standard input" if file == STANDARD_INPUT else str(file)
+
+
+def _content(file: Path) -> str:
+    try:
+        content = sys.stdin.buffer.read() if file == STANDARD_INPUT else file.read_bytes()
+    except OSError as error:
+        raise PromptError(f"{_called(file)}: cannot be read ({error.strerror})") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise PromptError(f"{_called(file)}: is not UTF-8 text; save it as UTF-8") from None
+
+
+def _numbered(file: Path, rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """The pairs, with ids of their own: the second `cat` is `cat-2`, unless that one is there."""
+    taken = {name.casefold() for _, name, _ in rows}
+    seen: set[str] = set()
+    pairs, changed = [], []
+    for where, name, prompt in rows:
+        own = name
         if name.casefold() in seen:
-            other = seen[name.casefold()]
-            raise PromptError(
-                f"{where}: column `id` repeats {name!r} of row {other}; each needs its own"
-            )
-        seen[name.casefold()] = number
-        yield name, prompt
+            tries = (f"{name}-{number}" for number in count(2))
+            own = next(new for new in tries if new.casefold() not in taken)
+            taken.add(own.casefold())
+            changed.append(f"{where.removeprefix(f'{_called(file)}, ')} is {own}")
+        seen.add(own.casefold())
+        pairs.append((own, prompt))
+    if changed and rank() == 0:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        listed = "; ".join(changed[:3]) + more
+        _log.warning("%s: column `id` has repeated ids; %s", _called(file), listed)
+    return pairs
+
+
+def _prompt(cell: Any, where: str) -> str:
+    return check_prompt(_text(cell, where, "prompt"), f"{where}: column `prompt`")
 
 
 def _text(cell: Any, where: str, column: str) -> str:
@@ -86,36 +134,59 @@ def _text(cell: Any, where: str, column: str) -> str:
     raise PromptError(f"{where}: column `{column}` should be text, not {type(cell).__name__}")
 
 
-def _read_csv(file: Path) -> Iterator[Row]:
-    lines = read_rows(file, PromptError)
-    header = [name.strip().lower() for name in next(lines, (1, []))[1]]
+def _filled(
+    rows: Iterable[tuple[str, Written]], blank: Callable[[Written], bool]
+) -> Iterator[tuple[str, Written]]:
+    """The rows without blank ones at the end. Raises PromptError for one between others."""
+    first = ""
+    for where, row in rows:
+        if blank(row):
+            first = first or where
+        elif first:
+            raise PromptError(f"{first}: has nothing in it; remove it")
+        else:
+            yield where, row
+
+
+def _read_csv(name: str, text: str) -> Iterator[Row]:
+    _check_separator(name, text.partition("\n")[0].strip())
+    lines = parse_rows(io.StringIO(text, newline=""), name, PromptError)
+    header = [cell.strip().lower() for cell in next(lines, (1, []))[1]]
     if "prompt" not in header:
-        raise PromptError(f"{file}: has no column `prompt`; begin it with `id,prompt`")
+        raise PromptError(f"{name}: has no column `prompt`; begin it with `id,prompt`")
     column = header.index("prompt")
-    for number, (line, cells) in enumerate(lines, start=1):
-        where = f"{file}, row {number} (line {line})"
-        if not any(cell.strip() for cell in cells):
-            raise PromptError(f"{where}: has nothing in it; remove it")
+    rows = (
+        (f"{name}, row {number} (line {line})", cells)
+        for number, (line, cells) in enumerate(lines, start=1)
+    )
+    for where, cells in _filled(rows, lambda cells: not "".join(cells).strip()):
         if len(cells) > len(header):
             if column != len(header) - 1:
                 raise PromptError(
                     f"{where}: has {len(cells)} columns, not {len(header)}; quote cells with commas"
                 )
-            cells = [*cells[:column], ",".join(cells[column:])]
+            cells[column:] = [",".join(cells[column:])]
         row: Mapping[str, str] = dict(zip(header, cells, strict=False))
         yield where, row.get("id"), row.get("prompt")
 
 
-def _read_jsonl(file: Path) -> Iterator[Row]:
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            lines = list(stream)
-    except OSError as error:
-        raise PromptError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise PromptError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
-    for number, line in enumerate(lines, start=1):
-        where = f"{file}, row {number}"
+def _check_separator(name: str, header: str) -> None:
+    """Raise PromptError for a first line of another separator than the comma."""
+    right = "separate the columns by commas, as in `id,prompt`"
+    if header.lower().startswith("sep="):
+        raise PromptError(f"{name}: begins with `{header}`; remove this line, and {right}")
+    for what, mark in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
+        names = [cell.strip(' "').lower() for cell in header.split(mark)]
+        if len(names) > 1 and "prompt" in names:
+            raise PromptError(f"{name}: separates its columns by {what}; {right}")
+
+
+def _read_jsonl(name: str, text: str) -> Iterator[Row]:
+    lines = (
+        (f"{name}, row {number}", line)
+        for number, line in enumerate(io.StringIO(text, newline=None), start=1)
+    )
+    for where, line in _filled(lines, lambda line: not line.strip()):
         try:
             row = json.loads(line)
         except ValueError:

@@ -30,16 +30,14 @@ class KeysValues:
 class Attention(nn.Module):
     """Multi-head attention without biases on queries, keys and values."""
 
-    def __init__(
-        self, channels: int, heads: int, head_dim: int, context: int | None, dropout: float
-    ):
+    def __init__(self, channels: int, heads: int, head_dim: int, context: int | None) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
         self.to_q = nn.Linear(channels, inner, bias=False)
         self.to_k = nn.Linear(context or channels, inner, bias=False)
         self.to_v = nn.Linear(context or channels, inner, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(inner, channels), nn.Dropout(dropout)])
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])  # named as in diffusers
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """states (N, L, D) -> keys and values of all heads."""
@@ -67,8 +65,7 @@ class Attention(nn.Module):
         return rearrange(x, "n t (h d) -> n h t d", h=self.heads)
 
     def _merge(self, x: Tensor) -> Tensor:
-        out, dropout = self.to_out
-        return dropout(out(rearrange(x, "n h t d -> n t (h d)")))  # type: ignore[no-any-return]
+        return self.to_out[0](rearrange(x, "n h t d -> n t (h d)"))  # type: ignore[no-any-return]
 
 
 class GEGLU(nn.Module):
@@ -87,11 +84,11 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     """GEGLU to four times the width, and back."""
 
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         inner = 4 * channels
         gate, back = GEGLU(channels, inner), nn.Linear(inner, channels)
-        self.net = nn.Sequential(gate, nn.Dropout(dropout), back)
+        self.net = nn.Sequential(gate, nn.Identity(), back)  # named as in diffusers
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C)."""
@@ -101,16 +98,14 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the states (or to itself once more), feed-forward."""
 
-    def __init__(
-        self, channels: int, heads: int, head_dim: int, context: int | None, dropout: float
-    ):
+    def __init__(self, channels: int, heads: int, head_dim: int, context: int | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = Attention(channels, heads, head_dim, None, dropout)
+        self.attn1 = Attention(channels, heads, head_dim, None)
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = Attention(channels, heads, head_dim, context, dropout)
+        self.attn2 = Attention(channels, heads, head_dim, context)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels, dropout)
+        self.ff = FeedForward(channels)
 
     def forward(
         self, x: Tensor, memory: KeysValues | None, token: Tensor | None
@@ -145,16 +140,13 @@ class Transformer(nn.Module):
         head_dim: int,
         context: int,
         groups: int,
-        dropout: float,
     ) -> None:
         super().__init__()
         self.kind = kind
         inner = heads * head_dim
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner)
-        block = TransformerBlock(
-            inner, heads, head_dim, None if kind == "temporal" else context, dropout
-        )
+        block = TransformerBlock(inner, heads, head_dim, None if kind == "temporal" else context)
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Linear(inner, channels)
         # Every transformer starts as the identity.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -62,6 +63,12 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], config: CLIPText
     return torch.tensor([ids + [config.pad_token_id] * (length - len(ids)) for ids in cut])
 
 
+@lru_cache
+def _warn_of_cut(length: int, prompt: str, rest: str) -> None:  # noqa: ARG001
+    """Once for each prompt, however many batches it is in."""
+    logger.warning("the prompt is longer than %d tokens; dropped: %r", length, rest)
+
+
 class TextConditioner:
     """A tokenizer and the two encoders; holds no weights of its own.
 
@@ -82,14 +89,15 @@ class TextConditioner:
         self.device = device
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, L), padded; a prompt longer than L is cut, with a warning."""
+        """Token ids (B, L), padded; a prompt longer than L is cut, with one warning."""
         config = self.content_encoder.config
         length = config.max_position_embeddings
         for prompt in dict.fromkeys(prompts):
-            dropped = self.tokenizer(prompt, add_special_tokens=False).input_ids[length - 2 :]
+            ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+            dropped = ids[length - 2 :]
             if dropped:
                 rest = self.tokenizer.decode(dropped)
-                logger.warning("the prompt is longer than %d tokens; dropped: %r", length - 2, rest)
+                _warn_of_cut(length - 2, prompt, rest)
         return token_ids(self.tokenizer, prompts, config)
 
     def eot_index(self, ids: Tensor) -> Tensor:

@@ -63,9 +63,7 @@ class Sizes:
     ) -> Transformer:
         """A transformer of `kind`; without `heads`, as many as the width holds."""
         heads = heads or channels // self.head_dim
-        return Transformer(
-            kind, channels, heads, self.head_dim, self.context, self.groups, self.dropout
-        )
+        return Transformer(kind, channels, heads, self.head_dim, self.context, self.groups)
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,8 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     the latent side and the number of frames that the weights were trained for. With
     `frame_embedding` every residual block is told a frame's place in the clip together with the
     timestep. The published network has no such thing and must infer the place from the padding of
-    its temporal convolutions.
+    its temporal convolutions. `dropout` is in residual blocks and temporal convolutions;
+    transformers have none.
     """
 
     _supports_gradient_checkpointing = True

@@ -5,6 +5,7 @@ Keys that the paper's release has keep their names.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,11 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from demo_t2v.config import Strict
 from demo_t2v.data.sprites import MOTIONS
+from demo_t2v.launch import is_launched, rank
 from demo_t2v.models.lora import LoraTarget
+from demo_t2v.weights.hub import is_published, resolve
+
+_log = logging.getLogger(__name__)
 
 
 class TrainConfig(Strict):
@@ -37,7 +42,18 @@ class TrainConfig(Strict):
     lr: Annotated[float, Field(gt=0)]
     lr_schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    decay_steps: Annotated[int, Field(ge=0)] = 0
+    """Last steps, over which a constant learning rate falls to zero along a straight line."""
+    lr_floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the learning rates where `one_cycle` begins, where it is back after another
+    `warmup_steps`, and where it stays, as DeepSpeed's OneCycle. None: torch's OneCycleLR."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.99,
+    )
+    """AdamW's, as `eps`."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.999
     """Of the average of the weights that is exported; None: the weights as they are."""
@@ -71,13 +87,39 @@ class AutoencoderTraining(TrainConfig):
     crop_steps: Annotated[int, Field(ge=0)] = 0
 
 
+class StudentTraining(TrainConfig):
+    """An autoencoder for larger frames that shares the latents of a trained one."""
+
+    task: Literal["student"]
+    teacher: Path
+    """A folder with the trained autoencoder (`vae`); `sample_size` is the side of its frames."""
+    base: Path | None = None
+    """A folder with the student as it is so far; None: a new one, with the teacher's tensors where
+    names and shapes agree."""
+    train: Literal["decoder", "encoder"]
+    """The half that is trained; the other one stays as it is."""
+    latent_noise: Annotated[float, Field(ge=0)] = 0.15
+    """Strongest noise on the latents that the decoder reads, in their standard deviations."""
+    thing_weight: Annotated[float, Field(ge=1)] = 5.0
+    """Weight of the thing's pixels in the decoder's loss; the background's is 1."""
+    crop: Annotated[int, Field(ge=8)] | None = None
+    """Side in pixels of the windows round the thing that the decoder's first steps see, for speed;
+    a multiple of the pixels of one latent."""
+    crop_steps: Annotated[int, Field(ge=0)] = 0
+
+
 class ClipTraining(TrainConfig):
     """Stage 2: captions and still frames in one space, by contrast."""
 
     task: Literal["clip"]
     vocab_size: Annotated[int, Field(ge=300)] = 700
     text: Path | None = None
-    """A folder with a trained `tokenizer` and `content_encoder`, to learn only the image tower."""
+    """A folder with a trained `tokenizer` and `content_encoder` to start from."""
+    freeze_text: bool = True
+    """Learn only the image tower where `text` is given."""
+    frames_per_side: Annotated[int, Field(ge=1)] = 1
+    """More than 1: an image is a square of that many rows and columns of frames, spread over a
+    clip, so that the text tower learns what motions are called."""
 
 
 def _known_motions(emphasis: dict[str, int]) -> dict[str, int]:
@@ -104,9 +146,19 @@ class SpritesDataset(Dataset):
         Field(default_factory=dict)
     )
     """How many times as often as the others a motion is drawn, by its name in `MOTIONS`."""
+    poses: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the clips that show a thing at any angle and without motion."""
 
 
-class WebvidDataset(Dataset):
+class VideoDataset(Dataset):
+    """Clips that are cut from videos."""
+
+    sample_fps: Annotated[float, Field(gt=0)] = 3.0
+    repeat_frames: bool = False
+    """Whether a video with fewer frames than a clip repeats them, evenly; else it is bad."""
+
+
+class WebvidDataset(VideoDataset):
     """A caption CSV and a folder of videos; the defaults are the layout of WebVid-10M."""
 
     type: Literal["webvid"]
@@ -115,30 +167,27 @@ class WebvidDataset(Dataset):
     path_column: str = "videoid"
     """Names a file below `video_dir`, with or without `.mp4`; slashes join columns."""
     caption_column: str = "name"
-    sample_fps: Annotated[float, Field(gt=0)] = 3.0
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """With more bad videos than this the training ends."""
 
 
-class ShardsDataset(Dataset):
+class ShardsDataset(VideoDataset):
     """A folder of WebDataset tar files, as `demo-t2v data shards` writes them."""
 
     type: Literal["shards"]
     folder: Path
-    sample_fps: Annotated[float, Field(gt=0)] = 3.0
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     threads: Annotated[int, Field(ge=1)] = 1
     """Clips that are decoded at a time."""
 
 
-class CustomDataset(Dataset):
+class CustomDataset(VideoDataset):
     """A class of one's own (docs/own_dataset.md)."""
 
     type: Literal["custom"]
     source: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """`package.module:Name`; it is called with `sampling` and what stands in `args`."""
     args: dict[str, Any] = Field(default_factory=dict)
-    sample_fps: Annotated[float, Field(gt=0)] = 3.0
 
 
 AnyDataset = Annotated[
@@ -174,7 +223,11 @@ class DenoiserTraining(TrainConfig):
     autoencoder: Path
     clip: Path
     base: Path | None = None
-    """A trained base denoiser to start from; None starts from nothing."""
+    """A trained base denoiser to start from; None starts from nothing. Published files, as
+    `--model` takes them, do for all three."""
+    motion_clip: Path | None = None
+    """A folder whose `content_encoder` the motion encoder starts from; None: the motion encoder of
+    `base`, or, where it has none, the `content_encoder` of `clip`."""
     train_dataset: AnyDataset
     latents: Path | None = None
     """Where encoded clips are kept, each cut once; None: every clip is encoded whenever it is
@@ -193,12 +246,19 @@ class DenoiserTraining(TrainConfig):
     timestep_shift: Annotated[float, Field(ge=1)] = 1.0
     """More than 1 draws noisy timesteps more often (arXiv 2403.03206, eq. 23): what moves where
     is decided there, and a network that started from stills knows the rest already."""
+    negative_prompt: str | None = None
+    """The null text: the prompt of the samples that are dropped for guidance, and the default
+    negative prompt of the saved pipeline. None: as `base`'s, without one the empty text."""
     p_zero: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the samples in which both encoders hear the empty prompt, for guidance."""
-    p_zero_content: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the others in which the content encoder hears it, alone or not."""
-    p_zero_motion: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The same for the motion encoder."""
+    """Share of the samples whose content prompt is the null text."""
+    p_zero_motion: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The same for the motion prompt, drawn on its own; 0 never drops it, as in the published
+    training. None: both prompts are dropped in the same samples."""
+    p_zero_both: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the samples in which both prompts are the null text, beside these."""
+    p_motion_phrase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the samples whose motion encoder reads the motion phrase of the caption alone,
+    without thing and place; of the sprite world's captions."""
     noise_strength: Annotated[float, Field(ge=0)] = 0.0
     """Of the noise that all places of a frame share, beside the noise of each place."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
@@ -206,7 +266,8 @@ class DenoiserTraining(TrainConfig):
     freeze_unet: bool = False
     """Train the motion transformers alone of the denoiser."""
     stop_grad_index: Annotated[int, Field(ge=0)] = 0
-    """The first layer of the motion encoder that is trained; from 1 on, its embeddings are not."""
+    """The first layer of the motion encoder that is trained; from 1 on, its embeddings and its
+    last layer norm are not."""
     lora: Annotated[Lora | None, AfterValidator(_base_alone)] = None
     """Train an adapter alone: `final/` is then the adapter's file and no model."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None
@@ -233,5 +294,35 @@ class DenoiserTraining(TrainConfig):
 
 
 AnyTraining = Annotated[
-    AutoencoderTraining | ClipTraining | DenoiserTraining, Field(discriminator="task")
+    AutoencoderTraining | StudentTraining | ClipTraining | DenoiserTraining,
+    Field(discriminator="task"),
 ]
+
+
+def find_models(config: AnyTraining) -> AnyTraining:
+    """The configuration with published files replaced by the folders that they are converted to.
+
+    Raises weights.hub.ModelError.
+    """
+    if not isinstance(config, DenoiserTraining):
+        return config
+    places = {key: getattr(config, key) for key in ("autoencoder", "clip", "base")}
+    published = {key: str(place) for key, place in places.items() if is_published(str(place))}
+    folders = {key: resolve(name, to_train=True) for key, name in published.items()}
+    return config.model_copy(update=folders)
+
+
+def fit_device(config: AnyTraining) -> AnyTraining:
+    """The configuration as this machine trains it: without a GPU in float32 instead of float16.
+
+    A warning says so, and that a launcher found no GPU.
+    """
+    import torch  # which the command line loads late
+
+    if torch.cuda.is_available():
+        return config
+    halved = config.mixed_precision == "fp16"
+    if rank() == 0 and (halved or is_launched()):
+        precision = ", in float32 instead of float16" if halved else ""
+        _log.warning("no GPU here: the training runs on the CPU%s", precision)
+    return config.model_copy(update={"mixed_precision": "no"}) if halved else config

@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from demo_t2v.adapters import add_lora
 from demo_t2v.config import ConfigError, read_json
+from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.diffusion.noise import offset_noise
 from demo_t2v.loading import load_network
 from demo_t2v.models.text import TextConditioner, penultimate_states
@@ -23,6 +29,7 @@ from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.items import open_items
 from demo_t2v.training.objective import Answer, Objective, Samples
 from demo_t2v.training.parts import latent_shape, load_tokenizer
+from demo_t2v.weights.hub import read_negative_prompt
 
 
 def sample_seed(seed: int, place: int) -> int:
@@ -44,14 +51,15 @@ class DenoiserTask:
         content = load_encoder(config.clip / "content_encoder")
         motion = None
         if self.unet.config.motion:
-            motion = load_encoder(motion_source(config))
+            motion = load_encoder(_motion_start(config))
         tokenizer = load_tokenizer(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
         self._freeze()
-        self.empty = self.condition.tokens([""])  # (1, L)
-        with torch.no_grad():  # frozen, so heard once: (1, L, D)
-            self.unheard = penultimate_states(content, self.empty)
+        self.negative_prompt = null_text(config)
+        self.null_ids = self.condition.tokens([self.negative_prompt])  # (1, L)
+        with torch.no_grad():  # frozen, so encoded once: (1, L, D)
+            self.null_states = penultimate_states(content, self.null_ids)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
@@ -72,7 +80,8 @@ class DenoiserTask:
             if single and self.config.video_motion_weight:
                 raise ConfigError("video_motion_weight: single frames do not move; write 0")
             first = self.config.stop_grad_index
-            motion.embeddings.requires_grad_(first == 0)
+            for ends in (motion.embeddings, motion.final_layer_norm):
+                ends.requires_grad_(first == 0)
             motion.encoder.layers[:first].requires_grad_(False)
             motion.encoder.layers[-1].requires_grad_(False)  # only what is below it is heard
         elif self.config.freeze_unet:
@@ -80,11 +89,10 @@ class DenoiserTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": _trained(self.unet)}]
-        if self.condition.motion_encoder is not None:
+        encoder = self.condition.motion_encoder
+        if encoder is not None and (trained := _trained(encoder)):
             lr = self.config.motion_lr or self.config.lr
-            groups.append(
-                {"params": _trained(self.model["motion_encoder"]), "lr": lr, "rate": "motion_lr"}
-            )
+            groups.append({"params": trained, "lr": lr, "rate": "motion_lr"})
         return groups
 
     def batch(self, places: range) -> Samples:
@@ -105,21 +113,25 @@ class DenoiserTask:
             noise = torch.randn(clean.shape, generator=rng)
             offset = torch.randn(clean.shape[:2], generator=rng)  # (C, F)
             noises.append(offset_noise(noise, offset, self.config.noise_strength))
-            shares.append(torch.rand(4, generator=rng))
-        share = torch.stack(shares)  # (B, 4)
-        both = share[:, 0] < self.config.p_zero
-        no_content = both | (share[:, 1] < self.config.p_zero_content)
-        no_motion = both | (share[:, 2] < self.config.p_zero_motion)
+            shares.append(torch.rand(5, generator=rng))
+        share = torch.stack(shares)  # (B, 5)
+        no_content, p_motion = share[:, 0] < self.config.p_zero, self.config.p_zero_motion
+        no_motion = no_content if p_motion is None else share[:, 2] < p_motion
+        both = share[:, 1] < self.config.p_zero_both
+        no_content, no_motion = no_content | both, no_motion | both
         ids, content = _stack(item.tokens for item in items), _stack(i.content for i in items)
         assert ids is not None
+        motion_ids = ids.clone()
+        for row in torch.nonzero(share[:, 4] < self.config.p_motion_phrase).flatten().tolist():
+            motion_ids[row] = self.condition.tokens([motion_phrase(items[row].caption)])[0]
         if content is not None:
-            content = torch.where(no_content[:, None, None], self.unheard, content)
+            content = torch.where(no_content[:, None, None], self.null_states, content)
         return Samples(
             latents=torch.stack(latents),
             noise=torch.stack(noises),
             timesteps=self.timesteps(share[:, 3]),
-            content_ids=torch.where(no_content[:, None], self.empty, ids),
-            motion_ids=torch.where(no_motion[:, None], self.empty, ids),
+            content_ids=torch.where(no_content[:, None], self.null_ids, ids),
+            motion_ids=torch.where(no_motion[:, None], self.null_ids, motion_ids),
             heard=~no_motion,
             content=content,
             flow=_stack(item.flow for item in items),
@@ -166,9 +178,6 @@ class DenoiserTask:
 
     def pipeline(self) -> DemoPipeline:
         """The networks as they are, with the autoencoder and a sampler, ready to be called."""
-        sampler = DPMSolverMultistepScheduler.from_config(
-            self.noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
-        )
         vae = load_network(AutoencoderKL, self.config.autoencoder / "vae", dtype=torch.float32)
         return DemoPipeline(
             unet=self.unet,
@@ -176,9 +185,10 @@ class DenoiserTask:
             content_encoder=self.condition.content_encoder.to(self.unet.device),
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
-            scheduler=sampler,
+            scheduler=make_sampler(self.config, self.noise),
             num_inference_steps=self.config.ddim_timesteps,
             guidance_scale=self.config.guide_scale,
+            negative_prompt=self.negative_prompt,
         )
 
     def export(self, folder: Path) -> None:
@@ -201,17 +211,13 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 
-def load_encoder(folder: Path) -> CLIPTextModel:
-    """A text encoder in full precision, however it was saved."""
-    encoder: CLIPTextModel = load_network(CLIPTextModel, folder, dtype=torch.float32)
-    return encoder
-
-
-def motion_source(config: DenoiserTraining) -> Path:
-    """What the motion encoder starts from: the base's, or without one the content encoder.
-
-    Raises ConfigError for a base that is a DEMO and has lost its motion encoder.
-    """
+def _motion_start(config: DenoiserTraining) -> Path:
+    """The folder of the weights that the motion encoder starts from. Raises ConfigError."""
+    if config.motion_clip is not None:
+        folder = config.motion_clip / "content_encoder"
+        if not folder.is_dir():
+            raise ConfigError(f"motion_clip: {folder} is no folder of a trained text encoder")
+        return folder
     trained = config.base / "motion_encoder" if config.base else None
     if trained is None or not DemoUNet.load_config(trained.parent / "unet").get("motion", True):
         return config.clip / "content_encoder"
@@ -220,6 +226,27 @@ def motion_source(config: DenoiserTraining) -> Path:
             f"{trained}: is missing, though the base has motion transformers; get the base again"
         )
     return trained
+
+
+def load_encoder(folder: Path) -> CLIPTextModel:
+    """A text encoder in full precision, however it was saved."""
+    encoder: CLIPTextModel = load_network(CLIPTextModel, folder, dtype=torch.float32)
+    return encoder
+
+
+def null_text(config: DenoiserTraining) -> str:
+    """The prompt of dropped samples: as asked, else the base's negative prompt.
+
+    Raises ConfigError where an adapter asks for another one than its base is sampled with.
+    """
+    index = config.base / "model_index.json" if config.base else None
+    known = read_negative_prompt(index.parent) if index and index.is_file() else ""
+    asked = config.negative_prompt
+    if config.lora and asked not in (None, known):
+        raise ConfigError(
+            f"negative_prompt: {asked!r} is not the base's, {known!r}; an adapter has the base's"
+        )
+    return known if asked is None else asked
 
 
 def make_noise(config: DenoiserTraining) -> DDPMScheduler:
@@ -248,6 +275,22 @@ def make_noise(config: DenoiserTraining) -> DDPMScheduler:
     return DDPMScheduler(beta_start=0.00085, beta_schedule="scaled_linear", **known)
 
 
+def make_sampler(config: DenoiserTraining, noise: DDPMScheduler) -> SchedulerMixin:
+    """The base's own sampler for this noise; without one, DPM-Solver++."""
+    if config.base is None or not (config.base / "model_index.json").is_file():
+        solver: SchedulerMixin = DPMSolverMultistepScheduler.from_config(
+            noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
+        )
+        return solver
+    networks = ("unet", "vae", "content_encoder", "motion_encoder", "tokenizer")
+    own = DemoPipeline.from_pretrained(config.base, **dict.fromkeys(networks)).scheduler
+    shared = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    sampler: SchedulerMixin = own.from_config(
+        own.config, **{key: noise.config[key] for key in shared}
+    )
+    return sampler
+
+
 def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
     """A new denoiser for latents (C, F, h, w), or one that starts from `config.base`."""
     channels, frames, side, _ = latents
@@ -263,6 +306,7 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
     base = load_network(DemoUNet, config.base / "unet", dtype=torch.float32)
     # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
     sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
+    sizes |= {"sample_size": side, "sample_frames": frames}
     unet: DemoUNet = DemoUNet(**{**sizes, **config.model})
     unet.load_state_dict(base.state_dict(), strict=False)
     if unet.config.motion and not base.config.motion:

@@ -28,11 +28,11 @@ class Samples:
     timesteps: Tensor
     """(B,)"""
     content_ids: Tensor
-    """(B, L) what the content encoder hears: the caption or the empty prompt."""
+    """(B, L) the content encoder's tokens: the caption or the null text."""
     motion_ids: Tensor
-    """(B, L) what the motion encoder hears."""
+    """(B, L) the motion encoder's tokens."""
     heard: Tensor
-    """(B,) bool: whether the motion encoder hears the caption."""
+    """(B,) bool: whether the motion encoder gets the caption."""
     content: Tensor | None = None
     """(B, L, D) what the content encoder says of it, where that is kept."""
     flow: Tensor | None = None

@@ -17,10 +17,14 @@ from demo_t2v.training.muon import Muon
 def rate_factor(config: TrainConfig, step: int) -> float:
     """What the learning rates are multiplied by in a step: a pure function, so nothing is kept.
 
-    Every schedule rises over `warmup_steps`. `cosine` then falls to nothing; `one_cycle` goes from
-    1/25 up and down to 1/250,000, along cosines, as torch's OneCycleLR.
+    Every schedule rises over `warmup_steps`. `cosine` then falls to nothing, `constant` only over
+    the last `decay_steps`; `one_cycle` goes from 1/25 up and down to 1/250,000, along cosines, as
+    torch's OneCycleLR, or along lines from `lr_floor` and back to it.
     """
-    warm = config.warmup_steps
+    warm, floor = config.warmup_steps, config.lr_floor
+    if config.lr_schedule == "one_cycle" and floor is not None:
+        distance = abs(step - warm) / max(1, warm)  # from the peak, in rises
+        return floor + (1 - floor) * max(0.0, 1 - distance)
     if config.lr_schedule == "one_cycle":
         first, peak, last = 0, max(0, warm - 1), max(1, config.num_steps - 1)
         if step <= peak:
@@ -29,7 +33,8 @@ def rate_factor(config: TrainConfig, step: int) -> float:
     if step < warm:
         return step / max(1, warm)
     if config.lr_schedule == "constant":
-        return 1.0
+        decay = config.decay_steps
+        return min(1.0, (config.num_steps - step) / decay) if decay else 1.0
     progress = (step - warm) / max(1, config.num_steps - warm)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
@@ -43,8 +48,13 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW; or Muon, which leaves the embeddings, norms and biases of `model` to AdamW."""
     if config.optimizer == "adamw":
-        decay, betas = config.weight_decay, (0.9, 0.99)
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=decay, betas=betas)
+        return torch.optim.AdamW(
+            groups,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            eps=config.eps,
+        )
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     others = {id(weight) for weight in tables}
     parted = []

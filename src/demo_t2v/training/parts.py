@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo_t2v.config import ConfigError
+from demo_t2v.config import ConfigError, read_json
 from demo_t2v.data.clips import CaptionedClip
 from demo_t2v.files import digest
 from demo_t2v.launch import own_gpu
 from demo_t2v.loading import check_tokenizer, load_network
 from demo_t2v.models.text import penultimate_states, token_ids
+from demo_t2v.models.tokenizer import OpenCLIPTokenizer
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.motion.flow import resize_flow, video_flow
 from demo_t2v.training.config import DenoiserTraining
@@ -133,9 +134,14 @@ def tokens_part(config: DenoiserTraining) -> Part:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A saved tokenizer. Raises ModelError where its files are missing."""
+    """A tokenizer of the class that was saved, OpenCLIP's or CLIP's.
+
+    Raises ConfigError, ModelError where a file of it is missing.
+    """
     check_tokenizer(folder)
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    saved = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    kind = OpenCLIPTokenizer if saved == OpenCLIPTokenizer.__name__ else CLIPTokenizer
+    tokenizer: CLIPTokenizer = kind.from_pretrained(folder)
     return tokenizer
 
 

@@ -140,6 +140,7 @@ def open_source(
                 resolution=config.resolution,
                 frames=config.max_frames,
                 emphasis=dataset.emphasis,
+                poses=dataset.poses,
             )
         case WebvidDataset():
             return VideoClips(
@@ -151,9 +152,12 @@ def open_source(
                 path_column=dataset.path_column,
                 caption_column=dataset.caption_column,
                 max_bad_share=dataset.max_bad_share,
+                repeat_frames=dataset.repeat_frames,
             )
         case CustomDataset():
-            sampling = Sampling(config.max_frames, dataset.sample_fps, config.resolution)
+            sampling = Sampling(
+                config.max_frames, dataset.sample_fps, config.resolution, dataset.repeat_frames
+            )
             return CheckedClips(_own_source(dataset, sampling), dataset.source, sampling)
 
 
@@ -171,6 +175,7 @@ def open_stream(
         world_size=world,
         threads=dataset.threads,
         max_bad_share=dataset.max_bad_share,
+        repeat_frames=dataset.repeat_frames,
     )
 
 
@@ -192,6 +197,8 @@ def clips_depend_on(config: DenoiserTraining, chunks: Chunks) -> str:
     facts: dict[str, Any] = dataset.model_dump(
         mode="json", exclude={"clips", "csv_path", "max_bad_share", "threads"}
     )
+    if facts.get("repeat_frames") is False:
+        del facts["repeat_frames"]  # as where the clips were encoded without this key
     match dataset:
         case WebvidDataset():
             facts["captions"] = hashlib.sha256(dataset.csv_path.read_bytes()).hexdigest()

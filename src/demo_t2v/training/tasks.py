@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from demo_t2v.training.config import (
     AutoencoderTraining,
     ClipTraining,
     DenoiserTraining,
+    StudentTraining,
 )
 from demo_t2v.training.denoiser import DenoiserTask, load_encoder, sample_seed
 from demo_t2v.training.loop import Task
 from demo_t2v.training.parts import Preprocessing, load_tokenizer
+from demo_t2v.training.student import StudentTask
 
 
 def draw_stills(seed: int, places: range, resolution: int) -> list[Clip]:
@@ -102,8 +105,9 @@ class AutoencoderTask:
 class ClipTask:
     """Stage 2: CLIP on still frames, so that, as with the real one, verbs mean little to it.
 
-    With a trained text tower (`text`), only the image tower is learned, in the space of the text's
-    [eot] states (arXiv 2111.07991): what the regularization loss compares with.
+    With a trained text tower (`text`) that is frozen, only the image tower is learned, in the space
+    of the text's [eot] states (arXiv 2111.07991): what the regularization loss compares with. On
+    sheets of several frames a text tower learns the words of motion.
     """
 
     items = None
@@ -125,14 +129,30 @@ class ClipTask:
             self.model = CLIPModel(CLIPConfig(**sizes))
         else:
             self.tokenizer = load_tokenizer(config.text / "tokenizer")
-            self.model = _clip_over(load_encoder(config.text / "content_encoder"), sizes)
+            text = load_encoder(config.text / "content_encoder")
+            self.model = _clip_over(text, sizes, config.freeze_text)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
 
     def batch(self, places: range) -> tuple[Tensor, Tensor]:
-        clips = draw_stills(self.config.seed, places, self.config.resolution)
+        if self.config.frames_per_side == 1:
+            clips = draw_stills(self.config.seed, places, self.config.resolution)
+        else:
+            clips = self._draw_sheets(places)
         return self.tokens([clip.caption for clip in clips]), to_pixels(clips)
+
+    def _draw_sheets(self, places: range) -> list[Clip]:
+        """Clips whose one frame shows several moments, row by row."""
+        rows = self.config.frames_per_side
+        side = self.config.resolution // rows
+        sheets = []
+        for place in places:
+            rng = np.random.default_rng([self.config.seed, place])
+            clip = draw_clip(rng, side, frames=rows**2)
+            sheet = rearrange(clip.frames, "(r k) h w c -> 1 (r h) (k w) c", r=rows)
+            sheets.append(replace(clip, frames=sheet))
+        return sheets
 
     def tokens(self, captions: list[str]) -> Tensor:
         ids: Tensor = self.tokenizer(
@@ -154,13 +174,13 @@ class ClipTask:
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
 
-def _clip_over(text: CLIPTextModel, sizes: dict[str, Any]) -> CLIPModel:
-    """CLIP with a new image tower over a text tower that stays as it is, without a projection."""
+def _clip_over(text: CLIPTextModel, sizes: dict[str, Any], freeze: bool) -> CLIPModel:
+    """CLIP with a new image tower beside a trained text tower, whose states are not projected."""
     sizes |= {"text_config": text.config.to_dict(), "projection_dim": text.config.hidden_size}
     model = CLIPModel(CLIPConfig(**sizes))
     model.text_model.load_state_dict(text.state_dict())
     nn.init.eye_(model.text_projection.weight)
-    model.text_model.requires_grad_(False)
+    model.text_model.requires_grad_(not freeze)
     model.text_projection.requires_grad_(False)
     return model
 
@@ -171,6 +191,8 @@ def make_task(config: AnyTraining) -> Task:
     match config:
         case AutoencoderTraining():
             return AutoencoderTask(config)
+        case StudentTraining():
+            return StudentTask(config)
         case ClipTraining():
             return ClipTask(config)
         case DenoiserTraining():

@@ -1,8 +1,7 @@
-"""DeepSpeed's ZeRO as an engine, and what its JSON may say beside the training's YAML."""
+"""DeepSpeed's ZeRO as an engine."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -13,12 +12,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from demo_t2v.config import ConfigError, read_json
+from demo_t2v.config import ConfigError
 from demo_t2v.launch import as_if_launched, world_size
 from demo_t2v.training.config import TrainConfig
-from demo_t2v.training.engine import Engine, Task, micro_batch_size
+from demo_t2v.training.engine import Engine, Task
 from demo_t2v.training.optimizers import make_average, make_optimizer
 from demo_t2v.training.placement import materialise, named_weights, trained
+from demo_t2v.training.zero_settings import Rates, read_settings
 
 TAG: Final = "deepspeed"
 """The folder in a checkpoint that DeepSpeed writes and reads."""
@@ -39,7 +39,7 @@ def make_zero_engine(task: Task, config: TrainConfig) -> Engine:
         raise ConfigError("fsdp and deepspeed_config: two ways to share one model; choose one")
     if config.optimizer == "muon":
         raise ConfigError("optimizer: muon needs whole matrices, DeepSpeed cuts them; write adamw")
-    settings = read_settings(config, world_size())
+    settings, rates = read_settings(config, world_size())
     stage = settings["zero_optimization"]["stage"]
     if stage == 3 and config.ema_decay is not None:
         raise ConfigError("ema_decay: does not go with ZeRO stage 3; write ema_decay: null")
@@ -52,16 +52,24 @@ def make_zero_engine(task: Task, config: TrainConfig) -> Engine:
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
     )
-    return ZeroEngine(task, config, accelerator, stage)
+    return ZeroEngine(task, config, accelerator, stage, rates)
 
 
 class ZeroEngine(Engine):
     """Several processes that share optimizer (ZeRO-1), gradients (2) and weights (3)."""
 
-    def __init__(self, task: Task, config: TrainConfig, accelerator: Any, stage: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        accelerator: Any,
+        stage: int,
+        rates: Rates | None,
+    ) -> None:
         super().__init__(task, config, accelerator)
         self.kind = f"ZeRO stage {stage}"
         self.stage = stage
+        self.rates_of = rates
 
     def wrap(self) -> None:
         self.task.model.to(self.device)
@@ -72,6 +80,13 @@ class ZeroEngine(Engine):
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.module, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.module.train()
+
+    def begin(self, step: int) -> None:
+        super().begin(step)
+        if self.rates_of is not None:  # the JSON's scheduler in the YAML's stead
+            factor, betas = self.rates_of(step)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"], group["betas"] = rate * factor, betas
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
@@ -132,43 +147,3 @@ class ZeroEngine(Engine):
     def _unwrap(self) -> None:
         self.module.destroy()
         materialise(self.task.model)
-
-
-def read_settings(config: TrainConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's settings from `config.deepspeed_config`, complete, for so many processes.
-
-    What the YAML says already may be left out there, be "auto", or be the same. Raises ConfigError
-    where it is something else.
-    """
-    file = config.deepspeed_config
-    assert file is not None
-    settings = read_json(file)
-    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
-    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
-        raise ConfigError(f"{file}: zero_optimization.stage should be 1, 2 or 3")
-    for key in ("optimizer", "scheduler"):
-        if key in settings:
-            raise ConfigError(f"{file}: {key} is set by the training's YAML; leave it out here")
-    accumulation, size = config.gradient_accumulation, config.batch_size
-    known = {
-        "train_batch_size": (size, f"batch_size is {size}"),
-        "gradient_accumulation_steps": (accumulation, f"gradient_accumulation is {accumulation}"),
-        "train_micro_batch_size_per_gpu": (
-            micro_batch_size(config, world),
-            f"batch_size {size} / {world} process(es) / gradient_accumulation {accumulation}",
-        ),
-        "gradient_clipping": (config.grad_clip, f"grad_clip is {config.grad_clip}"),
-        "bf16.enabled": (config.mixed_precision == "bf16", "see mixed_precision"),
-        "fp16.enabled": (config.mixed_precision == "fp16", "see mixed_precision"),
-    }
-    for key, (right, why) in known.items():
-        section, _, name = key.rpartition(".")
-        place = settings.setdefault(section, {}) if section else settings
-        if place.get(name, "auto") not in ("auto", right):
-            raise ConfigError(
-                f"{file}: {key} is {json.dumps(place[name])}, but it should be "
-                f'{json.dumps(right)} as in the training\'s YAML ({why}); write "auto"'
-            )
-        place[name] = right
-    complete: dict[str, Any] = settings
-    return complete

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradio import Blocks
+
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.generation.batches import load_for
 from demo_t2v.web.page import build, looks
+from demo_t2v.web.proxies import direct
 from demo_t2v.web.studio import Maker, Studio, unchanged
 from demo_t2v.weights.memory import Plan
 
@@ -53,17 +56,7 @@ def serve(config: InferenceConfig, place: Place, ready: Callable[[str], None]) -
     with tempfile.TemporaryDirectory(prefix="demo-t2v-web-") as folder:
         studio = make_studio(config, Path(folder))
         page = build(studio, place.max_queue)
-        _, local, public = page.launch(
-            server_name=place.host,
-            server_port=port,
-            share=place.share,
-            auth=place.auth,
-            root_path=place.root_path,
-            max_file_size="1mb",
-            quiet=True,
-            prevent_thread_lock=True,
-            **looks(),
-        )
+        local, public = _launch(page, place, port)
         ready(public or local)
         # Being told to end is an end like Ctrl-C: the folder goes, too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -72,6 +65,34 @@ def serve(config: InferenceConfig, place: Place, ready: Callable[[str], None]) -
         finally:
             studio.close()
             page.close(verbose=False)
+
+
+def _launch(page: Blocks, place: Place, port: int) -> tuple[str, str]:
+    """The page's address on this machine, and its public one, which is empty without `share`.
+
+    Gradio asks the page whether it is there. That needs no proxy; the public address may.
+    """
+    hosts = ("localhost", "127.0.0.1", place.host) if place.share else ("*",)
+    try:
+        with direct(*hosts):
+            _, local, public = page.launch(
+                server_name=place.host,
+                server_port=port,
+                share=place.share,
+                auth=place.auth,
+                root_path=place.root_path,
+                max_file_size="1mb",
+                quiet=True,
+                prevent_thread_lock=True,
+                **looks(),
+            )
+    except ImportError as error:
+        if "socksio" not in str(error):
+            raise
+        raise ConfigError(
+            "share: the environment names a SOCKS proxy, which needs `pip install 'httpx[socks]'`"
+        ) from None
+    return local, public or ""
 
 
 def _free_port(host: str, port: int) -> int:

@@ -194,15 +194,14 @@ class _Run:
 
     def _watch(self, variant: int, step: Step) -> None:
         self._go_on()
-        steps = self.wish.steps
-        if self.wish.tab == "inside" and step.number in moments(steps):
+        if self.wish.tab == "inside" and step.number in moments(step.total):
             states, _ = self.pipeline.encode_prompt(self.wish.prompt)
             self.attention.append(motion_attention(self.pipeline, step, states))
         previews: tuple[str, ...] = ()
-        if step.number < steps and step.number % _PREVIEW_EVERY == 0:
+        if step.number < step.total and step.number % _PREVIEW_EVERY == 0:
             previews = self._previews(step)
-        total = steps * len(self.wish.strengths)
-        self.tell(Progress(steps * variant + step.number, total, previews))
+        total = step.total * len(self.wish.strengths)
+        self.tell(Progress(step.total * variant + step.number, total, previews))
 
     def _previews(self, step: Step) -> tuple[str, ...]:
         """Every video as it can be told by now, some of its frames."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL
 from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.utils.tqdm import tqdm
 from safetensors.torch import save_file
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from demo_t2v.config import read_json
+from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
 from demo_t2v.loading import load_network
 from demo_t2v.models.tensors import NamesError, check
 from demo_t2v.models.unet import DemoUNet
@@ -45,6 +46,11 @@ from demo_t2v.weights.published import PublishedFiles, read_published
 
 ConvertedDtype = Literal["float32", "float16"]
 _SHARD: Final = 500_000_000  # bytes of a file of tensors
+NEGATIVE_PROMPT: Final = (
+    "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
+    "disconnected limbs, Ugly faces, incomplete arms"
+)
+"""The content prompt of the samples that DEMO's published training dropped for guidance."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +72,27 @@ def convert(
     out: Path,
     dtype: ConvertedDtype | None = None,
     start_motion: bool = False,
+    image_tower: bool = False,
 ) -> None:
     """Write a DemoPipeline folder from published files, or from a folder that holds some.
 
     `source` may also be a folder of diffusers' `TextToVideoSDPipeline`
     (`text-to-video-ms-1.7b`). `dtype` None keeps what each file has. With `start_motion` a base
     model becomes a DEMO to be trained: motion transformers and motion encoder are copies of their
-    content neighbours, and `clip/` has the image tower for the regularization loss where the
-    source has one. Raises ModelError, and then writes nothing.
+    content neighbours. With it or with `image_tower`, `clip/` has the image tower for the
+    regularization loss, where the source has one. DEMO's weights get its published negative prompt,
+    the base model the empty text, as its own published pipeline. Raises ModelError, and then writes
+    nothing.
     """
     parts = _open(source)
+    negative_prompt = NEGATIVE_PROMPT if "motion_encoder" in parts else ""
     if start_motion:
         if "motion_encoder" in parts:
             raise ModelError(f"{parts['unet'].file}: is a DEMO already; its motion has started")
         parts = _with_motion(parts)
-    else:
+    elif not image_tower:
         parts.pop("clip", None)
-    write_pipeline(parts, out, dtype)
+    write_pipeline(parts, out, dtype, negative_prompt)
 
 
 def _open(source: Path | PublishedFiles) -> Parts:
@@ -241,14 +251,21 @@ def _with_motion(parts: Parts) -> Parts:
     }
 
 
-def write_pipeline(parts: Parts, out: Path, dtype: ConvertedDtype | None) -> None:
+def write_pipeline(
+    parts: Parts, out: Path, dtype: ConvertedDtype | None, negative_prompt: str
+) -> None:
     """Write the folder of a pipeline with the published sampler; all of it or nothing.
 
     Raises ModelError for tensors that do not belong to their network, are not finite, or do not
     fit into float16; outputs.OutputError if `out` is there.
     """
     networks = {name: part.network for name, part in parts.items() if name != "clip"}
-    pipeline = DemoPipeline(**networks, tokenizer=clip_tokenizer(), scheduler=published_scheduler())
+    pipeline = DemoPipeline(
+        **networks,
+        tokenizer=clip_tokenizer(),
+        scheduler=published_scheduler(),
+        negative_prompt=negative_prompt,
+    )
     total = sum(w.numel() for part in parts.values() for w in part.network.state_dict().values())
     with (
         whole_or_nothing(out) as folder,
@@ -267,9 +284,9 @@ def write_pipeline(parts: Parts, out: Path, dtype: ConvertedDtype | None) -> Non
             (folder / "clip" / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
-def published_scheduler() -> DDIMScheduler:
-    """DDIM as ModelScopeT2V samples: t = 1, 21, ..., 981 and a last step to the first noise."""
-    return DDIMScheduler(
+def published_scheduler() -> ModelScopeDDIMScheduler:
+    """DDIM as ModelScopeT2V samples: t = 981, ..., 21, 1 and a last step to the first noise."""
+    return ModelScopeDDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

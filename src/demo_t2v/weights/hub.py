@@ -27,6 +27,7 @@ BUILT_IN: Final[Mapping[str, Path]] = {
 }
 PUBLISHED: Final = ("ali-vilab/modelscope-damo-text-to-video-synthesis", "Ryan-PR/DEMO")
 HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_CONVERSION: Final = 2  # raised where the same published files become another folder
 _FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -39,24 +40,25 @@ class ModelDefaults:
 
     steps: int
     guidance: float
+    negative_prompt: str
     frames: int
     side: int
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, to_train: bool = False) -> Path:
     """The folder of a model: built in (`sprites`), a folder, or a hub repository (downloaded).
 
-    A folder with the published `.pth` files, the denoiser's file of such a one and the published
-    repositories' names are good too: they are converted, once, into a folder below `cache()`.
-    Raises ModelError when there is no such model, ConnectionError when the hub does not answer.
+    A folder with the published `.pth` files, the denoiser's file of such a one, a list of files
+    with commas (`PublishedFiles.find`) and the published repositories' names are good too: they
+    are converted, once, into a folder below `cache()`. `to_train` makes it one that DEMO's training
+    can begin from: with motion transformers, and with CLIP's image tower. Raises ModelError when
+    there is no such model, ConnectionError when the hub does not answer.
     """
     folder = BUILT_IN.get(name, Path(name))
     if name and (folder / "model_index.json").is_file():
         return folder
-    if folder.suffix == ".pth" or (name and any(folder.glob("*.pth"))):
-        return _converted(folder)
-    if name in PUBLISHED and not folder.exists():
-        return _converted(name)
+    if is_published(name):
+        return _converted(name, to_train)
     if name not in BUILT_IN and not folder.exists() and HUB_ID.fullmatch(name):
         return _download(name)
     wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
@@ -64,12 +66,22 @@ def resolve(name: str) -> Path:
     raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
 
 
+def is_published(name: str) -> bool:
+    """Whether a name is of published files, in place or downloaded."""
+    place, suffix = Path(name), Path(name).suffix
+    if suffix == ".pth" or (suffix == ".bin" and "," in name):
+        return True
+    if name and place.is_dir():
+        return any(any(place.glob(pattern)) for pattern in ("*.pth", "*/*.pth"))
+    return name in PUBLISHED
+
+
 def cache() -> Path:
     """Where converted models are kept: `demo-t2v` below `$XDG_CACHE_HOME` or `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demo-t2v"
 
 
-def _converted(source: Path | str) -> Path:
+def _converted(name: str, to_train: bool) -> Path:
     """The folder that published files become, made anew when one of them has changed."""
     from filelock import FileLock
 
@@ -77,15 +89,18 @@ def _converted(source: Path | str) -> Path:
     from demo_t2v.weights.download import downloaded
     from demo_t2v.weights.published import PublishedFiles
 
-    files = downloaded(source) if isinstance(source, str) else PublishedFiles.find(source)
+    there = Path(name).exists() or name not in PUBLISHED
+    files = PublishedFiles.find(Path(name)) if there else downloaded(name)
     if files is None:
-        raise ModelError(f"{source}: has .pth files, but no denoiser among them")
+        raise ModelError(f"{name}: has .pth files, but no denoiser among them")
     known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    folder = cache() / hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    wanted = json.dumps([_CONVERSION, known, "to train"] if to_train else [_CONVERSION, known])
+    folder = cache() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
     cache().mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # of several processes one converts
         if not folder.exists():
-            convert(files, folder)
+            starts = to_train and files.motion_encoder is None
+            convert(files, folder, start_motion=starts, image_tower=to_train)
     return folder
 
 
@@ -120,11 +135,24 @@ def read_defaults(folder: Path) -> ModelDefaults:
         return ModelDefaults(
             steps=int(index["num_inference_steps"]),
             guidance=float(index["guidance_scale"]),
+            negative_prompt=read_negative_prompt(folder),
             frames=int(unet["sample_frames"]),
             side=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}: its configuration has no usable {error}") from None
+
+
+def read_negative_prompt(folder: Path) -> str:
+    """The default negative prompt of the model in `folder`; the empty text where it names none.
+
+    Raises ModelError.
+    """
+    file = folder / "model_index.json"
+    prompt = _read_json(file).get("negative_prompt", "")
+    if not isinstance(prompt, str):
+        raise ModelError(f"{file}: negative_prompt should be a text, not {prompt!r}")
+    return prompt
 
 
 def fingerprint(folder: Path) -> str:

@@ -17,9 +17,10 @@ from typing import Any, Final
 import torch
 from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from demo_t2v.models.tensors import NamesError, check
+from demo_t2v.models.tokenizer import OpenCLIPTokenizer
 
 # transformers' names -> OpenCLIP's, applied one after another; the text tower's first.
 _RULES: Final = (
@@ -49,7 +50,7 @@ _PAIRS: Final = Path(__file__).parent.parent / "assets/openclip/bpe_simple_vocab
 _MERGES: Final = 49_152 - 256 - 2  # of the file's many pairs, CLIP took the first ones
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> OpenCLIPTokenizer:
     """OpenCLIP's tokenizer, that of github.com/openai/CLIP (`clip/simple_tokenizer.py`).
 
     What it does not do is to pad: OpenCLIP pads with token 0, which is also a word's `!`.
@@ -59,9 +60,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     merges = [tuple(line.split()) for line in lines]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    pieces += ["<start_of_text>", "<end_of_text>"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # type: ignore[arg-type]
+    return OpenCLIPTokenizer(vocabulary, merges, model_max_length=77)
 
 
 def published_encoder(state: Mapping[str, Tensor]) -> CLIPTextModel:

@@ -10,6 +10,9 @@ Of Ryan-PR/DEMO:
 
     demo.pth                        DEMO's denoiser, below `unet_state_dict`
     motion_encoder.pth              OpenCLIP's text tower
+
+The published training writes `non_ema_<step>.pth`, as `demo.pth`, and
+`non_ema_<step>_motion_encoder.pth`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ CLIP: Final = "open_clip_pytorch_model.bin"
 DEMO: Final = "demo.pth"
 MOTION_ENCODER: Final = "motion_encoder.pth"
 BASE_REPOSITORY, DEMO_REPOSITORY = PUBLISHED
+BASE_FOLDERS: Final = ("modelscopet2v", BASE_REPOSITORY.rpartition("/")[2])
+"""What the base model's folder is called in the published code, and after a `git clone`."""
 
 _BELOW: Final = ("unet_state_dict", "state_dict")
 _AGAIN: Final = "download it again"
@@ -49,21 +54,24 @@ class PublishedFiles:
 
     @classmethod
     def find(cls, place: Path) -> PublishedFiles | None:
-        """The files in a folder, or beside a denoiser's file; None where there is no denoiser.
+        """The files in a folder, or of a denoiser's file; None where there is no denoiser.
 
-        A folder with both denoisers is DEMO. Raises ModelError, with one line, if some of the
-        others are missing, or if a denoiser's file is not what its name says.
+        `place` is one of these, or files with commas between them: the denoiser's, the
+        autoencoder's, OpenCLIP's and the motion encoder's. What is not listed is taken from beside
+        the denoiser, or from the base model's folder (`modelscopet2v`) beside its own folder or in
+        `models`. A folder with both denoisers is DEMO; of a training's steps the last one counts.
+        Raises ModelError, with one line, if some of the others are missing, or if a denoiser's
+        file is not what its name says.
         """
-        if place.is_file() and place.suffix == ".pth":
-            denoiser = place
-        else:
-            found = [place / name for name in (DEMO, BASE) if (place / name).is_file()]
-            if not found:
-                return None
-            denoiser = found[0]
-        return cls.of(
-            denoiser, {name: denoiser.parent / name for name in (AUTOENCODER, CLIP, MOTION_ENCODER)}
-        )
+        first, *others = [str(place)] if place.exists() else str(place).split(",")
+        denoiser = _denoiser_in(Path(first)) if Path(first).is_dir() else Path(first)
+        if denoiser is None or denoiser.suffix != ".pth":
+            return None
+        if len(others) > 3:
+            raise ModelError(f"{place}: lists {len(others) + 1} files; a model has four at most")
+        names = (AUTOENCODER, CLIP, MOTION_ENCODER)
+        listed = {name: Path(file) for name, file in zip(names, others, strict=False) if file}
+        return cls.of(denoiser, _company(denoiser) | listed)
 
     @classmethod
     def of(cls, denoiser: Path, company: Mapping[str, Path]) -> PublishedFiles:
@@ -79,7 +87,9 @@ class PublishedFiles:
         needed = (AUTOENCODER, CLIP, MOTION_ENCODER)[: 3 if motion else 2]
         missing = [name for name in needed if not company[name].is_file()]
         if missing:
-            raise ModelError(f"{denoiser}: needs {', '.join(missing)} beside it")
+            files = ", ".join(company[name].name for name in missing)
+            base = f", or in {BASE_FOLDERS[0]}" if {AUTOENCODER, CLIP} & {*missing} else ""
+            raise ModelError(f"{denoiser}: needs {files} beside it{base}")
         return cls(
             denoiser,
             company[AUTOENCODER],
@@ -90,6 +100,34 @@ class PublishedFiles:
     def __iter__(self) -> Iterator[Path]:
         files = (self.denoiser, self.autoencoder, self.clip, self.motion_encoder)
         return (file for file in files if file is not None)
+
+
+def _denoiser_in(folder: Path) -> Path | None:
+    """The denoiser's file in a folder, or in one of the folders below that the release has."""
+    for below in (folder, *(folder / name for name in ("demo", "checkpoints", *BASE_FOLDERS))):
+        named = [below / name for name in (DEMO, BASE) if (below / name).is_file()]
+        steps = [file for file in below.glob("non_ema_*.pth") if file.stem[-1].isdigit()]
+        if named or steps:
+            return named[0] if named else max(steps, key=lambda file: file.stem)
+    return None
+
+
+def _company(denoiser: Path) -> dict[str, Path]:
+    """Where the files that a denoiser needs are, or else should be."""
+    home = denoiser.parent
+    own = home / f"{denoiser.stem}_{MOTION_ENCODER}"
+    of_a_step = own.is_file() or denoiser.stem.startswith("non_ema_")
+    near = (home.absolute().parent, Path("models"))
+    places = (home, *(folder / name for folder in near for name in BASE_FOLDERS))
+
+    def first(name: str) -> Path:
+        return next((p / name for p in places if (p / name).is_file()), home / name)
+
+    return {
+        AUTOENCODER: first(AUTOENCODER),
+        CLIP: first(CLIP),
+        MOTION_ENCODER: own if of_a_step else home / MOTION_ENCODER,
+    }
 
 
 def read_published(file: Path) -> dict[str, Tensor]:

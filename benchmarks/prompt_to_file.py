@@ -1,0 +1,83 @@
+"""Where does the time of one video go: imports, loading, text, denoising, decoding, writing?
+
+    python benchmarks/prompt_to_file.py --rounds 3
+
+Each round is a fresh process that makes one video with the built-in model and its defaults, and,
+beside it, `demo-t2v generate` as a whole. Medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROMPT = "a balloon moves up in the sky"
+
+
+def measure(file: Path) -> dict[str, float]:
+    """Seconds of each part, in this process, which has imported nothing yet."""
+    seconds: dict[str, float] = {}
+    last = time.perf_counter()
+
+    def done(part: str) -> None:
+        nonlocal last
+        seconds[part], last = time.perf_counter() - last, time.perf_counter()
+
+    import numpy as np
+    import torch
+
+    from demo_t2v.data.video import write_video
+    from demo_t2v.weights.hub import load_pipeline
+
+    done("imports")
+    pipeline = load_pipeline("sprites", "cpu")
+    done("loading")
+    states, negatives = pipeline.encode_prompt(PROMPT, negative_prompt="")
+    done("text")
+    latents = pipeline(
+        prompt_embeds=states,
+        negative_prompt_embeds=negatives,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).frames
+    done("denoising")
+    frames = pipeline.decode(latents)
+    done("decoding")
+    write_video(np.round(frames[0].numpy() * 255).astype(np.uint8), file, 8, "mp4")
+    done("writing")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(asked.one)))
+        return
+    rounds, whole = [], []
+    for _ in range(asked.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            one = [sys.executable, __file__, "--one", f"{folder}/video.mp4"]
+            out = subprocess.run(one, check=True, capture_output=True, text=True).stdout
+            rounds.append(json.loads(out.splitlines()[-1]))
+            began = time.perf_counter()
+            program = [sys.executable, "-m", "demo_t2v", "generate", PROMPT, "--out", folder]
+            subprocess.run(program, check=True, capture_output=True)
+            whole.append(time.perf_counter() - began)
+    parts = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    total = sum(parts.values())
+    for name, seconds in parts.items():
+        print(f"{name:10} {seconds:6.2f} s  {seconds / total:4.0%}")
+    print(f"{'generate':10} {statistics.median(whole):6.2f} s  (the command as a whole)")
+
+
+if __name__ == "__main__":
+    main()

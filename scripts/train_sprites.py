@@ -1,0 +1,219 @@
+"""Train the built-in model from nothing: every stage in order, then the score and the model card.
+
+    python scripts/train_sprites.py
+    python scripts/train_sprites.py --device cuda
+    python scripts/train_sprites.py --out runs/try num_steps=3 stills.batch_size=4
+
+The same command goes on where it was stopped. KEY=VALUE sets a key of every stage, STAGE.KEY=VALUE
+of one stage. The result is the folder `final` below --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+from diffusers import AutoencoderKL
+
+from demo_t2v.config import ConfigError, load
+from demo_t2v.evaluation.sprites import HELD_OUT, TRAINED
+from demo_t2v.files import written_whole
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training.config import AnyTraining
+
+CONFIGS: Final = Path(__file__).parent.parent / "configs" / "sprites"
+RUNS: Final = "runs/sprites/"
+"""Where the configurations write and read; `--out` stands in for it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the recipe; its configuration is `configs/sprites/<name>.yaml`."""
+
+    name: str
+    does: str
+    minutes: float
+    """On two CPU cores, about; what the time that is left is guessed from."""
+    one_process: bool = False
+    """The samples of a batch are compared with each other, so one process has them all."""
+
+    @property
+    def config(self) -> Path:
+        """The configuration's file."""
+        return CONFIGS / f"{self.name}.yaml"
+
+
+STAGES: Final = (
+    Stage("autoencoder", "64x64 frames to latents and back", 12),
+    Stage("clip", "captions and still frames in one space", 6, one_process=True),
+    Stage("motion-clip", "captions and sheets of frames in one space", 25, one_process=True),
+    Stage("stills", "an image denoiser", 80),
+    Stage("base", "a video denoiser without motion conditioning", 50),
+    Stage("demo", "DEMO", 330),
+    Stage("decoder", "latents to 128x128 frames", 40),
+    Stage("encoder", "128x128 frames to the same latents", 15),
+)
+
+GPU: Final = (
+    *("mixed_precision=bf16", "threads=4", "clip.batch_size=256", "stills.batch_size=512"),
+    *("base.batch_size=128", "demo.batch_size=128", "decoder.batch_size=128"),
+)
+"""What a GPU is told beside the configurations."""
+
+DATA: Final = """\
+The sprite world of DEMO-T2V, drawn while training: 32 things with 18 motions at 3 speeds before 5
+backgrounds. One fifth of the pairs of thing and motion is held out. `scripts/train_sprites.py` runs
+all stages from nothing; their steps and batch sizes were {stages}."""
+
+
+def overrides_of(stage: Stage, out: Path, asked: Sequence[str]) -> list[str]:
+    """What the stage's configuration is told: its folders below `out`, then what was asked for."""
+    keys: Mapping[str, Any] = yaml.safe_load(stage.config.read_text(encoding="utf-8"))
+    told = [
+        f"{key}={out / value.removeprefix(RUNS)}"
+        for key, value in keys.items()
+        if isinstance(value, str) and value.startswith(RUNS)
+    ]
+    names = {known.name for known in STAGES}
+    for override in asked:
+        name, _, rest = override.partition(".")
+        if name not in names:
+            told.append(override)
+        elif name == stage.name:
+            told.append(rest)
+    return told
+
+
+def command(stage: Stage, processes: int, told: Sequence[str]) -> list[str]:
+    """The program that trains one stage, over several processes where that is of use."""
+    program = [sys.executable]
+    if processes > 1 and not stage.one_process:
+        program += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*program, "-m", "demo_t2v", "train", "--json", f"--config={stage.config}", *told]
+
+
+def lines_of(program: Sequence[str], device: str) -> Iterator[dict[str, float]]:
+    """Run a training; yields its log lines. Ends this program as the training ended, if not well.
+
+    Ctrl-C reaches the training by itself; SIGTERM is passed on. Both end it after a checkpoint.
+    """
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as training:
+        signal.signal(signal.SIGTERM, lambda *_: training.terminate())
+        signal.signal(signal.SIGINT, lambda *_: None)
+        assert training.stdout is not None
+        for line in training.stdout:
+            yield json.loads(line)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if training.returncode:
+        code = training.returncode
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def train(out: Path, device: str, processes: int, asked: Sequence[str]) -> None:
+    """Every stage that is not finished, in order; says how far it is and how long is left."""
+    slower = 1.0  # than the table says
+    for number, stage in enumerate(STAGES):
+        later = sum(other.minutes for other in STAGES[number + 1 :])
+        head = f"stage {number + 1} of {len(STAGES)}, {stage.name} ({stage.does})"
+        if (out / stage.name / "final").exists():
+            say(f"{head}: finished")
+            continue
+        say(head)
+        told = overrides_of(stage, out, asked)
+        steps = steps_of(stage, told)
+        for line in lines_of(command(stage, processes, told), device):
+            done, pace = int(line["step"]), line["seconds_per_step"]
+            left = (steps - done) * pace / 60
+            if done < steps:
+                slower = left / (stage.minutes * (1 - done / steps))
+            say(
+                f"  step {done} of {steps}, loss {line['loss']:.4g}, {pace:.2f} s a step, "
+                f"{span(left)} left here, about {span(left + later * slower)} in all"
+            )
+
+
+def steps_of(stage: Stage, told: Sequence[str]) -> int:
+    """The steps that a stage will take. Raises ConfigError for what it cannot be told."""
+    return load(AnyTraining, stage.config, told).num_steps  # type: ignore[no-any-return]
+
+
+def span(minutes: float) -> str:
+    """Minutes, or hours where they are many."""
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def assemble(out: Path) -> Path:
+    """DEMO with the autoencoder for 128x128 frames, as one model."""
+    final = out / "final"
+    if not final.exists():
+        pipeline = DemoPipeline.from_pretrained(out / "demo" / "final", dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(out / "encoder" / "final" / "vae", dtype=torch.float32)
+        pipeline.register_modules(vae=vae)
+        with written_whole(final) as partial:
+            pipeline.save_pretrained(partial)
+    return final
+
+
+def demo(*words: str | Path, device: str) -> None:
+    """Run a command of `demo-t2v`; ends this program where it fails."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    done = subprocess.run([sys.executable, "-m", "demo_t2v", *words], env=os.environ | hidden)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(RUNS))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--processes", type=int, help="default: the GPUs, or two CPU cores")
+    parser.add_argument(
+        "--score", type=int, nargs=2, metavar=("TRAINED", "HELD_OUT"), default=(TRAINED, HELD_OUT)
+    )
+    parser.add_argument("overrides", nargs="*", metavar="[STAGE.]KEY=VALUE")
+    asked = parser.parse_args()
+    gpu = asked.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU")
+    processes = asked.processes or (
+        torch.cuda.device_count() if gpu else min(2, os.cpu_count() or 1)
+    )
+    overrides = [*(GPU if gpu else ()), *asked.overrides]
+    taken = [(stage, overrides_of(stage, asked.out, overrides)) for stage in STAGES]
+    try:
+        stages = ", ".join(f"{stage.name} {steps_of(stage, told):,}" for stage, told in taken)
+    except ConfigError as error:
+        parser.error(str(error))
+    train(asked.out, asked.device, processes, overrides)
+    final, scores = assemble(asked.out), asked.out / "score.json"
+    say("the score")
+    trained, held_out = map(str, asked.score)
+    pairs = ["--trained", trained, "--held-out", held_out]
+    score = ["evaluate", "sprites", "--model", final, "--base", "", "--out", scores, *pairs]
+    demo(*score, device=asked.device)
+    card = ["--license", "mit", "--data", DATA.format(stages=stages), "--scores", str(scores)]
+    demo("card", final, *card, "--overwrite", device=asked.device)
+
+
+if __name__ == "__main__":
+    main()

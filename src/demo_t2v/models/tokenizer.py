@@ -1,0 +1,51 @@
+"""OpenCLIP's tokenizer, for converted models."""
+
+from __future__ import annotations
+
+from html import unescape
+from typing import Any, Final
+
+import ftfy
+from tokenizers import Regex, pre_tokenizers
+from transformers import BatchEncoding, CLIPTokenizer, PreTrainedTokenizerFast
+
+_START: Final = "<start_of_text>"
+_END: Final = "<end_of_text>"
+_WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+# diffusers looks in this module for the base class that says how it is loaded.
+class OpenCLIPTokenizer(CLIPTokenizer, PreTrainedTokenizerFast):
+    """CLIP's byte pairs over text that is cleaned as `open_clip.SimpleTokenizer` cleans it.
+
+    transformers' `CLIPTokenizer` neither repairs text nor unescapes HTML, and takes a literal
+    `<|endoftext|>` for the token; the special tokens are called otherwise in OpenCLIP.
+    """
+
+    def __init__(
+        self,
+        vocab: dict[str, int] | None = None,
+        merges: Any = None,
+        unk_token: str = _END,
+        bos_token: str = _START,
+        eos_token: str = _END,
+        pad_token: str = _END,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(vocab, merges, unk_token, bos_token, eos_token, pad_token, **kwargs)
+        self.backend_tokenizer.normalizer = None  # `clean` has done all of it
+        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])  # fmt: skip
+
+    def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
+        """What every way to encode text comes to."""
+        cleaned = clean(text) if isinstance(text, str) else [clean(each) for each in text]
+        return super()._encode_plus(cleaned, *args, **kwargs)
+
+
+def clean(text: str) -> str:
+    """Text as OpenCLIP reads it: mojibake repaired, HTML unescaped twice, in lower case."""
+    repaired: str = ftfy.fix_text(text)
+    return " ".join(unescape(unescape(repaired)).split()).lower()
