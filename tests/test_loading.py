@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import demo_t2v
-from demo_t2v.loading import ModelError
+from demo_t2v.loading import OWN_CLASSES, ModelError
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.convert import convert
 from demo_t2v.weights.hub import BUILT_IN, load_pipeline, read_defaults
@@ -132,6 +132,16 @@ def test_converted_models_have_the_files(tmp_path: Path) -> None:
         index = json.loads((model / "model_index.json").read_text())
         assert index["_class_name"] == ["pipeline", "DemoPipeline"]
         assert index["unet"] == ["demo_unet", "DemoUNet"]
+    own = {"unet": "DemoUNet", "scheduler": "ModelScopeDDIMScheduler"}
+    own["tokenizer"] = "OpenCLIPTokenizer"
+    for pipeline in (
+        DiffusionPipeline.from_pretrained(tmp_path / "made", trust_remote_code=True),
+        DemoPipeline.from_pretrained(tmp_path / "made"),
+    ):
+        for name, kind in own.items():
+            found = type(getattr(pipeline, name))
+            assert (found.__name__, found.__module__) == (kind, OWN_CLASSES[kind])
+            assert (tmp_path / "made" / name / f"demo_{name}.py").is_file()
 
 
 def cached_as(repository: str, folder: Path, home: Path) -> None:
