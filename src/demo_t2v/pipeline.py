@@ -146,12 +146,11 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         `motion_prompt` is what the motion encoder hears, by default the prompt itself. Sizes are
         pixels and default to what the weights were trained for; `generator` is one for each
         sample, so that a video does not depend on the batch it rides in. `guidance_scale` 1 or
-        less means none. `negative_prompt` is the prompt of both encoders on the unconditional
-        side, by default the model's own. `motion_strength` scales the motion transformers; 0 is
-        the base network. `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt`
-        gave for the prompts, to be given in their stead. `decode_chunk_size` frames are decoded
-        at once (None: all).
-        A callback can ask for the `latents` and for `clean`, what they would be without noise.
+        less means none; `negative_prompt` is by default the model's. `motion_strength` scales
+        the motion transformers; 0 is the base network. `prompt_embeds` and
+        `negative_prompt_embeds` are what `encode_prompt` gave. `decode_chunk_size` frames are
+        decoded at once (None: all). A callback can ask for the `latents` and for `clean`, what
+        they would be without noise.
         Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
         and for a prompt that is given twice or not at all.
         """
@@ -162,16 +161,14 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         scale = _default(guidance_scale, self.config.guidance_scale)
         self.check_size(frames, height, width)
         states, negatives = prompt_embeds, negative_prompt_embeds
-        texts = (prompt, motion_prompt, negative_prompt)
-        count = _count(*texts, states, negatives, guided=scale > 1)
+        count = _count(prompt, motion_prompt, negative_prompt, states, negatives, guided=scale > 1)
         _check_length(count, "generator", generator)
         _check_known("output_type", [output_type], ["np", "pt", "latent"])
         watched = callback_on_step_end_tensor_inputs
         _check_known("callback tensor", watched, self._callback_tensor_inputs)
         _check_steps(steps)
         if states is None:
-            default = self.config.negative_prompt
-            negative = _default(negative_prompt, default) if scale > 1 else None
+            negative = _default(negative_prompt, self.config.negative_prompt) if scale > 1 else None
             states, negatives = self.encode_prompt(prompt or "", motion_prompt, negative)
         denoise = self._denoiser(states, negatives, scale, motion_strength)
         self.scheduler.set_timesteps(steps, device=self._execution_device)
