@@ -6,17 +6,16 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import ModelDefaults, ModelError, load_pipeline, read_defaults, resolve
+from spoiling import spoil
 
 NO_TEXT = json.dumps({
     "_class_name": "DemoPipeline", "num_inference_steps": 3, "guidance_scale": 3.0,
@@ -91,14 +90,6 @@ def test_broken_weights(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded") as error:
         load_pipeline(str(broken), "cpu")
     assert "\n" not in str(error.value)
-
-
-def spoil(folder: Path, part: str, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """Change the tensors of one part of a saved model."""
-    (file,) = (folder / part).glob("*.safetensors")
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "content_encoder", "motion_encoder"])

@@ -18,19 +18,9 @@ from torch import Tensor, nn
 from conftest import tiny_unet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.hub import read_defaults
+from latents import latents_of, seeded, with_scheduler
 
 PROMPTS = ["a car falls", "the fish grows"]
-
-
-def seeded(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def latents_of(pipeline: DemoPipeline, prompt: Any = "a car falls", **options: Any) -> Tensor:
-    """Latents (B, C, F, h, w) of one call, each sample from a seed of its own."""
-    count = 1 if isinstance(prompt, str) else len(prompt)
-    start = {"generator": seeded(*range(count)), "output_type": "latent"}
-    return pipeline(prompt, **{**start, **options}).frames
 
 
 def differ(first: Tensor, second: Tensor) -> bool:
@@ -44,13 +34,6 @@ def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     yield seen
     hook.remove()
-
-
-def with_scheduler(pipeline: DemoPipeline, scheduler: Any) -> DemoPipeline:
-    components = {**pipeline.components, "scheduler": scheduler}
-    other = DemoPipeline(**components, num_inference_steps=3, guidance_scale=3.0)
-    other.set_progress_bar_config(disable=True)
-    return other
 
 
 @pytest.fixture(autouse=True)
@@ -272,10 +255,10 @@ def test_sizes_are_honoured(tiny_pipeline: DemoPipeline) -> None:
         ({"num_frames": 0}, "num_frames 0: must be at least 1"),
         ({"num_inference_steps": 0}, "num_inference_steps 0: must be at least 1"),
         ({"motion_prompt": ["a", "b"]}, "motion_prompt: 2 given for 1 prompts"),
-        ({"generator": seeded(1, 2)}, "generator: 2 given for 1 prompts"),
+        ({"generator": seeded(1, 2)}, "generator: 2 given for 1 videos"),
         ({"prompt": []}, "prompt: none given"),
         ({"latents": torch.zeros(1, 4, 4, 4, 8)}, "must be (1, 4, 4, 4, 4)"),
-        ({"output_type": "pil"}, "output_type 'pil': must be np or pt or latent"),
+        ({"output_type": "gif"}, "output_type 'gif': must be np or pt or pil or latent"),
         (
             {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]},
             "callback tensor 'prompt_embeds': must be latents or clean",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,24 +13,44 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.adapters import LoraMixin
 from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
 from demo_t2v.diffusion.noise import latents_and_noise
+from demo_t2v.diffusion.schedulers import (
+    check_scheduler,
+    save_unclipped,
+    set_timesteps,
+    step_options,
+)
+from demo_t2v.inputs import (
+    as_list,
+    check_counts,
+    check_known,
+    check_length,
+    count_prompts,
+    default_to,
+)
+from demo_t2v.loading import FolderMixin, check_fit, register_classes
 from demo_t2v.models.text import TextConditioner, TextStates
 from demo_t2v.models.unet import DemoUNet
+
+register_classes()
 
 
 @dataclass
 class DemoPipelineOutput(BaseOutput):
-    """`frames`: numpy or torch (B, F, H, W, 3) in [0, 1], or latents (B, C, F, h, w)."""
+    """`frames`: numpy or torch (B, F, H, W, 3) in [0, 1], a list of PIL images for each video, or
+    latents (B, C, F, h, w).
+    """
 
-    frames: NDArray[np.float32] | Tensor
+    frames: NDArray[np.float32] | Tensor | list[list[Image]]
 
 
-class DemoPipeline(LoraMixin, DiffusionPipeline):
+class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
     """Text to video by DEMO (arXiv 2410.24219); a diffusers pipeline like any other.
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
@@ -57,6 +76,8 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         negative_prompt: str = "",
     ) -> None:
         super().__init__()
+        check_fit(unet, tokenizer, content_encoder, motion_encoder)
+        save_unclipped(scheduler)
         self.register_modules(
             unet=unet,
             vae=vae,
@@ -98,18 +119,20 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         self,
         prompt: str | Sequence[str],
         motion_prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
     ) -> tuple[TextStates, TextStates | None]:
         """The `prompt_embeds` and `negative_prompt_embeds` of a call: both encoders' states.
 
-        The second are None without a negative prompt, which has as many rows as there are prompts.
+        The second are None without a negative prompt, which is one for all prompts or one for each.
         Raises ValueError where the text encoders were left out.
         """
         if self.content_encoder is None:
             raise ValueError("prompt: this pipeline has no text encoders; give prompt_embeds")
-        prompts = _as_list(prompt)
-        motion_prompts = None if motion_prompt is None else _as_list(motion_prompt)
-        negatives = [] if negative_prompt is None else [negative_prompt] * len(prompts)
+        prompts = as_list(prompt)
+        motion_prompts = None if motion_prompt is None else as_list(motion_prompt)
+        negatives = [] if negative_prompt is None else as_list(negative_prompt)
+        if isinstance(negative_prompt, str):
+            negatives *= len(prompts)
         encode = TextConditioner(
             self.tokenizer, self.content_encoder, self.motion_encoder, self._execution_device
         )
@@ -125,55 +148,81 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
         prompt: str | Sequence[str] | None = None,
         *,
         motion_prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
         guidance_scale: float | None = None,
         motion_strength: float = 1.0,
+        num_videos_per_prompt: int = 1,
+        eta: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         prompt_embeds: TextStates | None = None,
         negative_prompt_embeds: TextStates | None = None,
         decode_chunk_size: int | None = None,
-        output_type: Literal["np", "pt", "latent"] = "np",
+        output_type: Literal["np", "pt", "pil", "latent"] = "np",
+        return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> DemoPipelineOutput:
-        """Make one video for each prompt.
+    ) -> DemoPipelineOutput | Any:
+        """Make `num_videos_per_prompt` videos for each prompt, those of a prompt side by side.
 
         `motion_prompt` is what the motion encoder hears, by default the prompt itself. Sizes are
         pixels and default to what the weights were trained for; `generator` is one for each
         sample, so that a video does not depend on the batch it rides in. `guidance_scale` 1 or
-        less means none; `negative_prompt` is by default the model's. `motion_strength` scales
-        the motion transformers; 0 is the base network. `prompt_embeds` and
-        `negative_prompt_embeds` are what `encode_prompt` gave. `decode_chunk_size` frames are
-        decoded at once (None: all). A callback can ask for the `latents` and for `clean`, what
-        they would be without noise.
+        less means none. `negative_prompt` is the prompt of both encoders on the unconditional
+        side, by default the model's own. `motion_strength` scales the motion transformers; 0 is
+        the base network. `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt`
+        gave for the prompts, to be given in their stead. `decode_chunk_size` frames are decoded
+        at once (None: all). `timesteps` and `eta` are the scheduler's, where it has them;
+        `return_dict` False gives the frames in a tuple. A callback can ask for the `latents` and for `clean`, what they would be without noise.
         Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
-        and for a prompt that is given twice or not at all.
+        for a prompt that is given twice or not at all, and for a scheduler that does not fit.
         """
         side = self.unet.config.sample_size * self.vae_scale_factor
-        frames = _default(num_frames, self.unet.config.sample_frames)
-        height, width = _default(height, side), _default(width, side)
-        steps = _default(num_inference_steps, self.config.num_inference_steps)
-        scale = _default(guidance_scale, self.config.guidance_scale)
-        self.check_size(frames, height, width)
+        length = default_to(num_frames, self.unet.config.sample_frames)
+        height, width = default_to(height, side), default_to(width, side)
+        steps = default_to(num_inference_steps, self.config.num_inference_steps)
+        scale = default_to(guidance_scale, self.config.guidance_scale)
+        self.check_size(length, height, width)
         states, negatives = prompt_embeds, negative_prompt_embeds
-        count = _count(prompt, motion_prompt, negative_prompt, states, negatives, guided=scale > 1)
-        _check_length(count, "generator", generator)
-        _check_known("output_type", [output_type], ["np", "pt", "latent"])
+        texts = (prompt, motion_prompt, negative_prompt)
+        each = num_videos_per_prompt
+        count = count_prompts(*texts, states, negatives, guided=scale > 1) * each
+        check_length(count, "generator", generator, "videos")
+        check_known("output_type", [output_type], ["np", "pt", "pil", "latent"])
         watched = callback_on_step_end_tensor_inputs
-        _check_known("callback tensor", watched, self._callback_tensor_inputs)
-        _check_steps(steps)
+        check_known("callback tensor", watched, self._callback_tensor_inputs)
+        check_counts(num_inference_steps=steps, num_videos_per_prompt=each)
+        if timesteps is not None and num_inference_steps is not None:
+            raise ValueError("timesteps: must come without num_inference_steps")
+        check_scheduler(self.scheduler)
+        extra = step_options(self.scheduler, generator, eta)
+        set_timesteps(self.scheduler, steps, timesteps, self._execution_device)
         if states is None:
-            negative = _default(negative_prompt, self.config.negative_prompt) if scale > 1 else None
+            default = self.config.negative_prompt
+            negative = default_to(negative_prompt, default) if scale > 1 else None
             states, negatives = self.encode_prompt(prompt or "", motion_prompt, negative)
+        states, negatives = states.repeat(each), negatives and negatives.repeat(each)
         denoise = self._denoiser(states, negatives, scale, motion_strength)
-        self.scheduler.set_timesteps(steps, device=self._execution_device)
-        latents = self._start(latents, (count, frames, height, width), generator)
-        extra = {"generator": generator} if _takes_generator(self.scheduler) else {}
+        latents = self._start(latents, (count, length, height, width), generator)
+        latents = self._denoise(denoise, latents, extra, callback_on_step_end, watched)
+        frames = self._output(latents, output_type, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        return DemoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _denoise(
+        self,
+        denoise: Denoiser,
+        latents: Tensor,
+        extra: dict[str, Any],
+        callback: Callable[..., dict[str, Any]] | None,
+        watched: Sequence[str],
+    ) -> Tensor:
+        """The latents after the scheduler's steps; `extra` is what its `step` takes."""
         self._interrupt = False
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
@@ -182,15 +231,23 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
                 scaled = self.scheduler.scale_model_input(latents, timestep)
                 prediction = denoise(scaled, timestep)
                 latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
-                if callback_on_step_end is not None:
+                if callback is not None:
                     tensors = dict.fromkeys(watched, latents)
                     self._add_clean(tensors, prediction, scaled, timestep)
-                    answer = callback_on_step_end(self, step, timestep, tensors)
+                    answer = callback(self, step, timestep, tensors)
                     latents = answer.pop("latents", latents)
                 bar.update()
-        video: Any = latents if output_type == "latent" else self.decode(latents, decode_chunk_size)
-        self.maybe_free_model_hooks()
-        return DemoPipelineOutput(frames=video.cpu().numpy() if output_type == "np" else video)
+        return latents
+
+    def _output(self, latents: Tensor, output_type: str, chunk: int | None) -> Any:
+        """The frames in the form that was asked for."""
+        if output_type == "latent":
+            return latents
+        video = self.decode(latents, chunk)
+        if output_type == "pt":
+            return video
+        frames = video.cpu().numpy()
+        return frames if output_type == "np" else [self.numpy_to_pil(one) for one in frames]
 
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """Latents (B, C, F, h, w) -> float32 (B, F, H, W, 3) in [0, 1], `chunk` frames at once."""
@@ -262,62 +319,3 @@ class DemoPipeline(LoraMixin, DiffusionPipeline):
             raise ValueError(f"latents of shape {tuple(latents.shape)}: must be {shape}")
         start: Tensor = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
         return start
-
-
-def _as_list(prompt: str | Sequence[str]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else list(prompt)
-
-
-def _default(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _check_known(name: str, given: Sequence[str], known: list[str]) -> None:
-    for value in given:
-        if value not in known:
-            raise ValueError(f"{name} {value!r}: must be {' or '.join(known)}")
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"num_inference_steps {steps}: must be at least 1")
-
-
-def _check_length(count: int, name: str, values: Any) -> None:
-    if isinstance(values, list) and len(values) != count:
-        raise ValueError(f"{name}: {len(values)} given for {count} prompts")
-
-
-def _count(
-    prompt: str | Sequence[str] | None,
-    motion_prompt: str | Sequence[str] | None,
-    negative_prompt: str | None,
-    states: TextStates | None,
-    negatives: TextStates | None,
-    guided: bool,
-) -> int:
-    """How many videos are asked for: by prompts, or by what `encode_prompt` made of them."""
-    if states is None:
-        prompts = [] if prompt is None else _as_list(prompt)
-        if not prompts:
-            raise ValueError("prompt: none given")
-        if negatives is not None:
-            raise ValueError("negative_prompt_embeds: must come with prompt_embeds")
-        if motion_prompt is not None:
-            _check_length(len(prompts), "motion_prompt", _as_list(motion_prompt))
-        return len(prompts)
-    if prompt is not None or motion_prompt is not None or negative_prompt:
-        raise ValueError("prompt_embeds: must come without prompt, motion_prompt, negative_prompt")
-    count = len(states.content)
-    if guided and negatives is None:
-        raise ValueError("prompt_embeds: guidance needs negative_prompt_embeds beside them")
-    if negatives is not None and len(negatives.content) != count:
-        raise ValueError(
-            f"negative_prompt_embeds: {len(negatives.content)} given for {count} prompts"
-        )
-    return count
-
-
-def _takes_generator(scheduler: SchedulerMixin) -> bool:
-    """Whether the scheduler draws noise of its own in a step."""
-    return "generator" in inspect.signature(scheduler.step).parameters

@@ -29,6 +29,10 @@ class TextStates:
         motion = None if self.motion is None else change(self.motion)
         return TextStates(change(self.content), motion, change(self.eot_index))
 
+    def repeat(self, count: int) -> TextStates:
+        """Every row so many times, its copies side by side."""
+        return self.map(lambda tensor: tensor.repeat_interleave(count, dim=0))
+
     def join(self, other: TextStates) -> TextStates:
         """The rows of both, these first."""
         motion = None

@@ -33,12 +33,22 @@ from torch import Tensor, nn
 
 from demo_t2v.config import ConfigError
 from demo_t2v.files import sync, sync_all
+from demo_t2v.launch import rank
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import Engine
 from demo_t2v.training.placement import named_weights
 
 Resume = Path | Literal["auto", "none"]
 _NAME: Final = re.compile(r"\d{8,}")
+_FILES: Final = ("state.json", "weights.safetensors", "optimizer.safetensors")
+_HOLDS: Final = {
+    "state": "where the run is",
+    "weights": "the weights",
+    "optimizer": "the optimizer's state",
+    "deepspeed": "DeepSpeed's optimizer state",
+    "average": "the averaged weights",
+    "data": "where the data is",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -67,19 +77,28 @@ class Checkpoints:
         self.config = config
 
     def find(self, resume: Resume) -> Path | None:
-        """The checkpoint to go on from: the last one, a given one, or none.
+        """The checkpoint to go on from: the last whole one, a given one, or none.
 
-        Raises ConfigError if the given path is no checkpoint.
+        Later ones that are not whole are named in a warning. Raises ConfigError if the given path
+        is no whole checkpoint, or if there are checkpoints and none is whole.
         """
         if resume == "none":
             return None
-        if resume == "auto":
-            return max(self._all(), key=_step, default=None)
-        if not (resume / "state.json").is_file():
+        if resume != "auto":
+            return _given(resume)
+        flaws: list[str] = []
+        for place in sorted(self._all(), key=_step, reverse=True):
+            flaw = find_flaw(place)
+            if flaw is None:
+                for line in flaws if rank() == 0 else ():
+                    _log.warning("%s; the steps after %s are taken again", line, place)
+                return place
+            flaws.append(flaw)
+        if flaws:
             raise ConfigError(
-                f"{resume}: is no checkpoint; one is a folder as checkpoints/00000400"
+                f"{flaws[0]}; no checkpoint in {self.folder} is whole, --resume none begins anew"
             )
-        return resume
+        return None
 
     def begin(self, step: int) -> None:
         """Clear away what an interruption left, and put later checkpoints aside as `*.old`."""
@@ -121,7 +140,7 @@ class Checkpoints:
                     failure = error
         if engine.main and failure is None:
             try:
-                _write_state(partial / "state.json", engine, progress)
+                _write_state(partial / "state.json", engine, progress, bool(data))
                 sync_all(partial)
                 partial.rename(place)
                 sync(self.folder)
@@ -144,9 +163,60 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         """Every checkpoint, in no order."""
-        if not self.folder.is_dir():
-            return []
-        return [place for place in self.folder.iterdir() if _NAME.fullmatch(place.name)]
+        return _checkpoints(self.folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [place for place in folder.iterdir() if _NAME.fullmatch(place.name)]
+
+
+def _given(place: Path) -> Path:
+    """A checkpoint that was asked for. Raises ConfigError unless it is whole."""
+    if not place.is_dir() or not any((place / file).is_file() for file in _FILES):
+        raise ConfigError(f"{place}: is no checkpoint; one is a folder as checkpoints/00000400")
+    flaw = find_flaw(place)
+    if flaw is not None:
+        others = sorted(_checkpoints(place.parent), key=_step, reverse=True)
+        whole = next((other for other in others if find_flaw(other) is None), None)
+        hint = "no other one is whole" if whole is None else f"the last whole one is {whole}"
+        raise ConfigError(f"{flaw}; {hint}")
+    return place
+
+
+def find_flaw(place: Path) -> str | None:
+    """The first file of a checkpoint that is missing or damaged, and what it holds; else None."""
+    file = place / "state.json"
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        Progress(**state["progress"])
+        files = state.get("files") or _files_before(state)
+        for name in files:
+            file = place / name
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+            elif file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            else:
+                next(file.iterdir())
+    except (FileNotFoundError, StopIteration):
+        return f"{file}: is missing; it holds {_HOLDS[file.stem.split('-')[0]]}"
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{file}: is damaged; it holds {_HOLDS[file.stem.split('-')[0]]}"
+    return None
+
+
+def _files_before(state: Mapping[str, Any]) -> list[str]:
+    """The files of a checkpoint that does not list them."""
+    own = state["kind"] == Engine.kind and state["progress"]["step"] > 0
+    files = {
+        "weights.safetensors": True,
+        "optimizer.safetensors": own,
+        "average.safetensors": state["averaged_steps"] > 0,
+    }
+    return [name for name, there in files.items() if there]
 
 
 def read_weights(place: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -186,7 +256,11 @@ def restore(place: Path, engine: Engine) -> Progress:
             made = f"{state['processes']} process(es) with {state['kind']}"
             _log.warning("%s: made by %s; the optimizer's state begins anew", place, made)
     else:
-        engine.load_own(place)
+        try:
+            engine.load_own(place)
+        except (OSError, RuntimeError, ValueError) as error:
+            line = " ".join(str(error).split())
+            raise ConfigError(f"{place / 'deepspeed'}: cannot be read ({line})") from None
         if file.exists():
             engine.load_optimizer(load_file(file))
     if state["scaler"] and engine.scaler.is_enabled():
@@ -221,8 +295,12 @@ def _data_file(place: Path, engine: Engine) -> Path:
     return place / f"data-{engine.rank}.json"
 
 
-def _write_state(file: Path, engine: Engine, progress: Progress) -> None:
+def _write_state(file: Path, engine: Engine, progress: Progress, stream: bool) -> None:
+    files = [path.name for path in file.parent.glob("*.safetensors")]
+    files += ["deepspeed"] if (file.parent / "deepspeed").is_dir() else []
+    files += [f"data-{process}.json" for process in range(engine.world) if stream]
     state = {
+        "files": sorted(files),
         "progress": asdict(progress),
         "kind": engine.kind,
         "processes": engine.world,

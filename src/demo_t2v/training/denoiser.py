@@ -21,6 +21,7 @@ from demo_t2v.adapters import add_lora
 from demo_t2v.config import ConfigError, read_json
 from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.diffusion.noise import offset_noise
+from demo_t2v.loading import load_network
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -177,7 +178,7 @@ class DenoiserTask:
 
     def pipeline(self) -> DemoPipeline:
         """The networks as they are, with the autoencoder and a sampler, ready to be called."""
-        vae = AutoencoderKL.from_pretrained(self.config.autoencoder / "vae", dtype=torch.float32)
+        vae = load_network(AutoencoderKL, self.config.autoencoder / "vae", dtype=torch.float32)
         return DemoPipeline(
             unet=self.unet,
             vae=vae.to(self.unet.device),
@@ -218,12 +219,18 @@ def _motion_start(config: DenoiserTraining) -> Path:
             raise ConfigError(f"motion_clip: {folder} is no folder of a trained text encoder")
         return folder
     trained = config.base / "motion_encoder" if config.base else None
-    return trained if trained and trained.exists() else config.clip / "content_encoder"
+    if trained is None or not DemoUNet.load_config(trained.parent / "unet").get("motion", True):
+        return config.clip / "content_encoder"
+    if not trained.is_dir():
+        raise ConfigError(
+            f"{trained}: is missing, though the base has motion transformers; get the base again"
+        )
+    return trained
 
 
 def load_encoder(folder: Path) -> CLIPTextModel:
     """A text encoder in full precision, however it was saved."""
-    encoder: CLIPTextModel = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
+    encoder: CLIPTextModel = load_network(CLIPTextModel, folder, dtype=torch.float32)
     return encoder
 
 
@@ -248,9 +255,16 @@ def make_noise(config: DenoiserTraining) -> DDPMScheduler:
     Raises ConfigError where an adapter asks for other noise than its base will be sampled with.
     """
     known: dict[str, Any] = {"prediction_type": "v_prediction", "beta_end": 0.012}
-    saved = config.base / "scheduler" / "scheduler_config.json" if config.base else None
-    if saved and saved.is_file():
-        known |= {key: value for key, value in read_json(saved).items() if key in known}
+    if config.base:
+        file = config.base / "scheduler" / "scheduler_config.json"
+        saved = read_json(file) if file.is_file() else {}
+        lost = [key for key in known if key not in saved and getattr(config, key) is None]
+        if lost:
+            raise ConfigError(
+                f"{file}: does not say the {' and '.join(lost)} of the base's noise; "
+                "get the base again, or write it in the configuration"
+            )
+        known |= {key: value for key, value in saved.items() if key in known}
     for key, value in known.items():
         asked = getattr(config, key)
         if config.lora and asked not in (None, value):
@@ -289,7 +303,7 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
             **config.model,
         )
         return new
-    base = DemoUNet.from_pretrained(config.base / "unet", dtype=torch.float32)
+    base = load_network(DemoUNet, config.base / "unet", dtype=torch.float32)
     # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
     sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
     sizes |= {"sample_size": side, "sample_frames": frames}

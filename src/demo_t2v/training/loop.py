@@ -8,6 +8,7 @@ samples of a run are numbered; each of several processes takes its share of a st
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 import threading
@@ -25,6 +26,7 @@ from demo_t2v.training.engine import Engine, Task, TrainingStopped, make_engine
 from demo_t2v.training.placement import load_weights
 
 __all__ = ["Task", "TrainingStopped", "train"]
+_log = logging.getLogger(__name__)
 
 
 def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[dict[str, float]]:
@@ -44,6 +46,8 @@ def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[
     metrics = config.log_dir / "metrics.jsonl"
     if engine.main:
         config.log_dir.mkdir(parents=True, exist_ok=True)
+        if source is not None and run.step >= config.num_steps:
+            _log.warning(_nothing_left(source, run.step, config.num_steps))
         checkpoints.begin(run.step)
         _forget_after(metrics, run.step)
     with _Signals() as signals, Ahead(engine, run.step, run.position) as ahead:
@@ -70,6 +74,17 @@ def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[
     engine.finish()
     if engine.main:
         task.export(config.log_dir / "final")
+
+
+def _nothing_left(source: Path, step: int, num_steps: int) -> str:
+    """What a run says that is started again after its last step."""
+    begun = f"{source}: has taken all {num_steps} steps (num_steps), there is nothing to train"
+    if step > num_steps:
+        begun = f"{source}: is at step {step}, beyond num_steps {num_steps}; nothing is trained"
+    return (
+        f"{begun}, and final/ is written from it; a larger num_steps goes on, "
+        "--resume none begins anew"
+    )
 
 
 def _take_step(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from demo_t2v.config import ConfigError, read_json
 from demo_t2v.data.clips import CaptionedClip
 from demo_t2v.files import digest
 from demo_t2v.launch import own_gpu
+from demo_t2v.loading import check_tokenizer, load_network
 from demo_t2v.models.text import penultimate_states, token_ids
 from demo_t2v.models.tokenizer import OpenCLIPTokenizer
 from demo_t2v.models.unet import DemoUNet
@@ -33,6 +35,7 @@ from demo_t2v.training.objective import flow_estimator
 FLOW_SIDE: Final = 32
 """Flows are kept in this size, in which the text-motion loss compares them with small maps."""
 
+_log = logging.getLogger(__name__)
 Compute = Callable[[CaptionedClip], Tensor]
 
 
@@ -102,7 +105,7 @@ def latents_part(config: DenoiserTraining) -> Part:
     folder = config.autoencoder / "vae"
 
     def load() -> Compute:
-        vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval().to(_device())
+        vae = load_network(AutoencoderKL, folder, dtype=torch.float32).eval().to(_device())
 
         def encode(clip: CaptionedClip) -> Tensor:
             means: Tensor = vae.encode(_pixels(clip)).latent_dist.mean * vae.config.scaling_factor
@@ -131,7 +134,11 @@ def tokens_part(config: DenoiserTraining) -> Part:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A tokenizer of the class that was saved, OpenCLIP's or CLIP's. Raises ConfigError."""
+    """A tokenizer of the class that was saved, OpenCLIP's or CLIP's.
+
+    Raises ConfigError, ModelError where a file of it is missing.
+    """
+    check_tokenizer(folder)
     saved = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     kind = OpenCLIPTokenizer if saved == OpenCLIPTokenizer.__name__ else CLIPTokenizer
     tokenizer: CLIPTokenizer = kind.from_pretrained(folder)
@@ -144,8 +151,8 @@ def content_part(config: DenoiserTraining) -> Part:
 
     def load() -> Compute:
         tokens = text.load()
-        encoder = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
-        encoder.requires_grad_(False).to(_device())  # type: ignore[arg-type]
+        encoder = load_network(CLIPTextModel, folder, dtype=torch.float32)
+        encoder.requires_grad_(False).to(_device())
 
         def states(clip: CaptionedClip) -> Tensor:
             return penultimate_states(encoder, tokens(clip)[None].to(_device()))[0]
@@ -189,8 +196,8 @@ def image_part(config: DenoiserTraining) -> Part:
         )
 
     def load() -> Compute:
-        clip_model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-        clip_model.requires_grad_(False).to(_device())  # type: ignore[arg-type]
+        clip_model = load_network(CLIPModel, folder, dtype=torch.float32)
+        clip_model.requires_grad_(False).to(_device())
         prepare = Preprocessing.read(folder, clip_model.vision_model.embeddings.image_size)
 
         def embed(clip: CaptionedClip) -> Tensor:
@@ -219,7 +226,8 @@ class Preprocessing:
         """As the folder's `preprocessor_config.json` says; without one, `side` and [-1, 1]."""
         file = folder / "preprocessor_config.json"
         if not file.exists():
-            return cls(side, side, (0.5,) * 3, (0.5,) * 3)
+            _log.warning("%s: is missing; images are scaled to %d pixels and [-1, 1]", file, side)
+            return cls.plain(side)
         known = json.loads(file.read_text(encoding="utf-8"))
         size, crop = known["size"], known["crop_size"]
         return cls(
@@ -228,6 +236,24 @@ class Preprocessing:
             tuple(known["image_mean"]),
             tuple(known["image_std"]),
         )
+
+    @classmethod
+    def plain(cls, side: int) -> Preprocessing:
+        """Scaled to `side`, in [-1, 1]."""
+        return cls(side, side, (0.5,) * 3, (0.5,) * 3)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder's `preprocessor_config.json`."""
+        known = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": self.scaled},
+            "crop_size": {"height": self.cropped, "width": self.cropped},
+            "resample": 3,  # bicubic
+            "image_mean": self.mean,
+            "image_std": self.std,
+        }
+        file = folder / "preprocessor_config.json"
+        file.write_text(json.dumps(known, indent=2), encoding="utf-8")
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 squares (N, 3, H, H) on the CPU -> (N, 3, cropped, cropped), as by Pillow."""

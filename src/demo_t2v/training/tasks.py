@@ -27,7 +27,7 @@ from demo_t2v.training.config import (
 )
 from demo_t2v.training.denoiser import DenoiserTask, load_encoder, sample_seed
 from demo_t2v.training.loop import Task
-from demo_t2v.training.parts import load_tokenizer
+from demo_t2v.training.parts import Preprocessing, load_tokenizer
 from demo_t2v.training.student import StudentTask
 
 
@@ -168,6 +168,8 @@ class ClipTask:
 
     def export(self, folder: Path) -> None:
         self.model.save_pretrained(folder / "clip")
+        side = self.model.vision_model.embeddings.image_size
+        Preprocessing.plain(side).save(folder / "clip")  # as `to_pixels` gives them
         CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "content_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 

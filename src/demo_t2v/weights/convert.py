@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
+from demo_t2v.config import read_json
 from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
+from demo_t2v.loading import load_network
 from demo_t2v.models.tensors import NamesError, check
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.outputs import whole_or_nothing
@@ -155,6 +157,9 @@ def diffusers_parts(folder: Path) -> Parts:
         raise ModelError(
             f"{folder}: holds a {index.get('_class_name')}; a TextToVideoSDPipeline is needed"
         )
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        check_published_noise(scheduler)
     file = _weights_file(folder / "unet")
     try:
         sizes = DemoUNet.load_config(folder / "unet")
@@ -168,8 +173,10 @@ def diffusers_parts(folder: Path) -> Parts:
                 motion=False,
                 **{key: sizes[key] for key in keys},
             )
-        vae = AutoencoderKL.from_pretrained(folder / "vae")
-        heard = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        vae = load_network(AutoencoderKL, folder / "vae")
+        heard = load_network(CLIPTextModel, folder / "text_encoder")
+    except ModelError:
+        raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be read ({first_line(error)})") from None
     encoder, states = _with_last_layer(heard)
@@ -287,6 +294,17 @@ def published_scheduler() -> ModelScopeDDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def check_published_noise(file: Path) -> None:
+    """Raise ModelError unless a scheduler's configuration has the noise of the published one."""
+    ours, theirs = read_json(file), published_scheduler().config
+    for key in ("prediction_type", "beta_start", "beta_end", "beta_schedule"):
+        if ours.get(key, theirs[key]) != theirs[key]:
+            raise ModelError(
+                f"{file}: {key} is {ours[key]}, and the published code samples with {theirs[key]}; "
+                "train with that to publish so"
+            )
 
 
 def _write_network(

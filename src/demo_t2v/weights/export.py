@@ -10,10 +10,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from demo_t2v.config import read_json
 from demo_t2v.models.tensors import NamesError, below, check
 from demo_t2v.outputs import whole_or_nothing
-from demo_t2v.weights.convert import published_scheduler
+from demo_t2v.weights.convert import check_published_noise
 from demo_t2v.weights.hub import ModelError, read_tensors
 from demo_t2v.weights.names import denoiser_to_published, publishable_denoiser
 from demo_t2v.weights.openclip import HEAD, text_tower, to_openclip
@@ -72,7 +71,7 @@ def export(source: Path, out: Path, clip: Path | None = None, base: Path | None 
 def _read(source: Path, base: Path | None) -> _Trained:
     folder = source / "final" if (source / "final").is_dir() else source
     if (folder / "unet").is_dir():
-        _check_noise(folder)
+        check_published_noise(folder / "scheduler" / "scheduler_config.json")
         return _Trained(_tensors(folder, "unet"), _tensors(folder, "motion_encoder"))
     found = [folder / f"{name}.safetensors" for name in ("average", "weights")]
     found = [file for file in found if file.is_file()]
@@ -89,22 +88,10 @@ def _read(source: Path, base: Path | None) -> _Trained:
         return _Trained(denoiser, encoder)
     if not (base / "unet").is_dir():
         raise ModelError(f"{base}: is no pipeline's folder; --base is what the training began from")
-    _check_noise(base)
+    check_published_noise(base / "scheduler" / "scheduler_config.json")
     # As training does: a motion encoder begins as a copy of the content encoder.
     copied = _tensors(base, "motion_encoder") or _tensors(base, "content_encoder")
     return _Trained(_filled(denoiser, _tensors(base, "unet")), _filled(encoder, copied))
-
-
-def _check_noise(folder: Path) -> None:
-    """Raise ModelError unless the model's noise is the published one, of which no file tells."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    ours, theirs = read_json(file), published_scheduler().config
-    for key in ("prediction_type", "beta_start", "beta_end", "beta_schedule"):
-        if ours.get(key, theirs[key]) != theirs[key]:
-            raise ModelError(
-                f"{file}: {key} is {ours[key]}, and the published code samples with {theirs[key]}; "
-                "train with that to publish so"
-            )
 
 
 def _filled(trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from demo_t2v.loading import ModelError as ModelError
+from demo_t2v.loading import class_name, only_variant, weight_files
+from demo_t2v.loading import first_line as first_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,10 +32,6 @@ _FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class ModelError(ValueError):
-    """A name that leads to no model of ours; one line for a person."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ def _download(name: str) -> Path:
 def read_defaults(folder: Path) -> ModelDefaults:
     """What the model in `folder` was made for, without loading it. Raises ModelError."""
     index = _read_json(folder / "model_index.json")
-    if index.get("_class_name") != "DemoPipeline":
-        found = index.get("_class_name", "nothing known")
+    if (found := class_name(index)) != "DemoPipeline":
         raise ModelError(f"{folder}: holds a {found}; a DemoPipeline is needed")
     unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
     try:
@@ -209,6 +208,7 @@ def load_pipeline(
     if offload != "none" and not is_accelerate_available():
         raise ModelError(f"offload {offload}: needs accelerate; run `pip install accelerate`")
     quieten_libraries()
+    _check_safetensors(folder, without)
     try:
         pipeline = DemoPipeline.from_pretrained(
             folder,
@@ -216,9 +216,10 @@ def load_pipeline(
             low_cpu_mem_usage=is_accelerate_available(),
             **dict.fromkeys(without),
         )
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from error
-    _check_weights(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if offload == "none":
         pipeline.to(device_type)
@@ -232,33 +233,15 @@ def load_pipeline(
     return loaded
 
 
-def _check_weights(folder: Path, pipeline: DemoPipeline) -> None:
-    """Raise ModelError unless every weight came from a file, and is a number.
-
-    The libraries would fill in by chance what is missing, with a warning at most.
-    """
-    from safetensors import safe_open
-    from torch import nn
-
-    for part, network in pipeline.components.items():
-        if not isinstance(network, nn.Module):
-            continue
-        stored: set[str] = set()
-        for file in (folder / part).glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                stored |= {name.removeprefix("text_model.") for name in tensors.keys()}  # noqa: SIM118
-        weights = network.state_dict()
-        missing = [name for name in weights if name not in stored]
-        if missing:
+def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
+    """Raise ModelError for weights that only pickle has, which no fingerprint would tell apart."""
+    variant = only_variant(folder)
+    for part in (part for part in folder.glob("*/") if part.name not in without):
+        files = weight_files(part, variant)
+        if files and files[0].suffix == ".bin":
             raise ModelError(
-                f"{folder / part}: {len(missing)} tensors are missing, {', '.join(missing[:10])}; "
-                "the model is not whole, get it again"
-            )
-        spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
-        if spoilt:
-            raise ModelError(
-                f"{folder / part}: {spoilt[0]} has numbers that are not finite; the weights are "
-                "spoilt, or too large for float16: try --dtype float32"
+                f"{files[0]}: only safetensors are read; DemoPipeline.from_pretrained(FOLDER)"
+                ".save_pretrained(NEW_FOLDER) in Python writes them"
             )
 
 
@@ -293,8 +276,3 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: cannot be read ({first_line(error)})") from None
     return tensors
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

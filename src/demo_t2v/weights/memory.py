@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from safetensors import SafetensorError, safe_open
 
 from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.loading import only_variant, weight_files
 from demo_t2v.weights.hub import ModelError, read_defaults, resolve, settle
 
 Offload = Literal["none", "model", "sequential"]
@@ -231,7 +232,8 @@ def _first_two(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _read_part(folder: Path, kind: str) -> Part:
-    sizes = [size for file in sorted(folder.glob("*.safetensors")) for size in _tensors(file)]
+    files = weight_files(folder, only_variant(folder.parent))
+    sizes = [size for file in files if file.suffix == ".safetensors" for size in _tensors(file)]
     if not sizes:
         raise ModelError(f"{folder}: has no *.safetensors, from which its size could be read")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

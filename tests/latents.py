@@ -1,0 +1,28 @@
+"""Calls of a pipeline whose result is latents, for its tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from demo_t2v.pipeline import DemoPipeline
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def latents_of(pipeline: DemoPipeline, prompt: Any = "a car falls", **options: Any) -> Tensor:
+    """Latents (B, C, F, h, w) of one call, each sample from a seed of its own."""
+    count = 1 if isinstance(prompt, str) else len(prompt)
+    start = {"generator": seeded(*range(count)), "output_type": "latent"}
+    return pipeline(prompt, **{**start, **options}).frames
+
+
+def with_scheduler(pipeline: DemoPipeline, scheduler: Any) -> DemoPipeline:
+    components = {**pipeline.components, "scheduler": scheduler}
+    other = DemoPipeline(**components, num_inference_steps=3, guidance_scale=3.0)
+    other.set_progress_bar_config(disable=True)
+    return other
