@@ -168,7 +168,8 @@ def test_a_text_is_what_was_typed(tmp_path: Path, typed: str) -> None:
     ],
 )
 def test_an_override_of_a_text_needs_no_yaml(typed: str, text: str) -> None:
-    assert load(InferenceConfig, None, [f"negative_prompt={typed}"]).negative_prompt == text
+    for key in ("negative_prompt", "motion_prompt"):
+        assert getattr(load(InferenceConfig, None, [f"{key}={typed}"]), key) == text
 
 
 DENOISER = """
@@ -293,7 +294,7 @@ def test_a_training_configuration_names_its_own_keys(tmp_path: Path) -> None:
         load(AnyTraining, file)
     with pytest.raises(ConfigError, match="num_steps is missing"):
         load(AnyTraining, write(tmp_path, "task: clip\nlog_dir: a"))
-    with pytest.raises(ConfigError, match="task: should be one of autoencoder, clip, d"):
+    with pytest.raises(ConfigError, match="task: should be one of autoencoder, student, cl"):
         load(AnyTraining, write(tmp_path, "task: sleep"))
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -24,12 +24,21 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from demo_t2v.files import reason
 from demo_t2v.launch import rank
 from demo_t2v.release import ReleaseError, is_release, is_release_key, translate
-from demo_t2v.yaml_text import PlaceName, PlaceOrNone, Plain, YamlError, parse, switched, typed
+from demo_t2v.yaml_text import (
+    PlaceName,
+    PlaceOrNone,
+    Plain,
+    YamlError,
+    parse,
+    switched,
+    typed,
+    wanted,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -260,6 +269,8 @@ def _first_problem(
     from_command = file is None or any(f"{name}.".startswith(f"{key}.") for name in given if key)
     source = "the command line" if from_command else str(file)
     if problem["type"] == "extra_forbidden":
+        tagged = [model for model in models if _has_tag(model, problem["loc"][0])]
+        models = tagged or models
         return f"{source}: unknown key {key}; {_suggest(key, models)}"
     if problem["type"].startswith("union_tag") and isinstance(problem["input"], dict):
         key = f"{key}.{problem['ctx']['discriminator']}".replace("'", "").strip(".")
@@ -267,51 +278,12 @@ def _first_problem(
             return f"{source}: {key} is missing"
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
         return f"{source}: {key} is missing"
-    return f"{source}: {key + ': ' if key else ''}{_wanted(problem)}"
+    return f"{source}: {key + ': ' if key else ''}{wanted(problem)}"
 
 
-_WANTED: Final = {
-    "bool": "true or false",
-    "dict": "keys of its own, as in {{key: value}}",
-    "finite": "a finite number",
-    "float": "a number",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "int": "a whole number",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "literal": "one of {expected}",
-    "missing": "a longer list",
-    "model": "keys of its own, as in {{key: value}}",
-    "path": "a path",
-    "string": "a text",
-    "too_long": "a list of at most {max_length}",
-    "tuple": "a list, as in [a, b]",
-    "union_tag_invalid": "one of {expected_tags}",
-    "union_tag_not_found": "keys of its own, as in {{key: value}}",
-}
-"""What pydantic's errors ask for, by the beginnings of their names; the longest that fits."""
-
-
-def _wanted(problem: ErrorDetails) -> str:
-    """What a value should be, and what it is."""
-    facts = problem.get("ctx", {})
-    if problem["type"] == "value_error":  # in a validator's own words
-        return str(facts["error"])
-    wanted = problem["msg"]
-    if names := [name for name in _WANTED if problem["type"].startswith(name)]:
-        texts = {key: str(fact).replace("'", "").removesuffix(".0") for key, fact in facts.items()}
-        wanted = "should be " + _WANTED[max(names, key=len)].format_map(texts)
-    return f"{wanted}, not {_shown(facts.get('tag', problem['input']))}"
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: the beginning of a long one."""
-    if value is None:
-        return "nothing"
-    plain = isinstance(value, str) and value.strip() and value.isprintable()
-    text = str(value) if plain else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
+    """Whether a union knows the model by this word."""
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())
 
 
 def _keys(place: list[str], models: list[type[BaseModel]]) -> list[str]:

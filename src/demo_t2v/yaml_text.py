@@ -1,4 +1,4 @@
-"""YAML whose scalars stay as they are typed, and the field types that read them.
+"""YAML whose scalars stay as they are typed, the field types that read them, and their refusals.
 
 YAML 1.1 reads `no` as a truth value and `2026-11-28` as a date. Here a scalar without quotes is a
 text until a field says what type it has.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 
 class YamlError(ValueError):
@@ -103,3 +103,47 @@ def parse(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise YamlError(f"{line}: is not valid YAML") from None
+
+
+_WANTED: Final = {
+    "bool": "true or false",
+    "dict": "keys of its own, as in {{key: value}}",
+    "finite": "a finite number",
+    "float": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal": "one of {expected}",
+    "missing": "a longer list",
+    "model": "keys of its own, as in {{key: value}}",
+    "path": "a path",
+    "string": "a text",
+    "too_long": "a list of at most {max_length}",
+    "tuple": "a list, as in [a, b]",
+    "union_tag_invalid": "one of {expected_tags}",
+    "union_tag_not_found": "keys of its own, as in {{key: value}}",
+}
+"""What pydantic's errors ask for, by the beginnings of their names; the longest that fits."""
+
+
+def wanted(problem: ErrorDetails) -> str:
+    """What a value should be, and what it is."""
+    facts = problem.get("ctx", {})
+    if problem["type"] == "value_error":  # in a validator's own words
+        return str(facts["error"])
+    right = problem["msg"]
+    if names := [name for name in _WANTED if problem["type"].startswith(name)]:
+        texts = {key: str(fact).replace("'", "").removesuffix(".0") for key, fact in facts.items()}
+        right = "should be " + _WANTED[max(names, key=len)].format_map(texts)
+    return f"{right}, not {_shown(facts.get('tag', problem['input']))}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: the beginning of a long one."""
+    if value is None:
+        return "nothing"
+    plain = isinstance(value, str) and value.strip() and value.isprintable()
+    text = str(value) if plain else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

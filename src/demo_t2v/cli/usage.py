@@ -68,5 +68,6 @@ def _tell(error: Any) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":  # the help, or it is printed already
         typer.echo(message, err=True, nl=bool(message))
         return
-    command = error.ctx.command_path if error.ctx else "demo-t2v"
+    path = error.ctx.command_path.split() if error.ctx else []
+    command = " ".join(["demo-t2v", *path[1:]])
     typer.echo(f"demo-t2v: {one_line(message)} (see {command} --help)", err=True)
