@@ -94,9 +94,9 @@ class StudentTraining(TrainConfig):
     """An autoencoder for larger frames that shares the latents of a trained one."""
 
     task: Literal["student"]
-    teacher: Path
+    teacher: Place
     """A folder with the trained autoencoder (`vae`); `sample_size` is the side of its frames."""
-    base: Path | None = None
+    base: PlaceOrNone = None
     """A folder with the student as it is so far; None: a new one, with the teacher's tensors where
     names and shapes agree."""
     train: Literal["decoder", "encoder"]
