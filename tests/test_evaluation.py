@@ -29,6 +29,7 @@ from demo_t2v.evaluation.report import Judged, Share, Subject, check_writable, s
 from demo_t2v.evaluation.scene import SceneError, read_scene
 from demo_t2v.evaluation.scoring import score_video
 from demo_t2v.evaluation.sprites import EvaluationError, evaluate, list_prompts
+from demo_t2v.files import PathError
 
 
 def path(x=0.5, y=0.5, size=0.43, angle=0.0):
@@ -252,7 +253,7 @@ def test_a_model_its_base_and_the_ceiling_are_scored_alike(tiny_folder: Path, tm
 
 
 def test_a_folder_in_the_report_s_place_is_refused(tmp_path: Path):
-    with pytest.raises(IsADirectoryError, match="name a file"):
+    with pytest.raises(PathError, match="name a file"):
         check_writable(tmp_path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo_t2v.files import beside, digest, written_whole
+from demo_t2v.files import PathError, beside, dangling, digest, make_folder, taken, written_whole
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -58,3 +58,26 @@ def test_a_digest_is_of_all_the_bytes(tmp_path: Path) -> None:
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest(tmp_path) == known
     assert digest(one) == hashlib.sha256(b"ab").hexdigest()
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("gone")
+    assert dangling(link) == "is a link to gone, which is not there"
+    assert dangling(link / "a" / "b") == f"{link} is a link to gone, which is not there"
+    assert taken(link)
+    assert not taken(tmp_path / "gone")
+    for folder in (link, link / "a"):
+        with pytest.raises(PathError, match="is a link to gone, which is not there"):
+            make_folder(folder)
+    make_folder(tmp_path / "gone")
+    assert dangling(link) == ""
+    make_folder(link / "a")
+    assert (tmp_path / "gone" / "a").is_dir()
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "a"):
+        with pytest.raises(PathError, match="a file is in the way of this folder"):
+            make_folder(folder)

@@ -125,12 +125,6 @@ def test_a_missing_shard(tmp_path: Path, tiny_pipeline: DemoPipeline) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there(tiny_folder: Path) -> None:
-    with pytest.raises(ModelError, match="device cuda: torch sees no CUDA device"):
-        load_pipeline(str(tiny_folder), "cuda")
-
-
 class Hub(BaseHTTPRequestHandler):
     """As the hub answers: `org/empty` holds a README, `org/broken` fails, nothing else is there."""
 

@@ -51,9 +51,9 @@ def test_the_tables(tmp_path: Path) -> None:
     ("words", "parts"),
     [
         (("--model", "nowhere"), ["nowhere: is no model"]),
-        (("--frames", "0"), ["max_frames", "greater than or equal to 1"]),
-        (("--height", "0"), ["resolution", "greater than or equal to 8, got 0"]),
-        (("--dtype", "int8"), ["dtype", "'float16'"]),
+        (("--frames", "0"), ["max_frames", "at least 1, not 0"]),
+        (("--height", "0"), ["resolution", "at least 8, not 0"]),
+        (("--dtype", "int8"), ["dtype", "float16, not int8"]),
     ],
 )
 def test_bad_input(tmp_path: Path, words: tuple[str, ...], parts: list[str]) -> None:

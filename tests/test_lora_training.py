@@ -65,11 +65,11 @@ def test_training_moves_the_adapter_alone_and_goes_on_as_if_it_never_had_stopped
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("base=null", "lora: value error, needs a trained denoiser to adapt: give base"),
-        ("freeze_unet=true", "lora: value error, .*leave out freeze_unet"),
-        ("stop_grad_index=1", "lora: value error, .*leave out stop_grad_index"),
-        ("lora.target=content", "lora.target: input should be 'motion' or 'all'"),
-        ("lora.rank=0", "lora.rank: input should be greater than or equal to 1"),
+        ("base=null", "lora: needs a trained denoiser to adapt: give base"),
+        ("freeze_unet=true", "lora: .*leave out freeze_unet"),
+        ("stop_grad_index=1", "lora: .*leave out stop_grad_index"),
+        ("lora.target=content", "lora.target: should be one of motion or all, not content"),
+        ("lora.rank=0", "lora.rank: should be at least 1, not 0"),
     ],
 )
 def test_what_contradicts_an_adapter_is_refused(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from demo_t2v.data.video import VideoError, read_video
+from demo_t2v.files import PathError
 from demo_t2v.outputs import (
     MANIFEST,
     Job,
@@ -123,6 +124,28 @@ def test_settings_have_a_hash_of_their_own(folder: OutputFolder) -> None:
     assert re.fullmatch("[0-9a-f]{16}", hashes[0])
 
 
+def test_the_same_model_under_another_name(folder: OutputFolder) -> None:
+    folder.save(ROCKET, FRAMES, 1.0)
+    assert replace(folder, model="sprites/").missing([ROCKET]) == []
+    assert replace(folder, model="/models/link").missing([ROCKET]) == []
+    with pytest.raises(OutputError, match="model_hash '12ab', not '34cd'"):
+        replace(folder, model_hash="34cd").missing([ROCKET])
+    with pytest.raises(OutputError, match="model 'sprites', not 'other'"):
+        replace(folder, model="other", model_hash="34cd").missing([ROCKET])
+
+
+def test_the_same_adapter_under_another_name(folder: OutputFolder) -> None:
+    def adapted(name: str | None, digest: str | None) -> OutputFolder:
+        known = {"lora": name} | ({} if digest is None else {"lora_hash": digest})
+        return replace(folder, settings=SETTINGS | known)
+
+    adapted("a.safetensors", "1").save(ROCKET, FRAMES, 1.0)
+    assert adapted("./a.safetensors", "1").missing([ROCKET]) == []
+    for other in (adapted("b", "2"), adapted("a.safetensors", "2"), adapted(None, None)):
+        with pytest.raises(OutputError, match="made with lora"):
+            other.missing([ROCKET])
+
+
 def append_lines(folder: OutputFolder, name: str) -> None:
     for number in range(100):
         folder.record({"file": f"{name}-{number}", "prompt": name * 500})
@@ -154,7 +177,7 @@ def test_what_the_manifest_does_not_know_is_missing(folder: OutputFolder) -> Non
         (replace(ROCKET, seed=5), {}, "seed 123, not 5"),
         (replace(ROCKET, prompt="a rocket moves up quickly"), {}, "prompt 'A rocket"),
         (ROCKET, {"settings": {**SETTINGS, "guide_scale": 3.0}}, "guide_scale 7.5, not 3.0"),
-        (ROCKET, {"model": "other"}, "model 'sprites', not 'other'"),
+        (ROCKET, {"model": "other", "model_hash": "34cd"}, "model 'sprites', not 'other'"),
         (ROCKET, {"model_hash": "34cd"}, "model_hash '12ab', not '34cd'"),
     ],
 )
@@ -225,7 +248,7 @@ def test_a_failed_write_leaves_the_old_video_and_nothing_else(folder: OutputFold
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     for path in (tmp_path / "out", tmp_path / "out" / "deeper"):
-        with pytest.raises(OutputError, match="a file is in the way"):
+        with pytest.raises(PathError, match="a file is in the way"):
             OutputFolder(path, "sprites", SETTINGS).prepare()
 
 

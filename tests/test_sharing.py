@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from torch.distributed import HashStore, TCPStore
 
+from demo_t2v.files import PathError
 from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.generation.sharing import LostProcessError, Share, SharingError
-from demo_t2v.outputs import OutputError, OutputFolder
+from demo_t2v.outputs import OutputFolder
 
 SETTINGS = {"fps": 8, "format": "mp4", "resolution": [32, 32]}
 JOBS = make_jobs([("a", "a car"), ("b", "a fish"), ("c", "a pear")], repeat=2, seed=0)
@@ -106,7 +107,7 @@ def test_what_the_first_finds_wrong_ends_all(shares: list[Share], tmp_path: Path
     (tmp_path / "out").write_text("a file in the way")
     folder = folder_in(tmp_path)
     first, *others = together(*(lambda s=share: s.agree(folder, JOBS, False) for share in shares))
-    assert isinstance(first, OutputError)
+    assert isinstance(first, PathError)
     for error in others:
         assert isinstance(error, SharingError)
         assert not str(error)

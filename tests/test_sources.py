@@ -120,19 +120,19 @@ def test_bad_classes_end_with_one_line(
         with pytest.raises((ConfigError, ClipError), match=message):
             encode(own(name, **args))
     assert "no_such" not in sys.modules
-    with pytest.raises(ConfigError, match=r"train_dataset\.class: string should match pattern"):
+    with pytest.raises(ConfigError, match=r"train_dataset\.class: should be package.module:Name"):
         own("own_clips.Rows")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train_dataset.type=frames", "train_dataset: input tag 'frames' .*'sprites', 'webvid'"),
+        ("train_dataset.type=frames", "train_dataset.type: should be one of sprites, .*not frames"),
         ("train_dataset.clip=3", "unknown key train_dataset.clip; did you mean train_dataset.clip"),
-        ("train_dataset.clips=0", "train_dataset.clips: input should be greater than or equal"),
+        ("train_dataset.clips=0", "train_dataset.clips: should be at least 1, not 0"),
         ("train_dataset={type: webvid, csv_path: a}", "train_dataset.video_dir is missing"),
         ("train_dataset.emphasis={hops: 2}", "train_dataset.emphasis: .*there is no motion 'hops'"),
-        ("train_dataset={clips: 3}", "train_dataset: unable to extract tag"),
+        ("train_dataset={clips: 3}", "train_dataset.type is missing"),
     ],
 )
 def test_bad_configurations_name_the_key(

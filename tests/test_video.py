@@ -24,6 +24,29 @@ from demo_t2v.data.video import (
 from numbered import damage, numbers, write_numbered
 from video_kinds import write_song
 
+NAMES = ["12:30/x", "file:x", "http:x", "concat:x|y", "a:", "%d", "-"]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "webm", "gif"])
+@pytest.mark.parametrize("name", NAMES)
+def test_relative_names_that_ffmpeg_would_take_for_protocols(
+    frames: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: Format,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path(f"{name}.{kind}" if name != "-" else name)
+    file.parent.mkdir(exist_ok=True)
+    write_video(frames, file, 8, kind)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / file]
+    assert len(read_video(file)[0]) == len(frames)
+    clip = sample_video(file, Sampling(4, 8, 32), np.random.default_rng(0))
+    assert clip.shape == (4, 32, 32, 3)
+    with pytest.raises(FileNotFoundError):
+        read_video(Path(f"gone:{name}"))
+
 
 @pytest.fixture(scope="module")
 def frames() -> NDArray[np.uint8]:

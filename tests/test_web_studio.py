@@ -213,6 +213,9 @@ def test_a_folder_that_cannot_be_made_blocks_nobody(
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "Not enough memory: fewer"),
         (MemoryError(), "Not enough memory: fewer"),
+        (torch.OutOfMemoryError("XPU out of memory"), "Not enough memory: fewer"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "Not enough memory"),
+        (NotImplementedError("Conv3D is not supported on MPS\nAsk us"), "made: device mps: has no"),
         (RuntimeError("no kernel.\nMore of it"), "The video could not be made: no kernel.</p>"),
     ],
 )

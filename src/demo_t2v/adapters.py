@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from demo_t2v.files import make_folder
 from demo_t2v.models.lora import LoraTarget, lora_layers
 from demo_t2v.models.tensors import Shape, below, check
 from demo_t2v.models.unet import DemoUNet
@@ -143,7 +144,7 @@ class LoraMixin(LoraBaseMixin):
             config = module.peft_config[name].to_dict() | {"base_model_name_or_path": None}
             settings |= {f"{part}.{key}": value for key, value in config.items()}
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         text = json.dumps(settings, default=sorted, sort_keys=True)  # sets become lists
         save_file(tensors, folder / weight_name, {"format": "pt", _METADATA: text})
 

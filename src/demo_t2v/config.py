@@ -12,14 +12,33 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from demo_t2v.files import reason
 from demo_t2v.launch import rank
 from demo_t2v.release import ReleaseError, is_release, is_release_key, translate
+from demo_t2v.yaml_text import (
+    PlaceName,
+    PlaceOrNone,
+    Plain,
+    YamlError,
+    parse,
+    switched,
+    typed,
+    wanted,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +50,9 @@ class ConfigError(ValueError):
 class Strict(BaseModel):
     """A configuration that takes no unknown keys and does not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
@@ -39,6 +60,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
 
 def parse_size(text: Any) -> Any:
     """Bytes from a size such as 8GB (10^9 each), 512MB or 7.5GiB (2^30 each); bytes stay."""
+    if isinstance(text, Plain) and text.isdecimal():
+        return int(text)
     if isinstance(text, int) and not isinstance(text, bool):
         return text
     found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
@@ -48,6 +71,10 @@ def parse_size(text: Any) -> Any:
     return int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(letter.upper()) + 1))
 
 
+Side = Annotated[int, Field(ge=8, le=8192)]
+"""Of a video, in pixels."""
+
+
 class InferDataset(Strict):
     """Where the prompts come from: a file with the columns `id,prompt`, seen from here.
 
@@ -55,40 +82,47 @@ class InferDataset(Strict):
     """
 
     type: Literal["csv"] = "csv"
-    csv_path: Path | None = None
+    csv_path: PlaceOrNone = None
     repeat_times: Annotated[int, Field(ge=1)] = 1
+
+
+def _names_device(name: str) -> str:
+    if not re.fullmatch(r"[a-z]+(:\d{1,4})?", name, re.ASCII):
+        raise ValueError(f"should be auto, cpu, cuda, cuda:1, mps, xpu or alike, not {name!r}")
+    return name
 
 
 class InferenceConfig(Strict):
     """Everything that `demo-t2v generate` can be told. None means: as the model was trained."""
 
     infer_dataset: InferDataset = InferDataset()
-    pretrained: str = "sprites"
-    out: str = "outputs"
+    pretrained: PlaceName = "sprites"
+    out: PlaceName = "outputs"
     """A folder; with Ray, also one that fsspec knows, as in `s3://bucket/videos`."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     decoder_bs: Annotated[int, Field(ge=1)] = 16
     max_frames: Annotated[int, Field(ge=1, le=256)] | None = None
-    resolution: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None = None
+    resolution: tuple[Side, Side] | None = None
     """Height and width in pixels. The release writes a list of two, and so do we."""
-    guide_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    guide_scale: Annotated[float, Field(ge=0)] | None = None
     ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] | None = None
     negative_prompt: str | None = None
     """The prompt of both encoders on guidance's unconditional side."""
     motion_prompt: str | None = None
     """What the motion encoder hears; None: each video's own prompt."""
-    motion_strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    motion_strength: Annotated[float, Field(ge=0)] = 1.0
     """How much of the motion branch is added: 1 as trained, 0 the base network."""
     inference_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     fps: Annotated[int, Field(ge=1, le=120)] = 8
     format: Literal["mp4", "webm", "gif", "png"] = "mp4"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, AfterValidator(_names_device)] = "auto"
+    """`auto`, `cpu` or an accelerator of torch's, as in cuda, cuda:1, mps or xpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     offload: Literal["none", "model", "sequential"] = "none"
     """What waits in the CPU's memory while a GPU computes: whole networks, or every layer."""
     max_memory: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = None
     """Bytes on the device, written as 8GB; picks what to offload and how to decode."""
-    lora: str | None = None
+    lora: Annotated[PlaceName | None, BeforeValidator(switched)] = None
     """An adapter to put on the model: a file, a folder or a hub repository."""
     lora_strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """0 is the model without it, 1 the adapter as it was trained."""
@@ -96,7 +130,7 @@ class InferenceConfig(Strict):
     """Who starts the processes: a launcher, if there are several, or Ray Data on its cluster."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Actors on Ray; None: one for each GPU that the cluster has, or for each CPU."""
-    deepspeed_config: Path | None = None
+    deepspeed_config: PlaceOrNone = None
     """DeepSpeed's JSON (`configs/deepspeed/inference*.json`); None: without it."""
 
 
@@ -109,9 +143,10 @@ def load(
     """Read `file` (YAML; None: nothing but defaults), apply overrides, validate.
 
     `options` sets dotted keys to values and counts more than the file; `overrides` are
-    `key=value` texts, their values YAML, and count most. `kind` is a Strict model or a union of
-    some. A file of the published code is translated, with a warning that names what has no
-    counterpart. Raises ConfigError.
+    `key=value` texts and count most. Where a text is wanted, the value is what stands there, if
+    need be in quotes; elsewhere it is YAML. `kind` is a Strict model or a union of some. A file of
+    the published code is translated, with a warning that names what has no counterpart. Raises
+    ConfigError.
     """
     tree: dict[str, Any] = {} if file is None else _read_yaml(file)
     given = dict(options or {})
@@ -119,9 +154,9 @@ def load(
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{override!r} is no override: write key=value, as in seed=7")
-        given[key.strip()] = _parse(override, text)
+        given[key.strip()] = _value(override, text.strip(), _takes_text(kind, key.strip()))
     if is_release(tree):
-        tree = _from_release(tree, kind, str(file), given)
+        tree = _from_release(typed(tree), kind, str(file), given)
     for key, value in given.items():
         _assign(tree, key, value)
     try:
@@ -136,7 +171,7 @@ def _from_release(
     """A file of the published code in the keys of `kind`; takes its own keys out of `given`."""
     fields = {key for model in _models(kind) for key in model.model_fields}
     for key in [key for key in given if is_release_key(key, fields)]:
-        _assign(tree, key, given.pop(key))
+        _assign(tree, key, typed(given.pop(key)))
     try:
         translated, notes = translate(tree, fields, given)
     except ReleaseError as error:
@@ -152,34 +187,64 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError:
+        raise ConfigError(f"{file}: cannot be read ({reason(error, file)})") from None
+    except (ValueError, RecursionError):
         raise ConfigError(f"{file}: is not valid JSON") from None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = parse(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{file}: cannot be read ({reason(error, file)})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: is not UTF-8 text") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise ConfigError(f"{file}{line}: is not valid YAML") from None
+    except YamlError as error:
+        raise ConfigError(f"{file}{error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: should hold `key: value` lines, not a {type(tree).__name__}")
+        kind = "list" if isinstance(tree, list) else "text"
+        raise ConfigError(f"{file}: should hold `key: value` lines, not a {kind}")
     return tree
 
 
-def _parse(override: str, text: str) -> Any:
+def _value(override: str, text: str, takes_text: bool) -> Any:
+    """The value of an override, `text` without space round it."""
+    as_typed = takes_text and text != "null"
+    if as_typed and not text.startswith(("'", '"')):
+        return Plain(text)
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        value = parse(text)
+    except YamlError:
+        if as_typed:  # a text that begins with a quote
+            return Plain(text)
         raise ConfigError(f"{override}: the value is not valid YAML") from None
+    return value if isinstance(value, str) or not as_typed else Plain(text)
+
+
+def _takes_text(kind: Any, dotted: str) -> bool:
+    """Whether the key holds one text, path or word."""
+    *parents, last = dotted.split(".")
+    models = _models(kind)
+    for parent in parents:
+        models = [m for field in _fields(models, parent) for m in _models(field.annotation)]
+    return any(_is_text(field.annotation) for field in _fields(models, last))
+
+
+def _fields(models: Iterable[type[BaseModel]], key: str) -> list[FieldInfo]:
+    """The fields that the models have under a key."""
+    fields = [pair for model in models for pair in model.model_fields.items()]
+    return [field for name, field in fields if (field.alias or name) == key]
+
+
+def _is_text(annotation: Any) -> bool:
+    if annotation in (str, Path):
+        return True
+    if get_origin(annotation) is Literal:
+        return isinstance(get_args(annotation)[0], str)
+    several = get_origin(annotation) in (tuple, dict)
+    return not several and any(map(_is_text, get_args(annotation)))
 
 
 def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -204,11 +269,21 @@ def _first_problem(
     from_command = file is None or any(f"{name}.".startswith(f"{key}.") for name in given if key)
     source = "the command line" if from_command else str(file)
     if problem["type"] == "extra_forbidden":
+        tagged = [model for model in models if _has_tag(model, problem["loc"][0])]
+        models = tagged or models
         return f"{source}: unknown key {key}; {_suggest(key, models)}"
-    if problem["type"] == "missing":
+    if problem["type"].startswith("union_tag") and isinstance(problem["input"], dict):
+        key = f"{key}.{problem['ctx']['discriminator']}".replace("'", "").strip(".")
+        if problem["type"] == "union_tag_not_found":
+            return f"{source}: {key} is missing"
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
         return f"{source}: {key} is missing"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{source}: {key + ': ' if key else ''}{message}, got {problem['input']!r}"
+    return f"{source}: {key + ': ' if key else ''}{wanted(problem)}"
+
+
+def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
+    """Whether a union knows the model by this word."""
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())
 
 
 def _keys(place: list[str], models: list[type[BaseModel]]) -> list[str]:

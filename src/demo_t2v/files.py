@@ -10,6 +10,38 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class PathError(ValueError):
+    """A path at which nothing can be made; one line for a person."""
+
+
+def dangling(file: Path) -> str:
+    """What is wrong with `file` where it is a link, or below a link, that leads nowhere; or ""."""
+    for path in (file, *file.parents):
+        if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114 (never raise)
+            subject = "" if path == file else f"{path} "
+            return f"{subject}is a link to {path.readlink()}, which is not there"
+    return ""
+
+
+def reason(error: OSError, file: Path) -> str:
+    """Why a file cannot be read or written."""
+    return dangling(file) or error.strerror or str(error)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing. Raises PathError, OSError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        problem = dangling(folder) or "a file is in the way of this folder"
+        raise PathError(f"{folder}: {problem}") from None
+
+
+def taken(path: Path) -> bool:
+    """Whether there is something at the path: a link that leads nowhere counts."""
+    return os.path.lexists(path)
+
+
 @contextmanager
 def beside(path: Path, mine: str = "") -> Iterator[Path]:
     """A temporary name beside `path`; nothing of it is left at the end, whatever happens.

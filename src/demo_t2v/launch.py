@@ -24,15 +24,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def own_gpu() -> str | None:
-    """This process's GPU by its number on the machine (`cuda:1`); None where there is none."""
-    import torch  # which the command line loads late
-
-    if not torch.cuda.is_available():
-        return None
-    return f"cuda:{local_rank() % torch.cuda.device_count()}"
-
-
 def is_launched() -> bool:
     """Whether a launcher started this process."""
     return "RANK" in os.environ

@@ -26,7 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.files import beside, digest, sync, sync_all
+from demo_t2v.files import beside, digest, make_folder, sync, sync_all, taken
 
 MANIFEST: Final = "manifest.jsonl"
 _ID_LENGTH: Final = 40
@@ -117,10 +117,11 @@ class OutputFolder:
         settings = entry.get("settings")
         made = {**entry, **settings} if isinstance(settings, dict) else entry
         for key, value in asked.items():
-            if made.get(key) != value and (key, value) != ("dtype", "auto"):
+            unasked = (key, value) == ("dtype", "auto") or _same_files(key, asked, made)
+            if made.get(key) != value and not unasked:
                 raise OutputError(
-                    f"{self.shown(file)}: is there already, made with {key} {made.get(key)!r}, "
-                    f"not {value!r}: give --overwrite, or another --out"
+                    f"{self.shown(file)}: is there already, made with {key} "
+                    f"{made.get(key)!r:.60}, not {value!r:.60}: give --overwrite, or another --out"
                 )
         return self._digest(file) == entry.get("sha256")
 
@@ -141,15 +142,12 @@ class OutputFolder:
     def prepare(self) -> None:
         """Make the folder, and see that the format can hold the videos, before any is made.
 
-        Raises OutputError or data.video.VideoError, OSError when the folder cannot be made.
+        Raises data.video.VideoError, PathError, OSError when the folder cannot be made.
         """
         from demo_t2v.data.video import check_format  # FFmpeg loads slowly, and only to write
 
         check_format(self.settings["format"], self.settings["fps"], *self.settings["resolution"])
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise OutputError(f"{self.path}: a file is in the way of this folder") from None
+        make_folder(self.path)
 
     def save(
         self, job: Job, frames: NDArray[np.uint8], seconds: float, device: str = "cpu"
@@ -218,6 +216,12 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def _same_files(key: str, asked: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+    """Whether a model or an adapter is the same under another name, as `mine` and `mine/`."""
+    known = asked.get(f"{key}_hash")
+    return bool(known) and made.get(f"{key}_hash") == known
+
+
 def _without_accents(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
@@ -228,7 +232,7 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
 
     Raises OutputError if there is something of that name.
     """
-    if folder.exists():
+    if taken(folder):
         raise OutputError(f"{folder}: is there already; give the name of a new folder")
     with beside(folder) as partial:
         partial.mkdir(parents=True)

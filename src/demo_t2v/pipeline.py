@@ -177,10 +177,9 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         side, by default the model's own. `motion_strength` scales the motion transformers; 0 is
         the base network. `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt`
         gave for the prompts, to be given in their stead. `decode_chunk_size` frames are decoded
-        at once (None: all).
-        `timesteps` and `eta` are the scheduler's, where it has them; `return_dict` False gives the
-        frames in a tuple.
-        A callback can ask for the `latents` and for `clean`, what they would be without noise.
+        at once (None: all). `timesteps` and `eta` are the scheduler's, where it has them;
+        `return_dict` False gives the frames in a tuple. A callback can ask for the `latents` and
+        for `clean`, what they would be without noise.
         Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
         for a prompt that is given twice or not at all, and for a scheduler that does not fit.
         """

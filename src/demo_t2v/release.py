@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from demo_t2v.files import reason
 from demo_t2v.launch import world_size
 
 Tree = Mapping[str, Any]
@@ -246,7 +247,9 @@ def _deepspeed(name: Any, needed: bool) -> dict[str, Any]:
     try:
         settings = json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ReleaseError(f"deepspeed_config: {name}: cannot be read ({error.strerror})") from None
+        raise ReleaseError(
+            f"deepspeed_config: {name}: cannot be read ({reason(error, Path(name))})"
+        ) from None
     except ValueError:
         raise ReleaseError(f"deepspeed_config: {name}: is not valid JSON") from None
     flat = _flat(settings) if isinstance(settings, dict) else {}

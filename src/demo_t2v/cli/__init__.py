@@ -26,6 +26,7 @@ from demo_t2v.cli.terminal import (
     only_reports_on_stdout,
     progress,
 )
+from demo_t2v.cli.usage import OneLineGroup
 from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
 from demo_t2v.config import load
@@ -34,6 +35,7 @@ from demo_t2v.training.config import AnyTraining, find_models, fit_device
 from demo_t2v.weights.hub import quieten_libraries
 
 app = typer.Typer(
+    cls=OneLineGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,

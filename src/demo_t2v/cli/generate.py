@@ -17,6 +17,7 @@ import typer
 
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.devices import settle
 from demo_t2v.files import digest
 from demo_t2v.generation.prompts import (
     STANDARD_INPUT,
@@ -29,7 +30,7 @@ from demo_t2v.generation.sharing import Share
 from demo_t2v.launch import is_launched, world_size
 from demo_t2v.outputs import Job, OutputFolder
 from demo_t2v.remote import open_folder
-from demo_t2v.weights.hub import fingerprint, read_defaults, resolve, settle
+from demo_t2v.weights.hub import fingerprint, read_defaults, resolve
 from demo_t2v.weights.memory import pick
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
@@ -90,7 +91,9 @@ def generate(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Videos at a time.")] = None,
     decode_batch: Annotated[int | None, typer.Option(help="Frames decoded at a time.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu ...")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
     offload: Annotated[
         str | None, typer.Option(metavar="none|model|sequential", help="What a GPU need not hold.")

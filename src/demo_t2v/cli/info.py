@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -11,7 +10,8 @@ import typer
 
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.weights.hub import read_defaults, resolve, settle
+from demo_t2v.devices import name_and_memory, settle
+from demo_t2v.weights.hub import read_defaults, resolve
 from demo_t2v.weights.memory import peak, plans, read_parts, requested, show
 
 
@@ -23,7 +23,9 @@ def info(
     height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     batch_size: Annotated[int, typer.Option(help="Videos at a time.")] = 1,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu ...")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -52,7 +54,7 @@ def _report(config: InferenceConfig) -> dict[str, Any]:
     parts = read_parts(resolve(config.pretrained))
     request = requested(config, config.batch_size)
     device, dtype = settle(config.device, config.dtype)
-    name, memory = _device(device)
+    name, memory = name_and_memory(device)
     peaks = [
         (plan, peak(parts, request, plan, device)) for plan in plans(config.decoder_bs, device)
     ]
@@ -79,16 +81,6 @@ def _report(config: InferenceConfig) -> dict[str, Any]:
             {"plan": str(plan), "peak": need, "fits": need <= memory} for plan, need in peaks
         ],
     }
-
-
-def _device(kind: str) -> tuple[str, int]:
-    """Its name and its memory in bytes."""
-    if kind == "cuda":
-        import torch
-
-        found = torch.cuda.get_device_properties(0)
-        return found.name, int(found.total_memory)
-    return "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _print(report: Mapping[str, Any]) -> None:

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import Any, Final, NoReturn, TextIO
 
 import typer
 
+from demo_t2v.devices import lacking
+from demo_t2v.files import reason
 from demo_t2v.launch import rank
 
 _NAME: Final = "demo-t2v: "
@@ -129,6 +132,7 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if sys.flags.dev_mode:
             raise
+        error = lacking(error) or error
         # Bad input is a ValueError class of this project's own; all else is a failure.
         ours = isinstance(error, ValueError) and type(error).__module__.startswith("demo_t2v.")
         leave(_describe(error, ours), 2 if ours else 1)
@@ -137,7 +141,7 @@ def one_line_errors() -> Iterator[None]:
 def _describe(error: Exception, ours: bool) -> str:
     """The error as one line."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {reason(error, Path(str(error.filename)))}"
     message = " ".join(str(error).split())
     return message if ours or isinstance(error, OSError) else f"{type(error).__name__}: {message}"
 

@@ -30,7 +30,9 @@ def web(
     root_path: Annotated[
         str | None, typer.Option(metavar="/PATH", help="Where a proxy serves the page.")
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu ...")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Visitors who may wait.")] = 20,
 ) -> None:

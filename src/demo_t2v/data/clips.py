@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from demo_t2v.data.sprites import draw_clip, draw_pose
 from demo_t2v.data.table import read_rows
 from demo_t2v.data.video import Sampling, VideoError, sample_video, write_video
-from demo_t2v.files import written_whole
+from demo_t2v.files import make_folder, written_whole
 
 _ENOUGH: Final = 100
 """Videos to be tried before the share of bad ones means anything; and at most for one clip."""
@@ -305,11 +305,11 @@ def write_sprite_dataset(
     same arguments always mean the same drawings and captions (x264 may encode them a little
     differently), and videos that are there already are kept, so an interrupted run goes on;
     `on_clip` hears of each clip. Raises ClipError, VideoError for a size that mp4 cannot hold,
-    OSError.
+    PathError, OSError.
     """
     if clips < 1:
         raise ClipError(f"a data set needs at least one clip, not {clips}")
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "videos")
     captions = folder / "captions.csv"
     with (
         written_whole(captions) as partial,

@@ -41,9 +41,14 @@ def faults(label: str = "") -> Iterator[None]:
         raise VideoError(f"{label}is no video that FFmpeg can read ({error.strerror})") from None
 
 
+def local_name(file: Path) -> str:
+    """The file's name for FFmpeg, which takes what precedes a first colon for a protocol."""
+    return str(file) if file.is_absolute() else f"./{file}"
+
+
 def open_video(source: Path | BinaryIO, label: str = "") -> tuple[InputContainer, av.VideoStream]:
     """The container and its main video stream; a cover picture is none. Raises VideoError."""
-    container = av.open(str(source) if isinstance(source, Path) else source, "r")
+    container = av.open(local_name(source) if isinstance(source, Path) else source, "r")
     for stream in (container.streams.best("video"), *container.streams.video):
         if isinstance(stream, av.VideoStream) and not stream.disposition & Disposition.attached_pic:
             return container, stream

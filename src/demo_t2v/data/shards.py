@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import io
 import json
+import math
 import tarfile
 import zlib
 from collections import deque
@@ -24,7 +25,7 @@ import numpy as np
 
 from demo_t2v.data.clips import BadVideos, CaptionedClip, ClipError, VideoClips
 from demo_t2v.data.video import Sampling, VideoError, sample_video
-from demo_t2v.files import written_whole
+from demo_t2v.files import make_folder, taken, written_whole
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -36,11 +37,13 @@ def write_shards(clips: VideoClips, folder: Path, *, megabytes: float = 64, seed
     The videos are shuffled by `seed` and copied as they are; a shard takes videos until it has
     `megabytes`, and is held in memory until then. The folder appears once all of it is written.
     Videos that are not there are left out and noted in `clips.bad`. Raises ClipError when the
-    folder is there already or too many videos are missing, OSError.
+    folder is there already, too many videos are missing or `megabytes` is not positive, OSError.
     """
-    if folder.exists():
+    if not 0 < megabytes < math.inf:
+        raise ClipError(f"megabytes should be more than 0, not {megabytes:g}")
+    if taken(folder):
         raise ClipError(f"{folder}: is there already; name a new folder, or delete it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     written = 0
     with written_whole(folder) as partial:
         partial.mkdir()

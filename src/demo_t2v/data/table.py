@@ -6,6 +6,8 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from demo_t2v.files import reason
+
 Rows = Iterator[tuple[int, list[str]]]
 """Rows, header and empty lines among them, each with the number of its last line."""
 
@@ -19,7 +21,7 @@ def read_rows(file: Path, fault: type[ValueError]) -> Rows:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             yield from parse_rows(stream, str(file), fault)
     except OSError as error:
-        raise fault(f"{file}: cannot be read ({error.strerror})") from None
+        raise fault(f"{file}: cannot be read ({reason(error, file)})") from None
     except UnicodeDecodeError:
         raise fault(f"{file}: is not UTF-8 text; save it as UTF-8") from None
 

@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo_t2v.data.decoding import Footage, faults, open_video
+from demo_t2v.data.decoding import Footage, faults, local_name, open_video
 from demo_t2v.data.decoding import VideoError as VideoError
 
 Format = Literal["mp4", "webm", "gif", "png"]
@@ -53,7 +53,7 @@ def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format)
         return
     codec, pixels, options = _CODECS[format]
     muxing = {"mp4": {"movflags": "+faststart"}, "webm": {"fflags": "+bitexact"}}.get(format, {})
-    with av.open(str(file), "w", format=format, options=muxing) as container:
+    with av.open(local_name(file), "w", format=format, options=muxing) as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
@@ -239,7 +239,7 @@ def _with_palette(
 
 def _count_packets(file: Path) -> int:
     try:
-        with av.open(str(file)) as container:
+        with av.open(local_name(file)) as container:
             return sum(packet.size > 0 for packet in container.demux(video=0))
     except (av.error.InvalidDataError, av.error.EOFError):
         return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter
 
-from demo_t2v.files import written_whole
+from demo_t2v.files import PathError, make_folder, reason, written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -171,10 +171,10 @@ def _motion_table(subject: Subject) -> Table:
 
 
 def check_writable(file: Path) -> None:
-    """Make the folder of a file that will be written. Raises OSError where that cannot be."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Make the folder of a file that will be written. Raises PathError, OSError."""
+    make_folder(file.parent)
     if file.is_dir():
-        raise IsADirectoryError(21, "is a folder; name a file", str(file))
+        raise PathError(f"{file}: is a folder; name a file")
 
 
 def save(report: Report, file: Path) -> None:
@@ -193,8 +193,8 @@ def read_report(file: Path) -> Report:
                     video["deviation"] = math.inf
         report = TypeAdapter(Report).validate_python(tree)
     except OSError as error:
-        raise ReportError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
+        raise ReportError(f"{file}: cannot be read ({reason(error, file)})") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         report = None
     if report is None or all(subject.role != "model" for subject in report.subjects):
         raise ReportError(f"{file}: is no file that `demo-t2v evaluate sprites --out` wrote")

@@ -62,6 +62,8 @@ def make_on_ray(
     """
     if config.deepspeed_config is not None or share.world > 1:
         raise ConfigError("engine: ray starts its own processes; no launcher, no deepspeed_config")
+    if ":" in config.device:
+        raise ConfigError("device: ray gives each actor a GPU of its own; leave the number out")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -93,6 +95,8 @@ def _results(ray: Any, folder: OutputFolder, jobs: Sequence[Job], config: Infere
     batches = [json.dumps([asdict(job) for job in batch]) for batch in cut(jobs, config.batch_size)]
     found = ray.cluster_resources()
     gpus = int(found.get("GPU", 0)) if config.device != "cpu" else 0
+    if not gpus and config.device == "auto":  # each actor has a share of the CPU
+        config = config.model_copy(update={"device": "cpu"})
     workers = min(config.workers or gpus or int(found.get("CPU", 1)), len(batches))
     rows = ray.data.from_items(
         [{"batch": batch} for batch in batches], override_num_blocks=len(batches)

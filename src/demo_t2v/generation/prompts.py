@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from demo_t2v.data.table import parse_rows
+from demo_t2v.files import reason
 from demo_t2v.launch import rank
 from demo_t2v.outputs import Job
 
@@ -94,7 +95,7 @@ def _content(file: Path) -> str:
     try:
         content = sys.stdin.buffer.read() if file == STANDARD_INPUT else file.read_bytes()
     except OSError as error:
-        raise PromptError(f"{_called(file)}: cannot be read ({error.strerror})") from None
+        raise PromptError(f"{_called(file)}: cannot be read ({reason(error, file)})") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -189,7 +190,7 @@ def _read_jsonl(name: str, text: str) -> Iterator[Row]:
     for where, line in _filled(lines, lambda line: not line.strip()):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise PromptError(f'{where}: is no JSON object; write {{"id": "1", "prompt": "a car"}}')
@@ -202,10 +203,12 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     except ImportError:
         raise PromptError(f"{file}: needs pyarrow; run pip install 'demo-t2v[cluster]'") from None
     try:
-        table = parquet.read_table(file)
-    except (OSError, ArrowException) as error:
-        reason = getattr(error, "strerror", None) or "it is not Parquet"
-        raise PromptError(f"{file}: cannot be read ({reason})") from None
+        with file.open("rb") as stream:
+            table = parquet.read_table(stream)
+    except ArrowException:
+        raise PromptError(f"{file}: cannot be read (it is not Parquet)") from None
+    except OSError as error:
+        raise PromptError(f"{file}: cannot be read ({reason(error, file)})") from None
     if "prompt" not in table.column_names:
         raise PromptError(f"{file}: has no column `prompt`; it has {', '.join(table.column_names)}")
     for number, row in enumerate(table.to_pylist(), start=1):

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demo_t2v.config import InferenceConfig
+from demo_t2v.devices import free_memory as free_device_memory
+from demo_t2v.devices import lacking, name_and_memory
 from demo_t2v.generation.batches import (
     check_size,
     cut,
@@ -127,6 +129,8 @@ class Maker:
         try:
             latents = denoise(self.pipeline, jobs, self.config, count, self.encoded)
         except Exception as error:
+            if problem := lacking(error):
+                raise problem from None
             if self.in_step or isinstance(error, _FATAL):
                 raise
             on_step(-counted)
@@ -153,6 +157,8 @@ class Maker:
         except _FATAL:
             raise
         except Exception as error:
+            if problem := lacking(error):
+                raise problem from None
             return [Failure(job, _without_frames(error)) for job in done.jobs]
         seconds = (done.seconds + time.monotonic() - began) / len(done.jobs)
         results: list[dict[str, Any] | Failure] = []
@@ -169,7 +175,7 @@ class Maker:
     def device(self) -> str:
         """Where the network computes, for the manifest."""
         device = self.pipeline._execution_device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+        return "cpu" if device.type == "cpu" else name_and_memory(str(device))[0]
 
     def _decode(self, latents: Tensor) -> Any:
         """The frames (B, F, H, W, 3); fewer of them at once where memory is short."""
@@ -240,15 +246,15 @@ def overlapped(items: Iterator[A], finish: Callable[[A], B], ahead: int) -> Iter
 def out_of_memory(error: Exception) -> bool:
     """Whether a device, or the computer, had no memory left for a tensor."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("allocate memory", "out of memory"))
     )
 
 
 def free_memory() -> None:
     """Give back what a failed attempt held."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_device_memory()
 
 
 def _without_frames(error: Exception) -> Exception:

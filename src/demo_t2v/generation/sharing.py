@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from demo_t2v.launch import own_gpu, world_size
+from demo_t2v.devices import use_own
+from demo_t2v.launch import world_size
 from demo_t2v.outputs import Job, OutputFolder
 
 if TYPE_CHECKING:
@@ -52,17 +53,15 @@ class Share:
     def join(cls) -> Share:
         """Meet the other processes that the launcher started; alone where there is none.
 
-        With GPUs, the one of this process's number on its machine becomes torch's own.
+        With several GPUs, the one of this process's number becomes torch's own.
         """
-        import torch
         from torch.distributed import (  # type: ignore[attr-defined]
             HashStore,
             PrefixStore,
             rendezvous,
         )
 
-        if (gpu := own_gpu()) is not None:
-            torch.cuda.set_device(gpu)
+        use_own()
         if world_size() == 1:
             return cls(HashStore())
         store, rank, world = next(rendezvous("env://"))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demo_t2v.config import ConfigError, InferenceConfig, read_json
+from demo_t2v.devices import settle
 from demo_t2v.launch import as_if_launched
-from demo_t2v.weights.hub import settle
 
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline

@@ -96,8 +96,7 @@ class TextConditioner:
             ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
             dropped = ids[length - 2 :]
             if dropped:
-                rest = self.tokenizer.decode(dropped)
-                _warn_of_cut(length - 2, prompt, rest)
+                _warn_of_cut(length - 2, prompt, str(self.tokenizer.decode(dropped)))
         return token_ids(self.tokenizer, prompts, config)
 
     def eot_index(self, ids: Tensor) -> Tensor:

@@ -6,16 +6,19 @@ Keys that the paper's release has keep their names.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from demo_t2v.config import Strict
 from demo_t2v.data.sprites import MOTIONS
+from demo_t2v.devices import trains_on_cpu
 from demo_t2v.launch import is_launched, rank
 from demo_t2v.models.lora import LoraTarget
 from demo_t2v.weights.hub import is_published, resolve
+from demo_t2v.yaml_text import AnyKeys, Place, PlaceOrNone, switched
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +26,7 @@ _log = logging.getLogger(__name__)
 class TrainConfig(Strict):
     """What every training stage shares."""
 
-    log_dir: Path
+    log_dir: Place
     """Checkpoints, the loss curve and at the end the trained weights (`final/`)."""
     seed: int = 0
     num_steps: Annotated[int, Field(ge=1)]
@@ -34,7 +37,7 @@ class TrainConfig(Strict):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     """Compute activations anew in the backward pass: less memory, a third more time."""
-    deepspeed_config: Path | None = None
+    deepspeed_config: PlaceOrNone = None
     """DeepSpeed's JSON (`configs/deepspeed/`); None: plain, or DDP over several processes."""
     fsdp: bool = False
     """Share the weights over the processes by FSDP2 rather than copy them to each (DDP)."""
@@ -65,15 +68,15 @@ class TrainConfig(Strict):
     """Keep the checkpoints of every so many steps, too."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 10
     """Steps in a row whose loss or gradient is not finite, until the run is stopped."""
-    tensorboard: Path | None = Path("tensorboard_log")
-    """Folder in which TensorBoard finds this run, by the name of its `log_dir`."""
-    wandb: str | None = None
+    tensorboard: PlaceOrNone = Path("tensorboard_log")
+    """Folder in which TensorBoard finds this run, by the name of its `log_dir`; off: no curves."""
+    wandb: Annotated[str | None, BeforeValidator(switched)] = None
     """Project on Weights & Biases that gets the curves."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; None leaves it to torch."""
     resolution: Annotated[int, Field(ge=8)] = 64
     max_frames: Annotated[int, Field(ge=1)] = 16
-    model: dict[str, Any] = Field(default_factory=dict)
+    model: AnyKeys = Field(default_factory=dict)
     """The sizes of the network, handed to its class as they are."""
 
 
@@ -91,9 +94,9 @@ class StudentTraining(TrainConfig):
     """An autoencoder for larger frames that shares the latents of a trained one."""
 
     task: Literal["student"]
-    teacher: Path
+    teacher: Place
     """A folder with the trained autoencoder (`vae`); `sample_size` is the side of its frames."""
-    base: Path | None = None
+    base: PlaceOrNone = None
     """A folder with the student as it is so far; None: a new one, with the teacher's tensors where
     names and shapes agree."""
     train: Literal["decoder", "encoder"]
@@ -113,7 +116,7 @@ class ClipTraining(TrainConfig):
 
     task: Literal["clip"]
     vocab_size: Annotated[int, Field(ge=300)] = 700
-    text: Path | None = None
+    text: PlaceOrNone = None
     """A folder with a trained `tokenizer` and `content_encoder` to start from."""
     freeze_text: bool = True
     """Learn only the image tower where `text` is given."""
@@ -162,8 +165,8 @@ class WebvidDataset(VideoDataset):
     """A caption CSV and a folder of videos; the defaults are the layout of WebVid-10M."""
 
     type: Literal["webvid"]
-    csv_path: Path
-    video_dir: Path
+    csv_path: Place
+    video_dir: Place
     path_column: str = "videoid"
     """Names a file below `video_dir`, with or without `.mp4`; slashes join columns."""
     caption_column: str = "name"
@@ -175,19 +178,25 @@ class ShardsDataset(VideoDataset):
     """A folder of WebDataset tar files, as `demo-t2v data shards` writes them."""
 
     type: Literal["shards"]
-    folder: Path
+    folder: Place
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     threads: Annotated[int, Field(ge=1)] = 1
     """Clips that are decoded at a time."""
+
+
+def _names_class(source: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+        raise ValueError("should be package.module:Name")
+    return source
 
 
 class CustomDataset(VideoDataset):
     """A class of one's own (docs/own_dataset.md)."""
 
     type: Literal["custom"]
-    source: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    source: Annotated[str, Field(alias="class"), AfterValidator(_names_class)]
     """`package.module:Name`; it is called with `sampling` and what stands in `args`."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: AnyKeys = Field(default_factory=dict)
 
 
 AnyDataset = Annotated[
@@ -220,16 +229,16 @@ class DenoiserTraining(TrainConfig):
     """
 
     task: Literal["denoiser"]
-    autoencoder: Path
-    clip: Path
-    base: Path | None = None
+    autoencoder: Place
+    clip: Place
+    base: PlaceOrNone = None
     """A trained base denoiser to start from; None starts from nothing. Published files, as
     `--model` takes them, do for all three."""
-    motion_clip: Path | None = None
+    motion_clip: PlaceOrNone = None
     """A folder whose `content_encoder` the motion encoder starts from; None: the motion encoder of
     `base`, or, where it has none, the `content_encoder` of `clip`."""
     train_dataset: AnyDataset
-    latents: Path | None = None
+    latents: PlaceOrNone = None
     """Where encoded clips are kept, each cut once; None: every clip is encoded whenever it is
     seen, and each epoch cuts every video anew."""
     encode_text: bool = False
@@ -282,7 +291,7 @@ class DenoiserTraining(TrainConfig):
     """Compare clean latents, as in the paper, or noise, as in the published code."""
     flow: Literal["lucas_kanade", "raft"] = "lucas_kanade"
     """Who estimates optical flow: Lucas and Kanade, without weights, or RAFT-small."""
-    raft_weights: Path | None = None
+    raft_weights: PlaceOrNone = None
     """A file of RAFT-small's weights; None: torchvision's own, downloaded once."""
     preview_prompts: tuple[str, ...] = ()
     """Prompts whose videos TensorBoard shows, with the motion branch on and off."""
@@ -317,9 +326,7 @@ def fit_device(config: AnyTraining) -> AnyTraining:
 
     A warning says so, and that a launcher found no GPU.
     """
-    import torch  # which the command line loads late
-
-    if torch.cuda.is_available():
+    if not trains_on_cpu():
         return config
     halved = config.mixed_precision == "fp16"
     if rank() == 0 and (halved or is_launched()):

@@ -27,6 +27,7 @@ from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.items import open_items
+from demo_t2v.training.networks import build, check_fit
 from demo_t2v.training.objective import Answer, Objective, Samples
 from demo_t2v.training.parts import latent_shape, load_tokenizer
 from demo_t2v.weights.hub import read_negative_prompt
@@ -47,8 +48,10 @@ class DenoiserTask:
     def __init__(self, config: DenoiserTraining) -> None:
         self.config = config
         self.items = open_items(config)
-        self.unet = make_denoiser(config, latent_shape(config))
+        latents = latent_shape(config)
+        self.unet = make_denoiser(config, latents)
         content = load_encoder(config.clip / "content_encoder")
+        check_fit(config, self.unet, content, latents[-1])
         motion = None
         if self.unet.config.motion:
             motion = load_encoder(_motion_start(config))
@@ -295,19 +298,15 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
     """A new denoiser for latents (C, F, h, w), or one that starts from `config.base`."""
     channels, frames, side, _ = latents
     if config.base is None:
-        new: DemoUNet = DemoUNet(
-            sample_size=side,
-            sample_frames=frames,
-            in_channels=channels,
-            out_channels=channels,
-            **config.model,
-        )
+        fixed = {"in_channels": channels, "out_channels": channels}
+        fixed |= {"sample_size": side, "sample_frames": frames}
+        new: DemoUNet = build(DemoUNet, {**fixed, **config.model})
         return new
     base = load_network(DemoUNet, config.base / "unet", dtype=torch.float32)
     # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
     sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
     sizes |= {"sample_size": side, "sample_frames": frames}
-    unet: DemoUNet = DemoUNet(**{**sizes, **config.model})
+    unet: DemoUNet = build(DemoUNet, {**sizes, **config.model})
     unet.load_state_dict(base.state_dict(), strict=False)
     if unet.config.motion and not base.config.motion:
         unet.init_motion_from_content()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import CaptionedClip, ClipError
-from demo_t2v.files import written_whole
+from demo_t2v.files import make_folder, written_whole
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.parts import Encoder, needed_parts
 from demo_t2v.training.sources import Chunks, clips_depend_on, open_chunks
@@ -82,7 +82,7 @@ def encode(
         name: hashlib.sha256(f"{clips} {part.depends_on}".encode()).hexdigest()[:16]
         for name, part in encoder.parts.items()
     }
-    config.latents.mkdir(parents=True, exist_ok=True)
+    make_folder(config.latents)
     for number in range(len(chunks)):
         for name, made in made_by.items():
             _check(part_file(config.latents, number, name), made)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from demo_t2v.config import ConfigError
+from demo_t2v.devices import trains_on_cpu
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.optimizers import make_average, make_optimizer, rate_factor
 from demo_t2v.training.placement import (
@@ -146,12 +146,6 @@ class Engine:
     def learning_rates(self) -> dict[str, float]:
         """The learning rates of this step, by name."""
         return {g.get("rate", "lr"): float(g["lr"]) for g in self.optimizer.param_groups}
-
-    def peak_memory(self) -> int:
-        """The most bytes that this process has held: the GPU's, where there is one."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def micro_batches(self, position: int) -> Iterator[tuple[range, bool]]:
         """This process's samples of the step that begins at sample `position`, in micro-batches;
@@ -334,13 +328,13 @@ def make_engine(task: Task, config: TrainConfig) -> Engine:
         os.environ.pop(name, None)  # the YAML says which engine, not the launcher
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+    if config.mixed_precision == "fp16" and trains_on_cpu():
         raise ConfigError("mixed_precision: fp16 needs a GPU; write bf16 or no")
     if config.deepspeed_config is not None:
         from demo_t2v.training.zero import make_zero_engine
 
         return make_zero_engine(task, config)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    accelerator = Accelerator(cpu=trains_on_cpu(), mixed_precision="no")
     if not config.fsdp or accelerator.num_processes == 1:
         return Engine(task, config, accelerator)
     if config.optimizer == "muon":

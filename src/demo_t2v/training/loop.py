@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from demo_t2v.files import written_whole
+from demo_t2v.devices import peak_memory
+from demo_t2v.files import make_folder, written_whole
 from demo_t2v.training.ahead import Ahead
 from demo_t2v.training.checkpoint import Checkpoints, Progress, Resume, read_weights, restore
 from demo_t2v.training.config import TrainConfig
@@ -45,7 +46,7 @@ def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[
     run = restore(source, engine) if source is not None else Progress()
     metrics = config.log_dir / "metrics.jsonl"
     if engine.main:
-        config.log_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(config.log_dir)
         if source is not None and run.step >= config.num_steps:
             _log.warning(_nothing_left(source, run.step, config.num_steps))
         checkpoints.begin(run.step)
@@ -151,7 +152,7 @@ class _Pace:
             "seconds_per_step": round(seconds / steps, 4),
             "clips_per_second": round(clips / seconds, 3),
             "data_wait": round((self._ahead.waited - self._waited) / seconds, 4),
-            "memory": round(self._engine.peak_memory() / 2**30, 3),
+            "memory": round(peak_memory(self._engine.device) / 2**30, 3),
         }
 
 

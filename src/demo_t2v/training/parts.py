@@ -22,8 +22,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from demo_t2v.config import ConfigError, read_json
 from demo_t2v.data.clips import CaptionedClip
+from demo_t2v.devices import own
 from demo_t2v.files import digest
-from demo_t2v.launch import own_gpu
 from demo_t2v.loading import check_tokenizer, load_network
 from demo_t2v.models.text import penultimate_states, token_ids
 from demo_t2v.models.tokenizer import OpenCLIPTokenizer
@@ -105,7 +105,7 @@ def latents_part(config: DenoiserTraining) -> Part:
     folder = config.autoencoder / "vae"
 
     def load() -> Compute:
-        vae = load_network(AutoencoderKL, folder, dtype=torch.float32).eval().to(_device())
+        vae = load_network(AutoencoderKL, folder, dtype=torch.float32).eval().to(own())
 
         def encode(clip: CaptionedClip) -> Tensor:
             means: Tensor = vae.encode(_pixels(clip)).latent_dist.mean * vae.config.scaling_factor
@@ -152,10 +152,10 @@ def content_part(config: DenoiserTraining) -> Part:
     def load() -> Compute:
         tokens = text.load()
         encoder = load_network(CLIPTextModel, folder, dtype=torch.float32)
-        encoder.requires_grad_(False).to(_device())
+        encoder.requires_grad_(False).to(own())
 
         def states(clip: CaptionedClip) -> Tensor:
-            return penultimate_states(encoder, tokens(clip)[None].to(_device()))[0]
+            return penultimate_states(encoder, tokens(clip)[None].to(own()))[0]
 
         return states
 
@@ -197,12 +197,12 @@ def image_part(config: DenoiserTraining) -> Part:
 
     def load() -> Compute:
         clip_model = load_network(CLIPModel, folder, dtype=torch.float32)
-        clip_model.requires_grad_(False).to(_device())
+        clip_model.requires_grad_(False).to(own())
         prepare = Preprocessing.read(folder, clip_model.vision_model.embeddings.image_size)
 
         def embed(clip: CaptionedClip) -> Tensor:
             middle = torch.from_numpy(clip.frames[len(clip.frames) // 2])
-            image = prepare(rearrange(middle, "h w c -> 1 c h w")).to(_device())
+            image = prepare(rearrange(middle, "h w c -> 1 c h w")).to(own())
             pooled = clip_model.vision_model(pixel_values=image).pooler_output
             embedding: Tensor = clip_model.visual_projection(pooled)
             return embedding[0]
@@ -295,10 +295,6 @@ def _settings(file: Path) -> bytes:
 
 def _pixels(clip: CaptionedClip) -> Tensor:
     """The frames (F, 3, H, W) in [-1, 1]."""
-    frames = torch.from_numpy(clip.frames).to(_device())
+    # By number: in a process's threads torch's own device is the first of all.
+    frames = torch.from_numpy(clip.frames).to(own())
     return rearrange(frames, "f h w c -> f c h w").float() / 127.5 - 1
-
-
-def _device() -> str:
-    # By number: in a process's threads torch's own "cuda" is the first of all GPUs.
-    return own_gpu() or "cpu"

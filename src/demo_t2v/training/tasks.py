@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import Clip, draw_clip
 from demo_t2v.training.config import (
     AnyTraining,
@@ -27,6 +28,7 @@ from demo_t2v.training.config import (
 )
 from demo_t2v.training.denoiser import DenoiserTask, load_encoder, sample_seed
 from demo_t2v.training.loop import Task
+from demo_t2v.training.networks import build, check_places
 from demo_t2v.training.parts import Preprocessing, load_tokenizer
 from demo_t2v.training.student import StudentTask
 
@@ -69,7 +71,7 @@ class AutoencoderTask:
     def __init__(self, config: AutoencoderTraining) -> None:
         self.config = config
         sizes = {"sample_size": config.resolution, **config.model}
-        self.model = AutoencoderKL(**sizes).to(memory_format=torch.channels_last)
+        self.model = build(AutoencoderKL, sizes).to(memory_format=torch.channels_last)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters())}]
@@ -116,8 +118,11 @@ class ClipTask:
         self.config = config
         sizes = dict(config.model)
         if config.text is None:
+            tower = sizes.get("text_config")
+            if not isinstance(tower, dict) or "max_position_embeddings" not in tower:
+                raise ConfigError("model: text_config.max_position_embeddings is missing")
             captions = [c.caption for c in draw_stills(config.seed, range(4000), 8)]
-            length = sizes["text_config"]["max_position_embeddings"]
+            length = tower["max_position_embeddings"]
             self.tokenizer = train_tokenizer(captions, config.vocab_size, length)
             tokens = {
                 "vocab_size": len(self.tokenizer),
@@ -125,8 +130,8 @@ class ClipTask:
                 "eos_token_id": self.tokenizer.eos_token_id,
                 "pad_token_id": self.tokenizer.pad_token_id,
             }
-            sizes["text_config"] = sizes["text_config"] | tokens
-            self.model = CLIPModel(CLIPConfig(**sizes))
+            sizes["text_config"] = tower | tokens
+            self.model = build(_clip, sizes)
         else:
             self.tokenizer = load_tokenizer(config.text / "tokenizer")
             text = load_encoder(config.text / "content_encoder")
@@ -174,10 +179,14 @@ class ClipTask:
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
 
+def _clip(**sizes: Any) -> CLIPModel:
+    return CLIPModel(CLIPConfig(**sizes))
+
+
 def _clip_over(text: CLIPTextModel, sizes: dict[str, Any], freeze: bool) -> CLIPModel:
     """CLIP with a new image tower beside a trained text tower, whose states are not projected."""
     sizes |= {"text_config": text.config.to_dict(), "projection_dim": text.config.hidden_size}
-    model = CLIPModel(CLIPConfig(**sizes))
+    model = build(_clip, sizes)
     model.text_model.load_state_dict(text.state_dict())
     nn.init.eye_(model.text_projection.weight)
     model.text_model.requires_grad_(not freeze)
@@ -186,7 +195,11 @@ def _clip_over(text: CLIPTextModel, sizes: dict[str, Any], freeze: bool) -> CLIP
 
 
 def make_task(config: AnyTraining) -> Task:
-    """The task that a training configuration names; new weights are drawn from its seed."""
+    """The task that a training configuration names; new weights are drawn from its seed.
+
+    Raises ConfigError.
+    """
+    check_places(config)
     torch.manual_seed(config.seed)
     match config:
         case AutoencoderTraining():

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
 from demo_t2v.config import ConfigError
+from demo_t2v.devices import free_memory
 from demo_t2v.training.config import AnyTraining, DenoiserTraining
 from demo_t2v.training.engine import Task
 from demo_t2v.training.previews import make_previews, show_previews
@@ -90,8 +89,7 @@ class Watch:
         network.train()
         del pipeline
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def _writer(config: AnyTraining) -> SummaryWriter:

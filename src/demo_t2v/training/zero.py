@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
+from torch.distributed import get_default_backend_for_device
 
 from demo_t2v.config import ConfigError
+from demo_t2v.devices import own
 from demo_t2v.launch import as_if_launched, world_size
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import Engine, Task
@@ -45,7 +46,7 @@ def make_zero_engine(task: Task, config: TrainConfig) -> Engine:
         raise ConfigError("ema_decay: does not go with ZeRO stage 3; write ema_decay: null")
     as_if_launched()
     os.environ.pop("ACCELERATE_USE_CPU", None)  # it would leave DeepSpeed out
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = get_default_backend_for_device(own())
     accelerator = Accelerator(
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
         gradient_accumulation_steps=config.gradient_accumulation,

@@ -14,6 +14,7 @@ import gradio as gr
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS
+from demo_t2v.devices import lacking
 from demo_t2v.generation.run import out_of_memory
 from demo_t2v.web.history import KEPT, History, Made
 from demo_t2v.web.stage import Stage
@@ -280,7 +281,8 @@ class _Page:
         except (WishError, ConfigError, ArithmeticError) as error:
             yield [same, *stage.problem(str(error))]
         except Exception as error:
-            said = f"The video could not be made: {first_line(error).rstrip('.')}."
+            problem = lacking(error) or error
+            said = f"The video could not be made: {first_line(problem).rstrip('.')}."
             if out_of_memory(error):
                 said = "Not enough memory: fewer videos, frames or pixels."
             yield [same, *stage.problem(said)]

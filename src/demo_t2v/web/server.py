@@ -101,6 +101,7 @@ def _free_port(host: str, port: int) -> int:
         with socket.create_server((host, port)) as server:
             return int(server.getsockname()[1])
     except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # the address again
         raise ConfigError(
-            f"host {host}, port {port}: cannot be served ({error.strerror}); give another --port"
+            f"host {host}, port {port}: cannot be served ({why}); give another --port"
         ) from None

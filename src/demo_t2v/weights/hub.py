@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from demo_t2v.devices import SHARED_MEMORY, check, settle
+from demo_t2v.files import dangling, reason, taken
 from demo_t2v.loading import ModelError as ModelError
 from demo_t2v.loading import class_name, only_variant, weight_files
 from demo_t2v.loading import first_line as first_line
@@ -30,7 +32,6 @@ HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _CONVERSION: Final = 2  # raised where the same published files become another folder
 _FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
-Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -59,10 +60,11 @@ def resolve(name: str, to_train: bool = False) -> Path:
         return folder
     if is_published(name):
         return _converted(name, to_train)
-    if name not in BUILT_IN and not folder.exists() and HUB_ID.fullmatch(name):
+    if name not in BUILT_IN and not taken(folder) and HUB_ID.fullmatch(name):
         return _download(name)
     wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
+    what = dangling(folder) or what
     raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
 
 
@@ -156,34 +158,22 @@ def read_negative_prompt(folder: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Sixteen hexadecimal digits that tell a model's files from any other's. Raises OSError."""
+    """Sixteen hexadecimal digits that tell a model's files from any other's. Raises ModelError."""
     whole = hashlib.sha256()
     files = sorted(file for pattern in _FILES for file in folder.glob(pattern))
     for file in files:
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read ({reason(error, file)})") from None
         whole.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
     return whole.hexdigest()[:16]
 
 
-def settle(device: Device, dtype: Dtype) -> tuple[str, str]:
-    """The device and the precision that are meant. Raises ModelError for a GPU that is not there.
-
-    `device` auto is the GPU where there is one; `dtype` auto is float16 there, float32 elsewhere.
-    """
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device cuda: torch sees no CUDA device here; use auto or cpu")
-    found = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if dtype != "auto":
-        return found, dtype
-    return found, "float16" if found == "cuda" else "float32"
-
-
 def load_pipeline(
     name: str,
-    device: Device = "auto",
+    device: str = "auto",
     dtype: Dtype = "auto",
     *,
     offload: Literal["none", "model", "sequential"] = "none",
@@ -191,22 +181,26 @@ def load_pipeline(
 ) -> DemoPipeline:
     """Load a model, ready to be called, in the precision that it runs in.
 
-    `device` and `dtype` as `settle` says. `offload` keeps whole networks or every layer in the
+    `device` and `dtype` as of `devices.settle`. `offload` keeps whole networks or each layer in the
     CPU's memory until a GPU needs them; `without` names parts to leave out. Raises ModelError,
-    ConnectionError.
+    DeviceError, ConnectionError.
     """
     folder = resolve(name)
     read_defaults(folder)
-    device_type, precision = settle(device, dtype)
+    device, precision = settle(device, dtype)
     import torch
     from diffusers.utils import is_accelerate_available
 
     from demo_t2v.pipeline import DemoPipeline
 
-    if offload != "none" and device_type == "cpu":
-        raise ModelError(f"offload {offload}: needs a CUDA device; on the CPU use none")
+    kind = device.partition(":")[0]
+    if offload != "none" and kind in SHARED_MEMORY:
+        raise ModelError(
+            f"offload {offload}: needs a GPU with memory of its own; on {kind} use none"
+        )
     if offload != "none" and not is_accelerate_available():
         raise ModelError(f"offload {offload}: needs accelerate; run `pip install accelerate`")
+    check(device, precision)
     quieten_libraries()
     _check_safetensors(folder, without)
     try:
@@ -221,14 +215,13 @@ def load_pipeline(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from error
     pipeline.set_progress_bar_config(disable=True)
+    # By number: of a bare kind, diffusers would take the first device for every process.
     if offload == "none":
-        pipeline.to(device_type)
-    else:  # by number: of a bare "cuda", diffusers would take the first for every process
-        gpu = torch.device(device_type, torch.cuda.current_device())
-        if offload == "model":
-            pipeline.enable_model_cpu_offload(device=gpu)
-        else:
-            pipeline.enable_sequential_cpu_offload(device=gpu)
+        pipeline.to(device)
+    elif offload == "model":
+        pipeline.enable_model_cpu_offload(device=torch.device(device))
+    else:
+        pipeline.enable_sequential_cpu_offload(device=torch.device(device))
     loaded: DemoPipeline = pipeline
     return loaded
 
@@ -257,9 +250,9 @@ def quieten_libraries() -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"{file}: is missing; the folder is no whole model") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):
         raise ModelError(f"{file}: is not the JSON of a model")

@@ -18,18 +18,19 @@ from typing import Any, Final, Literal
 from safetensors import SafetensorError, safe_open
 
 from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.devices import SHARED_MEMORY, settle
 from demo_t2v.loading import only_variant, weight_files
-from demo_t2v.weights.hub import ModelError, read_defaults, resolve, settle
+from demo_t2v.weights.hub import ModelError, read_defaults, resolve
 
 Offload = Literal["none", "model", "sequential"]
 
 TEXT: Final = ("content_encoder", "motion_encoder")
 DENOISING: Final = ("unet", "vae")
 ITEM_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
-RESERVE: Final[Mapping[str, int]] = {"cpu": 512 << 20, "cuda": 768 << 20}
+RESERVE: Final[Mapping[str, int]] = {"cpu": 512 << 20, "gpu": 768 << 20}
 """Bytes beside weights and tensors. On the CPU Python and its libraries: about 400 MiB were seen.
 On a GPU the driver's context and the libraries' workspaces: a guess, measured nowhere yet."""
-OVERHEAD: Final[Mapping[str, float]] = {"cpu": 2.3, "cuda": 1.2}
+OVERHEAD: Final[Mapping[str, float]] = {"cpu": 2.3, "gpu": 1.2}
 """What the device holds for each live byte of a pass. On the CPU the resident size of the built-in
 model grew by 2.2 bytes a byte, between 4 frames of 64x64 and four videos of 16 frames of
 128x128; what the convolutions reorder and what the allocator keeps. On a GPU a guess."""
@@ -86,25 +87,26 @@ def read_parts(folder: Path) -> dict[str, Part]:
 def plans(asked: int, device: str) -> Iterator[Plan]:
     """Every plan for `asked` frames decoded at once, the fastest first.
 
-    On the CPU there is nothing to offload to. There a plan also has no use for a lower precision:
-    without instructions for it, it is far slower.
+    Where a device has the CPU's memory, there is nothing to offload to. On the CPU a plan also has
+    no use for a lower precision: without instructions for it, it is far slower.
     """
     chunks = [asked, *(chunk for chunk in (4, 1) if chunk < asked)]
     yield from map(Plan, chunks)
     yield Plan(chunks[-1], drop_text=True)
-    if device == "cuda":
+    if device.partition(":")[0] not in SHARED_MEMORY:
         yield Plan(chunks[-1], offload="model")
         yield Plan(chunks[-1], offload="sequential")
 
 
 def peak(parts: Mapping[str, Part], request: Request, plan: Plan, device: str) -> int:
     """Bytes on the device at the worst moment of a run; on the CPU, of the process."""
+    kind = "cpu" if device == "cpu" else "gpu"
     weights = {name: part.numbers * request.item for name, part in parts.items()}
     if plan.offload == "sequential":
         weights = {name: part.largest * request.item for name, part in parts.items()}
     states, active = conditioning_bytes(parts, request), activation_bytes(parts, request, plan)
     needs = {
-        name: int((active[name] + (states if name in DENOISING else 0)) * OVERHEAD[device])
+        name: int((active[name] + (states if name in DENOISING else 0)) * OVERHEAD[kind])
         for name in parts
     }
     if plan.offload != "none":
@@ -117,7 +119,7 @@ def peak(parts: Mapping[str, Part], request: Request, plan: Plan, device: str) -
         )
     else:
         total = sum(weights.values()) + max(needs.values())
-    return total + RESERVE[device]
+    return total + RESERVE[kind]
 
 
 def choose(
