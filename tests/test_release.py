@@ -64,11 +64,12 @@ def test_the_published_training(files: tuple[Path, Path], caplog: pytest.LogCapt
     assert isinstance(config, DenoiserTraining)
     model = Path(f"models/modelscopet2v/text2video_pytorch_model.pth,{VAE},{CLIP}")
     assert (config.base, config.clip, config.autoencoder) == (model, model, model)
-    dataset = config.train_dataset.model_dump(include={"type", "csv_path", "video_dir"})
-    assert dataset == {
+    asked = {"type", "csv_path", "video_dir", "repeat_frames"}
+    assert config.train_dataset.model_dump(include=asked) == {
         "type": "webvid",
         "csv_path": Path("data/webvid/train_sample.csv"),
         "video_dir": Path("data/webvid/videos"),
+        "repeat_frames": True,
     }
     expected = {
         "log_dir": Path("workspace"), "seed": 8888, "deepspeed_config": Path(
