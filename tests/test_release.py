@@ -64,11 +64,12 @@ def test_the_published_training(files: tuple[Path, Path], caplog: pytest.LogCapt
     assert isinstance(config, DenoiserTraining)
     model = Path(f"models/modelscopet2v/text2video_pytorch_model.pth,{VAE},{CLIP}")
     assert (config.base, config.clip, config.autoencoder) == (model, model, model)
-    dataset = config.train_dataset.model_dump(include={"type", "csv_path", "video_dir"})
-    assert dataset == {
+    asked = {"type", "csv_path", "video_dir", "repeat_frames"}
+    assert config.train_dataset.model_dump(include=asked) == {
         "type": "webvid",
         "csv_path": Path("data/webvid/train_sample.csv"),
         "video_dir": Path("data/webvid/videos"),
+        "repeat_frames": True,
     }
     expected = {
         "log_dir": Path("workspace"), "seed": 8888, "deepspeed_config": Path(
@@ -78,7 +79,8 @@ def test_the_published_training(files: tuple[Path, Path], caplog: pytest.LogCapt
         "weight_decay": 0, "grad_clip": 1, "ema_decay": None, "mixed_precision": "fp16",
         "gradient_checkpointing": True, "model": {"motion": True, "dropout": 0.1},
         "resolution": 256, "max_frames": 16, "prediction_type": "epsilon",
-        "p_zero": 0.1, "p_zero_motion": 0, "noise_strength": 0, "freeze_unet": True,
+        "p_zero": 0.1, "p_zero_motion": 0, "negative_prompt": NEGATIVE,
+        "noise_strength": 0, "freeze_unet": True,
         "stop_grad_index": 10, "flow": "raft", "video_motion_space": "eps",
         "video_motion_weight": 0.1, "text_motion_weight": 0.1, "regularization_weight": 0.1,
         "num_steps": 250_000, "save_ckp_interval": 500, "log_interval": 25,

@@ -17,6 +17,9 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+# diffusers loads a saved part only if the module of its class is imported.
+import demo_t2v.diffusion.schedulers
+import demo_t2v.models.tokenizer  # noqa: F401
 from demo_t2v.adapters import LoraMixin
 from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
 from demo_t2v.diffusion.noise import latents_and_noise

@@ -172,6 +172,7 @@ def _training(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
         "csv_path": flat.pop("train_dataset.csv_path", None),
         "video_dir": flat.pop("train_dataset.video_folder", None),
         "sample_fps": flat.pop("sample_fps", 3),
+        "repeat_frames": True,
     }
     new = settings | {
         "task": "denoiser",

@@ -89,7 +89,7 @@ def train(
 ) -> None:
     """Train one stage of a model; goes on from the last checkpoint of an earlier run of it."""
     with one_line_errors(), only_reports_on_stdout() as report:
-        settings = fit_device(find_models(load(AnyTraining, config, overrides or [])))
+        settings = find_models(load(AnyTraining, config, overrides or []))
         source: Any = resume if resume in ("auto", "none") else Path(resume)
         from demo_t2v.training.loop import TrainingStopped
         from demo_t2v.training.loop import train as run
@@ -98,7 +98,7 @@ def train(
         from demo_t2v.training.zero_settings import take_settings
 
         quieten_libraries()
-        settings = take_settings(settings, world_size())
+        settings = fit_device(take_settings(settings, world_size()))
         task = make_task(settings)
         try:
             with progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:
