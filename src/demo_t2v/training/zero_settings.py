@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from demo_t2v.config import ConfigError, read_json
+from demo_t2v.devices import trains_on_cpu
 from demo_t2v.launch import rank
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.engine import micro_batch_size
@@ -61,7 +62,7 @@ def take_settings(config: C, world: int) -> C:
         ]
     if rank() == 0 and other:
         _log.warning("%s counts where the YAML says otherwise: %s", file, ", ".join(other))
-    if rank() == 0 and _wants_fp16(settings) and not torch.cuda.is_available():
+    if rank() == 0 and _wants_fp16(settings) and trains_on_cpu():
         _log.warning("%s: fp16 needs a GPU; without one this training is in float32", file)
     return taken
 
@@ -137,7 +138,7 @@ def _said(file: Path, settings: dict[str, Any], config: TrainConfig, world: int)
 def _precision(settings: dict[str, Any]) -> dict[str, str]:
     enabled = {kind: settings.get(kind, {}).get("enabled", "auto") for kind in ("bf16", "fp16")}
     if enabled["fp16"] is True:
-        return {"mixed_precision": "fp16" if torch.cuda.is_available() else "no"}
+        return {"mixed_precision": "no" if trains_on_cpu() else "fp16"}
     if enabled["bf16"] is True:
         return {"mixed_precision": "bf16"}
     return {"mixed_precision": "no"} if set(enabled.values()) == {False} else {}
