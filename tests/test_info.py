@@ -43,7 +43,7 @@ def test_the_tables(tmp_path: Path) -> None:
     """The built-in model by default."""
     done = run(tmp_path, "info", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    for text in ("DemoUNet", "4.68", "1 x 16 frames, 64x64", "all parts in memory", "yes"):
+    for text in ("DemoUNet", "4.68", "1 x 16 frames, 128x128", "all parts in memory", "yes"):
         assert text in done.stdout
 
 

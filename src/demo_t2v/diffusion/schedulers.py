@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, SchedulerMixin
 
 
 # diffusers looks in this module for the base class that says how it is loaded.
-class ModelScopeDDIMScheduler(DDIMScheduler, SchedulerMixin):  # type: ignore[misc]
+class ModelScopeDDIMScheduler(DDIMScheduler, SchedulerMixin):
     """DDIM with the timesteps of ModelScopeT2V and DEMO (arXiv 2308.06571, 2410.24219).
 
     With the stride `num_train_timesteps // num_inference_steps` they are 1, 1 + stride, ... up to
