@@ -231,7 +231,7 @@ def train(
         say(head)
         told = overrides_of(stage, out, asked)
         told += budget.plan(number) if budget else []
-        steps = steps_of(stage, told)
+        steps = load(AnyTraining, stage.config, told).num_steps
         program = command(stage, processes, told)
         lines = budget.lines_of(stage, told) if budget else lines_of(program, device)
         for line in lines:
