@@ -166,7 +166,10 @@ def test_clips_encoded_in_the_step_are_those_encoded_before(stages: Path) -> Non
     rest = {name: asdict(each) for name, each in (("ours", made), ("theirs", known))}
     for name in ("noise", "timesteps", "content_ids", "motion_ids", "heard"):
         assert torch.equal(rest["ours"][name], rest["theirs"][name]), name
-    losses = [task.loss(batch)[0].item() for task, batch in ((ours, made), (theirs, known))]
+    losses = []
+    for task, batch in ((ours, made), (theirs, known)):
+        torch.manual_seed(0)  # of dropout
+        losses.append(task.loss(batch)[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
