@@ -2,8 +2,11 @@
 
     python benchmarks/full_size.py                            # weights of no meaning
     python benchmarks/full_size.py --model Ryan-PR/DEMO       # the published ones
+    python benchmarks/full_size.py --dtype bfloat16 --compile
+    python benchmarks/full_size.py --max-memory 8GB
 
-256x256, 16 frames, guidance 9. One run; the raw figures go to benchmarks/results/ too.
+256x256, 16 frames, guidance 9. One run, on a GPU after some steps to warm up; the raw figures go to
+benchmarks/results/ too.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import argparse
 import json
 import platform
 import resource
+import statistics
 import tempfile
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +30,13 @@ from diffusers import ModelMixin
 from rich.console import Console
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from demo_t2v.config import InferenceConfig
+from demo_t2v.generation.batches import decode, denoise, load_for
+from demo_t2v.generation.prompts import make_jobs
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.weights.convert import published_scheduler
-from demo_t2v.weights.hub import load_pipeline
+from demo_t2v.weights.memory import pick
 from demo_t2v.weights.names import published_autoencoder
 from demo_t2v.weights.openclip import clip_tokenizer
 
@@ -73,31 +81,46 @@ def make_model(folder: Path) -> None:
 
 
 def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
-    pipe = load_pipeline(model, dtype=asked.dtype, offload=asked.offload)
+    config = InferenceConfig(
+        pretrained=model,
+        dtype=asked.dtype,
+        offload=asked.offload,
+        max_memory=asked.max_memory,
+        batch_size=asked.batch,
+        decoder_bs=asked.decode,
+        ddim_timesteps=asked.steps,
+    )
+    plan, words = pick(config, asked.batch)
+    config = config.model_copy(update={"decoder_bs": plan.decode_chunk})
+    jobs = make_jobs([("1", "a dog runs over a beach")], asked.batch, 0)
+    pipe, encoded = load_for(jobs, config, plan)
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+    figures: dict[str, Any] = {"plan": words} if words else {}
+    if asked.compile:
+        pipe.unet.compile()
+    if asked.warm_up:  # libraries choose their algorithms in the first steps, or it is compiled
+        started = time.perf_counter()
+        denoise(
+            pipe, jobs, config.model_copy(update={"ddim_timesteps": asked.warm_up}), None, encoded
+        )
+        figures["seconds_to_warm_up"] = since(started)
     times: list[float] = []
-
-    def note(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        times.append(time.perf_counter())
-        return tensors
-
     started = time.perf_counter()
-    frames = pipe(
-        ["a dog runs over a beach"] * asked.batch,
-        num_inference_steps=asked.steps,
-        generator=[torch.Generator().manual_seed(seed) for seed in range(asked.batch)],
-        decode_chunk_size=asked.decode,
-        callback_on_step_end=note,
-    ).frames
-    ended = time.perf_counter()
+    latents = denoise(pipe, jobs, config, lambda _: times.append(since(started)), encoded)
+    frames = decode(pipe, latents, config)
+    seconds = since(started)
+    steps = [b - a for a, b in pairwise([0.0, *times])]
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # as Linux counts
     peak = torch.cuda.max_memory_allocated() if cuda else own
-    return {
-        "seconds": round(ended - started, 1),
-        "seconds_a_step": [round(b - a, 1) for a, b in zip([started, *times], times, strict=False)],
-        "seconds_to_decode": round(ended - times[-1], 1),
+    if cuda:  # what the driver and the allocator hold beside tensors
+        free, total = torch.cuda.mem_get_info()
+        figures["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+        figures["used_of_the_device_gib"] = round((total - free) / 2**30, 2)
+    return figures | {
+        "seconds": round(seconds, 3),
+        "median_seconds_a_step": round(statistics.median(steps), 4),
+        "seconds_a_step": [round(step, 4) for step in steps],
+        "seconds_to_decode": round(seconds - times[-1], 3),
         "peak_gib": round(peak / 2**30, 2),
         "of": "GPU tensors" if cuda else "the process",
         "frames": list(frames.shape),
@@ -105,32 +128,49 @@ def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def since(started: float) -> float:
+    """Seconds, up to the end of what a GPU was given to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
 def main() -> None:
+    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="default: the published sizes, weights of no meaning")
-    steps = 50 if torch.cuda.is_available() else 2
+    parser.add_argument("--make", type=Path, help="only write that default into a new folder")
+    steps, warm_up = (50, 3) if cuda else (2, 0)
     parser.add_argument("--steps", type=int, default=steps, help=f"default: {steps}")
+    parser.add_argument("--warm-up", type=int, default=warm_up, help=f"default: {warm_up} steps")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--decode", type=int, default=1, help="frames decoded at once")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--offload", default="none")
+    parser.add_argument("--max-memory", help="such as 8GB")
+    parser.add_argument("--compile", action="store_true", help="the denoiser, by torch.compile")
+    parser.add_argument("--out", type=Path, help="default: a file in benchmarks/results/")
     asked = parser.parse_args()
+    if asked.make is not None:
+        make_model(asked.make)
+        return
     with tempfile.TemporaryDirectory() as folder:
         if asked.model is None:
             make_model(Path(folder))
         figures = measure(asked.model or folder, asked)
     ran = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": torch.cuda.get_device_name() if cuda else "CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
     }
-    text = json.dumps({**ran, "asked": vars(asked), **figures}, indent=2)
-    RESULTS.mkdir(exist_ok=True)
-    name = f"full_size-{ran['device'].replace(' ', '_')}-{ran['date'][:10]}"
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({**ran, "asked": vars(asked), **figures}, indent=2, default=str)
+    name = f"full_size-{ran['device'].replace(' ', '_')}-{ran['date'][:10]}.json"
+    out = asked.out or RESULTS / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text + "\n", encoding="utf-8")
     Console().print_json(text)
 
 

@@ -18,7 +18,7 @@ def test_every_direction_gets_a_step_of_about_one(rows: int, columns: int, seed:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = values > 0.03 * values.max()  # five iterations lift no direction from nothing
-    stretched = left.T @ orthogonalise(matrix) @ right.T  # diagonal: the same directions
+    stretched = left.T @ orthogonalise(matrix[None])[0] @ right.T  # diagonal: the same directions
     assert_close(stretched, torch.diag(stretched.diagonal()), atol=1e-3, rtol=0)
     assert (stretched.diagonal()[kept] > 0.5).all()
     assert (stretched.diagonal() < 1.3).all()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
+
+from demo_t2v.config import load
+from demo_t2v.training.config import AnyTraining
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "train_sprites.py"
@@ -58,9 +63,68 @@ def test_the_whole_chain_goes_on_where_it_was_stopped_and_ends_with_a_card(tmp_p
         (("--device", "tpu"), "invalid choice: 'tpu'"),
         (("autoencoder.num_steps=0",), "num_steps"),
         (("nonsense=1",), "nonsense"),
+        (("--minutes", "0"), "--minutes: must be more than 0"),
+        (("--minutes", "2", "--processes", "2"), "is for one process"),
+        (("--minutes", "2", "nonsense=1"), "nonsense"),
     ],
 )
 def test_bad_words_end_with_2_and_one_line(tmp_path: Path, words: tuple, message: str) -> None:
     ended = train(tmp_path, *words)
     assert ended.returncode == 2
     assert message in ended.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program as a module."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module("train_sprites")
+
+
+def test_minutes_are_shared_out_by_the_pace(
+    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = {name: {"seconds_per_step": 0.5, "set_up": 2.0} for name in STAGES}
+    (tmp_path / "pace.json").write_text(json.dumps(pace))
+    clock = [100.0]
+    monkeypatch.setattr(script.time, "monotonic", lambda: clock[0])
+    minutes = {stage.name: stage.minutes for stage in script.STAGES}
+    budget = script.Budget(tmp_path, "cpu", sum(minutes.values()), [])
+    first = dict(word.split("=") for word in budget.plan(0))
+    assert int(first["num_steps"]) == (60 * minutes["autoencoder"] - 2) / 0.5
+    # As in the configuration: 3300 of 4500 steps see windows, and 100 warm up.
+    assert int(first["crop_steps"]) == round(3300 * int(first["num_steps"]) / 4500)
+    assert int(first["warmup_steps"]) == round(100 * int(first["num_steps"]) / 4500)
+    # The first stage took twice its share: the others shrink alike.
+    clock[0] += 120 * minutes["autoencoder"]
+    left = sum(minutes.values()) - 2 * minutes["autoencoder"]
+    rest = sum(minutes.values()) - minutes["autoencoder"]
+    second = dict(word.split("=") for word in budget.plan(1))
+    wanted = (60 * left * minutes["clip"] / rest - 2) / 0.5
+    assert int(second["num_steps"]) == pytest.approx(wanted, abs=1)
+    # A stage that was stopped goes on with the steps that it had.
+    clock[0] += 1000
+    again = script.Budget(tmp_path, "cpu", sum(minutes.values()), [])
+    assert again.plan(1) == budget.plan(1)
+    # What is finished takes no time again.
+    (tmp_path / "autoencoder" / "final").mkdir(parents=True)
+    later = script.Budget(tmp_path, "cpu", sum(minutes.values()), [])
+    steps = int(later.plan(2)[0].partition("=")[2])
+    third = 60 * minutes["motion-clip"] * rest / (rest - minutes["clip"])
+    assert steps == pytest.approx((third - 2) / 0.5, abs=1)
+
+
+def test_every_stage_can_be_told_what_a_gpu_is(tmp_path: Path, script: ModuleType) -> None:
+    for stage in script.STAGES:
+        told = script.overrides_of(stage, tmp_path, [*script.GPU, "num_workers=14"])
+        config = load(AnyTraining, stage.config, told)
+        assert config.mixed_precision == "bf16"
+        assert config.num_workers == 14
+    assert sum(stage.gpu_share for stage in script.STAGES) == 100
+
+
+def test_a_training_over_other_steps_has_its_phases_in_proportion() -> None:
+    config = load(AnyTraining, ROOT / "configs/sprites/demo.yaml", [])
+    short = config.over(1200)
+    assert (short.num_steps, short.warmup_steps, short.decay_steps) == (1200, 10, 300)
+    assert (config.num_steps, config.decay_steps) == (12_000, 3000)

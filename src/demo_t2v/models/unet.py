@@ -279,7 +279,8 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 raise ValueError("the denoiser needs content states or prepared conditioning")
             conditioning = self.prepare_conditioning(content, motion)
         run = Pass(frames, self._embed(timestep, sample), motion_strength, eot_index)
-        memories, maps = iter(conditioning), list[Tensor | None]()
+        memories = iter(conditioning)
+        maps: list[Tensor | None] = []
         x = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
         if self.config.temporal:
             x, _ = self.transformer_in(x, frames)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
@@ -74,10 +74,20 @@ class TrainConfig(Strict):
     """Project on Weights & Biases that gets the curves."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; None leaves it to torch."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes beside each training process that make its micro-batches; 0: a thread of its own
+    makes them. The samples are the same."""
     resolution: Annotated[int, Field(ge=8)] = 64
     max_frames: Annotated[int, Field(ge=1)] = 16
     model: AnyKeys = Field(default_factory=dict)
     """The sizes of the network, handed to its class as they are."""
+
+    def over(self, num_steps: int) -> Self:
+        """The same training over another number of steps, its phases in proportion."""
+        phases = ("warmup_steps", "decay_steps", "crop_steps")
+        lengths = {name: getattr(self, name) for name in phases if hasattr(self, name)}
+        scaled = {name: round(each * num_steps / self.num_steps) for name, each in lengths.items()}
+        return self.model_copy(update={"num_steps": num_steps, **scaled})
 
 
 class AutoencoderTraining(TrainConfig):
@@ -241,6 +251,9 @@ class DenoiserTraining(TrainConfig):
     latents: PlaceOrNone = None
     """Where encoded clips are kept, each cut once; None: every clip is encoded whenever it is
     seen, and each epoch cuts every video anew."""
+    encode_in_step: bool = False
+    """Encode the frames of a micro-batch to latents together, where the network is trained, rather
+    than clip by clip where they are made: for a GPU, whose workers cannot use it."""
     encode_text: bool = False
     """Whether the content encoder's states are kept there too: large, but never computed twice."""
     stills: bool = False

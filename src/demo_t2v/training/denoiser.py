@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     SchedulerMixin,
 )
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -29,7 +31,7 @@ from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.items import open_items
 from demo_t2v.training.networks import build, check_fit
 from demo_t2v.training.objective import Answer, Objective, Samples
-from demo_t2v.training.parts import latent_shape, load_tokenizer
+from demo_t2v.training.parts import encode_frames, latent_shape, load_tokenizer
 from demo_t2v.weights.hub import read_negative_prompt
 
 
@@ -48,10 +50,11 @@ class DenoiserTask:
     def __init__(self, config: DenoiserTraining) -> None:
         self.config = config
         self.items = open_items(config)
-        latents = latent_shape(config)
-        self.unet = make_denoiser(config, latents)
+        self.latent_shape = latent_shape(config)
+        self.unet = make_denoiser(config, self.latent_shape)
+        self.vae = load_autoencoder(config) if config.encode_in_step else None
         content = load_encoder(config.clip / "content_encoder")
-        check_fit(config, self.unet, content, latents[-1])
+        check_fit(config, self.unet, content, self.latent_shape[-1])
         motion = None
         if self.unet.config.motion:
             motion = load_encoder(_motion_start(config))
@@ -105,16 +108,19 @@ class DenoiserTask:
         process it is in.
         """
         items = [self.items.item(place) for place in places]
-        latents, noises, shares = [], [], []
+        latents, frames, noises, shares = [], [], [], []
+        channels, count, *sides = self.latent_shape
         for item, place in zip(items, places, strict=True):
             rng = torch.Generator().manual_seed(sample_seed(self.config.seed, place))
-            clean = item.latents  # (C, F, h, w)
+            shown = slice(None)
             if self.config.stills:
-                frame = int(torch.randint(clean.shape[1], (), generator=rng))
-                clean = clean[:, frame : frame + 1]
-            latents.append(clean)
-            noise = torch.randn(clean.shape, generator=rng)
-            offset = torch.randn(clean.shape[:2], generator=rng)  # (C, F)
+                frame = int(torch.randint(count, (), generator=rng))
+                shown = slice(frame, frame + 1)
+            latents.append(None if item.latents is None else item.latents[:, shown])
+            frames.append(None if item.frames is None else item.frames[shown])
+            length = 1 if self.config.stills else count
+            noise = torch.randn(channels, length, *sides, generator=rng)
+            offset = torch.randn(channels, length, generator=rng)
             noises.append(offset_noise(noise, offset, self.config.noise_strength))
             shares.append(torch.rand(5, generator=rng))
         share = torch.stack(shares)  # (B, 5)
@@ -122,15 +128,15 @@ class DenoiserTask:
         no_motion = no_content if p_motion is None else share[:, 2] < p_motion
         both = share[:, 1] < self.config.p_zero_both
         no_content, no_motion = no_content | both, no_motion | both
-        ids, content = _stack(item.tokens for item in items), _stack(i.content for i in items)
-        assert ids is not None
+        ids, content = torch.stack([i.tokens for i in items]), _stack(i.content for i in items)
+        clean = _stack(latents)
         motion_ids = ids.clone()
         for row in torch.nonzero(share[:, 4] < self.config.p_motion_phrase).flatten().tolist():
             motion_ids[row] = self.condition.tokens([motion_phrase(items[row].caption)])[0]
         if content is not None:
             content = torch.where(no_content[:, None, None], self.null_states, content)
         return Samples(
-            latents=torch.stack(latents),
+            latents=torch.empty(0) if clean is None else clean,
             noise=torch.stack(noises),
             timesteps=self.timesteps(share[:, 3]),
             content_ids=torch.where(no_content[:, None], self.null_ids, ids),
@@ -139,10 +145,12 @@ class DenoiserTask:
             content=content,
             flow=_stack(item.flow for item in items),
             image=_stack(item.image for item in items),
+            frames=_stack(frames),
         )
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
         """The loss of the samples, and its terms (eq. 10)."""
+        batch = self.encoded(batch)
         noisy = self.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
         answer = self._answer(noisy, batch, self.content(batch))
         return self.objective(batch, noisy, answer)
@@ -164,6 +172,21 @@ class DenoiserTask:
         return Answer(output.sample, output.eot_attention or (), state)
 
     @torch.no_grad()
+    def encoded(self, batch: Samples) -> Samples:
+        """The samples with their latents, made now where they were not; in full precision, rounded
+        as those that are kept.
+        """
+        if self.vae is None or batch.frames is None:
+            return batch
+        device = batch.frames.device
+        vae = self.vae.to(device)  # the engine moves to a device only what is trained
+        with torch.autocast(device.type, enabled=False):
+            flat = rearrange(batch.frames, "b f h w c -> (b f) h w c")
+            means = encode_frames(vae, flat).half().float()
+        latents = rearrange(means, "(b f) c h w -> b c f h w", b=len(batch.frames))
+        return replace(batch, latents=latents)
+
+    @torch.no_grad()
     def content(self, batch: Samples) -> Tensor:
         """The content states (B, L, D), heard now where they were not kept."""
         if batch.content is not None:
@@ -181,10 +204,9 @@ class DenoiserTask:
 
     def pipeline(self) -> DemoPipeline:
         """The networks as they are, with the autoencoder and a sampler, ready to be called."""
-        vae = load_network(AutoencoderKL, self.config.autoencoder / "vae", dtype=torch.float32)
         return DemoPipeline(
             unet=self.unet,
-            vae=vae.to(self.unet.device),
+            vae=load_autoencoder(self.config).to(self.unet.device),
             content_encoder=self.condition.content_encoder.to(self.unet.device),
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
@@ -250,6 +272,14 @@ def null_text(config: DenoiserTraining) -> str:
             f"negative_prompt: {asked!r} is not the base's, {known!r}; an adapter has the base's"
         )
     return known if asked is None else asked
+
+
+def load_autoencoder(config: DenoiserTraining) -> AutoencoderKL:
+    """The autoencoder of the latents, in full precision."""
+    autoencoder: AutoencoderKL = load_network(
+        AutoencoderKL, config.autoencoder / "vae", dtype=torch.float32
+    )
+    return autoencoder
 
 
 def make_noise(config: DenoiserTraining) -> DDPMScheduler:

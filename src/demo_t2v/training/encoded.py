@@ -76,6 +76,8 @@ def encode(
     """
     if config.latents is None:
         raise ConfigError("latents: is missing, the folder in which encoded clips are kept")
+    if config.encode_in_step:
+        raise ConfigError("encode_in_step: the clips in latents are encoded before; leave one out")
     chunks, encoder = open_chunks(config), Encoder(needed_parts(config))
     clips = clips_depend_on(config, chunks)
     made_by = {

@@ -12,8 +12,9 @@ from torch import Tensor
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import CaptionedClip, ClipError, ClipSource
 from demo_t2v.data.shards import ShardedClips
+from demo_t2v.devices import own
 from demo_t2v.launch import rank, world_size
-from demo_t2v.training.config import DenoiserTraining, ShardsDataset
+from demo_t2v.training.config import AnyDataset, DenoiserTraining, ShardsDataset
 from demo_t2v.training.encoded import EncodedClips, encode
 from demo_t2v.training.parts import Encoder, needed_parts
 from demo_t2v.training.sources import epoch_seed, open_source, open_stream
@@ -23,8 +24,8 @@ from demo_t2v.training.sources import epoch_seed, open_source, open_stream
 class Item:
     """One clip as the denoiser's training sees it; floating-point tensors are float32."""
 
-    latents: Tensor
-    """(C, F, h, w), scaled."""
+    latents: Tensor | None
+    """(C, F, h, w), scaled; None where the step makes them of `frames`."""
     caption: str
     tokens: Tensor
     """(L,) the caption's token ids, int64."""
@@ -35,12 +36,16 @@ class Item:
     where no loss needs it."""
     image: Tensor | None
     """(D,) CLIP's embedding of the middle frame; None where no loss needs it."""
+    frames: Tensor | None = None
+    """uint8 (F, H, W, 3), in the place of `latents`."""
 
     @classmethod
     def of(cls, caption: str, parts: Mapping[str, Tensor]) -> Item:
         """An item of an encoder's parts."""
-        rest = {n: parts[n].float() if n in parts else None for n in ("content", "flow", "image")}
-        return cls(parts["latents"].float(), caption, parts["tokens"].long(), **rest)
+        names = ("latents", "content", "flow", "image")
+        floats = {name: parts[name].float() if name in parts else None for name in names}
+        tokens, frames = parts["tokens"].long(), parts.get("frames")
+        return cls(caption=caption, tokens=tokens, frames=frames, **floats)
 
 
 class ItemSource(Protocol):
@@ -170,6 +175,8 @@ def open_items(config: DenoiserTraining) -> ItemSource:
     if config.latents is not None:
         return EncodedItems(encode(config), config.seed)
     dataset, encoder = config.train_dataset, Encoder(needed_parts(config))
+    if config.num_workers:
+        _check_workers(dataset, encoder)
     if isinstance(dataset, ShardsDataset):
         world = world_size()
         if config.batch_size % world:
@@ -181,6 +188,21 @@ def open_items(config: DenoiserTraining) -> ItemSource:
         return StreamedItems(stream, encoder, world)
     source = open_source(config, dataset)
     return ComputedItems(source, encoder, config.seed, dataset.data_seed)
+
+
+def _check_workers(dataset: AnyDataset, encoder: Encoder) -> None:
+    """Raise ConfigError for what only the training process itself can make."""
+    if isinstance(dataset, ShardsDataset):
+        raise ConfigError(
+            "num_workers: a stream of shards has one reader a process; write 0, and "
+            "train_dataset.threads for more"
+        )
+    on_gpu = [name for name in encoder.parts if name not in ("frames", "tokens")]
+    if on_gpu and own() != "cpu":
+        raise ConfigError(
+            f"num_workers: workers cannot use the GPU, which computes {', '.join(on_gpu)}; write "
+            "encode_in_step: true for latents, or keep all of them in a folder, latents"
+        )
 
 
 def compute(encoder: Encoder, clip: CaptionedClip) -> Item:

@@ -47,42 +47,63 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            move = self._muon if group["matrices"] else self._adamw
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(move(weight.grad, self.state[weight], group), alpha=-group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                move = self._muon if group["matrices"] else self._adamw
+                moves = move(weights, [weight.grad for weight in weights], group)
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, moves, alpha=-group["lr"])
         return loss
 
-    @staticmethod
-    def _muon(grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
-        if not state:
-            state["momentum"] = torch.zeros_like(grad)
-        mean = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        ahead = grad.lerp(mean, group["momentum"]).flatten(1)  # Nesterov's
-        scale: float = _RMS * max(ahead.shape) ** 0.5
-        return orthogonalise(ahead).reshape(grad.shape).mul(scale)
+    def _muon(
+        self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
+    ) -> list[Tensor]:
+        momenta = self._states("momentum", weights)
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
+        matrices = [grad.flatten(1) for grad in ahead]
+        moves: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(matrix.shape for matrix in matrices):  # those of a shape at once
+            alike = [number for number, matrix in enumerate(matrices) if matrix.shape == shape]
+            together = orthogonalise(torch.stack([matrices[number] for number in alike]))
+            moves |= zip(alike, together.mul(_RMS * max(shape) ** 0.5), strict=True)
+        return [moves[number].reshape(grad.shape) for number, grad in enumerate(grads)]
 
-    @staticmethod
-    def _adamw(grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
+    def _adamw(
+        self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]
+    ) -> list[Tensor]:
         first, second = group["betas"]
-        steps = float(state["step"].add_(1))
-        mean = state["mean"].lerp_(grad, 1 - first) / (1 - first**steps)
-        square = state["square"].lerp_(grad.square(), 1 - second) / (1 - second**steps)
-        move: Tensor = mean / (square.sqrt() + group["eps"])
-        return move
+        means, squares = self._states("mean", weights), self._states("square", weights)
+        steps = [float(self._step(weight).add_(1)) for weight in weights]
+        torch._foreach_lerp_(means, grads, 1 - first)
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1 - second)
+        moves = torch._foreach_div(means, [1 - first**step for step in steps])
+        sizes = torch._foreach_div(squares, [1 - second**step for step in steps])
+        torch._foreach_sqrt_(sizes)
+        torch._foreach_add_(sizes, group["eps"])
+        torch._foreach_div_(moves, sizes)
+        return list(moves)
+
+    def _states(self, key: str, weights: list[Tensor]) -> list[Tensor]:
+        """What is kept of each weight under `key`, zero at first."""
+        for weight in weights:
+            if key not in self.state[weight]:
+                self.state[weight][key] = torch.zeros_like(weight)
+        return [self.state[weight][key] for weight in weights]
+
+    def _step(self, weight: Tensor) -> Tensor:
+        """The count of a weight's steps; it stays on the CPU."""
+        count: Tensor = self.state[weight].setdefault("step", torch.zeros(()))
+        return count
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """matrix (N, M) -> (N, M), all of whose singular values are about 1 (0.7 to 1.2)."""
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """matrices (K, N, M) -> (K, N, M), all of whose singular values are about 1 (0.7 to 1.2)."""
     a, b, c = _ODD
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    x = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     for _ in range(ITERATIONS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    result: Tensor = x if wide is matrix else x.T
-    return result
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

@@ -39,6 +39,9 @@ class Samples:
     """(B, F-1, 2, H, W) the real clips' optical flow, in pixels."""
     image: Tensor | None = None
     """(B, D) CLIP's embeddings of the clips' middle frames."""
+    frames: Tensor | None = None
+    """uint8 (B, F, H, W, 3): the clips whose latents the step makes; `latents` is empty until
+    then."""
 
 
 @dataclass(frozen=True)

@@ -71,4 +71,8 @@ def make_average(weights: Mapping[str, Tensor], config: TrainConfig) -> EMAModel
     """The exponential moving average of the weights as they are now, if one is asked for."""
     if config.ema_decay is None:
         return None
-    return EMAModel(weights.values(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    # All weights at once rounds in another way, and saves a GPU thousands of launches a step.
+    together = all(weight.is_cuda for weight in weights.values())
+    return EMAModel(
+        weights.values(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=together
+    )

@@ -37,6 +37,7 @@ FLOW_SIDE: Final = 32
 
 _log = logging.getLogger(__name__)
 Compute = Callable[[CaptionedClip], Tensor]
+_KINDS: Final = {torch.int64: torch.int32, torch.uint8: torch.uint8}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Part:
 
 
 class Encoder:
-    """Clips to their parts: floating-point ones in half precision, token ids as int32."""
+    """Clips to their parts: floating-point ones in half precision, token ids as int32, frames as
+    they are.
+    """
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = {part.name: part for part in parts}
@@ -67,14 +70,15 @@ class Encoder:
             if name not in self._loaded:
                 self._loaded[name] = self.parts[name].load()
             part = self._loaded[name](clip)
-            kind = torch.half if part.is_floating_point() else torch.int32
+            kind = _KINDS.get(part.dtype, torch.half)
             parts[name] = part.to("cpu", kind).contiguous()
         return parts
 
 
 def needed_parts(config: DenoiserTraining) -> list[Part]:
     """What this training needs of a clip. Raises ConfigError for networks that are not there."""
-    parts = [latents_part(config), tokens_part(config)]
+    clip = FRAMES if config.encode_in_step else latents_part(config)
+    parts = [clip, tokens_part(config)]
     if config.encode_text:
         parts.append(content_part(config))
     if has_motion(config) and not config.stills:
@@ -108,12 +112,22 @@ def latents_part(config: DenoiserTraining) -> Part:
         vae = load_network(AutoencoderKL, folder, dtype=torch.float32).eval().to(own())
 
         def encode(clip: CaptionedClip) -> Tensor:
-            means: Tensor = vae.encode(_pixels(clip)).latent_dist.mean * vae.config.scaling_factor
-            return rearrange(means, "f c h w -> c f h w")
+            frames = torch.from_numpy(clip.frames).to(own())
+            return rearrange(encode_frames(vae, frames), "f c h w -> c f h w")
 
         return encode
 
     return Part("latents", fingerprint(folder), load)
+
+
+def encode_frames(vae: AutoencoderKL, frames: Tensor) -> Tensor:
+    """Bytes (N, H, W, 3) -> scaled posterior means (N, c, h, w)."""
+    means: Tensor = vae.encode(to_pixels(frames)).latent_dist.mean * vae.config.scaling_factor
+    return means
+
+
+FRAMES: Final = Part("frames", "", lambda: lambda clip: torch.from_numpy(clip.frames))
+"""The clip itself, uint8 (F, H, W, 3)."""
 
 
 def tokens_part(config: DenoiserTraining) -> Part:
@@ -296,5 +310,9 @@ def _settings(file: Path) -> bytes:
 def _pixels(clip: CaptionedClip) -> Tensor:
     """The frames (F, 3, H, W) in [-1, 1]."""
     # By number: in a process's threads torch's own device is the first of all.
-    frames = torch.from_numpy(clip.frames).to(own())
-    return rearrange(frames, "f h w c -> f c h w").float() / 127.5 - 1
+    return to_pixels(torch.from_numpy(clip.frames).to(own()))
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """Bytes (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
+    return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1

@@ -181,6 +181,9 @@ def _windows(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
     """(B, C, H, W) -> (B, C, side, side), each from its corner (y, x) on."""
     if side == pictures.shape[-1]:
         return pictures
-    places = zip(pictures, corners.tolist(), strict=True)
-    windows = [picture[:, y : y + side, x : x + side] for picture, (y, x) in places]
-    return torch.stack(windows).contiguous(memory_format=torch.channels_last)
+    steps = torch.arange(side, device=pictures.device)
+    rows = corners[:, 0, None, None] + steps[:, None]  # (B, side, 1)
+    columns = corners[:, 1, None, None] + steps  # (B, 1, side)
+    samples = torch.arange(len(pictures), device=pictures.device)[:, None, None]
+    windows = pictures.permute(0, 2, 3, 1)[samples, rows, columns]  # (B, side, side, C)
+    return windows.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
