@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from demo_t2v.pipeline import DemoPipeline
 
@@ -117,8 +118,9 @@ def test_all_of_it_in_small_where_one_part_fails(tmp_path: Path) -> None:
     for name in names - {"report.txt"}:
         with tarfile.open(tmp_path / name) as packed:
             packed.extractall(tmp_path / "home", filter="data")
+    for file in (tmp_path / "home").rglob("*.safetensors"):
+        assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}, file
     pipe = DemoPipeline.from_pretrained(tmp_path / "home")
-    assert pipe.unet.dtype == torch.float16
     assert pipe.vae.config.sample_size == 128
     assert "128x128 pixels" in (tmp_path / "home" / "README.md").read_text()
     plan = json.loads((tmp_path / "home/run/plan.json").read_text())

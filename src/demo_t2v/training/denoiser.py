@@ -184,7 +184,7 @@ class DenoiserTask:
             flat = rearrange(batch.frames, "b f h w c -> (b f) h w c")
             means = encode_frames(vae, flat).half().float()
         latents = rearrange(means, "(b f) c h w -> b c f h w", b=len(batch.frames))
-        return replace(batch, latents=latents)
+        return replace(batch, latents=latents.contiguous())
 
     @torch.no_grad()
     def content(self, batch: Samples) -> Tensor:

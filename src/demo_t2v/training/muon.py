@@ -106,4 +106,5 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    orthogonal: Tensor = x.mT if tall else x
+    return orthogonal
