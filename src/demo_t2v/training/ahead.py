@@ -106,7 +106,7 @@ def _made_by_workers(task: Task, numbers: Iterator[range], workers: int) -> Iter
     loader: DataLoader[Any] = DataLoader(
         _Batches(task),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=numbers,  # type: ignore[arg-type]
+        sampler=numbers,
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_alone,
