@@ -29,7 +29,8 @@ def test_the_commands(world: Path, tmp_path: Path) -> None:
     encode = ("data", "encode", "--config", "train.yaml", "latents=kept")
     done = command(tmp_path, *encode)
     assert (done.returncode, done.stdout) == (0, "kept\n"), done.stderr
-    skipped, told = done.stderr.splitlines()
+    images, skipped, told = done.stderr.splitlines()
+    assert "preprocessor_config.json: is missing; images are scaled to 32 pixels" in images
     assert skipped == "skipped gone: No such file or directory"
     assert told == "4 clips, 4 of them encoded now"
     assert len(list((tmp_path / "kept").iterdir())) == len(PARTS)

@@ -106,6 +106,11 @@ def parts_of(unet: dict[str, Any] = TINY, vae: dict[str, Any] = SPRITES_VAE) -> 
     return {name: Part(name, "", 0, 0, config) for name, config in configs.items()}
 
 
+def factor(vae: dict[str, Any]) -> int:
+    """Pixels a side for each latent."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
 def own(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
@@ -145,8 +150,8 @@ def count_denoiser(config: dict[str, Any], rows: int, frames: int, h: int, w: in
 def test_the_denoiser_takes_what_is_estimated(
     config: dict[str, Any], frames: int, height: int, width: int, batch: int
 ) -> None:
-    parts = parts_of(unet=config)
-    request = Request(batch, frames, height * 8, width * 8, guided=True, item=4)
+    parts, pixels = parts_of(unet=config), factor(SPRITES_VAE)
+    request = Request(batch, frames, height * pixels, width * pixels, guided=True, item=4)
     estimate = activation_bytes(parts, request, Plan(1))["unet"]
     estimate += conditioning_bytes(parts, request)
     assert within(estimate, count_denoiser(config, 2 * batch, frames, height, width))
@@ -155,8 +160,8 @@ def test_the_denoiser_takes_what_is_estimated(
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "frames", "side"), [(2, 16, 32), (2, 16, 64), (8, 24, 32)])
 def test_the_full_denoiser_takes_what_is_estimated(rows: int, frames: int, side: int) -> None:
-    parts = parts_of(unet=FULL)
-    request = Request(rows // 2, frames, side * 8, side * 8, guided=True, item=4)
+    parts, pixels = parts_of(unet=FULL), factor(SPRITES_VAE) * side
+    request = Request(rows // 2, frames, pixels, pixels, guided=True, item=4)
     estimate = activation_bytes(parts, request, Plan(1))["unet"]
     estimate += conditioning_bytes(parts, request)
     assert within(estimate, count_denoiser(FULL, rows, frames, side, side))
@@ -174,7 +179,8 @@ def test_decoding_takes_what_is_estimated(
         vae = AutoencoderKL(**own(config)).eval()
         pipeline = DemoPipeline(**{**tiny_pipeline.components, "vae": vae})
         with LiveBytes() as counted, FusedAttention():
-            pipeline.decode(torch.empty(batch, vae.config.latent_channels, 16, 8, 16), chunk)
+            size = (16, 64 // factor(config), 128 // factor(config))
+            pipeline.decode(torch.empty(batch, vae.config.latent_channels, *size), chunk)
     estimate = activation_bytes(parts, request, Plan(chunk))["vae"]
     assert counted.peak <= estimate
     if chunk > 1:  # one small frame weighs less than the finished ones beside it

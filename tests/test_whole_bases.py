@@ -73,11 +73,11 @@ def test_whole_it_starts(base: Path) -> None:
     ("change", "line"),
     [
         (drop("tokenizer/tokenizer.json"), "{base}/tokenizer: has no tokenizer.json"),
-        (drop("tokenizer"), "{base}/tokenizer: "),
+        (drop("tokenizer"), "clip: {base}: holds no tokenizer/tokenizer_config.json"),
         (drop("motion_encoder"), "{base}/motion_encoder: is missing, though the base has motion"),
         (drop("content_encoder/model.safetensors"), "{base}/content_encoder: cannot be loaded"),
-        (drop("content_encoder/config.json"), "{base}/content_encoder"),
-        (drop("unet/config.json"), "{base}/unet"),
+        (drop("content_encoder/config.json"), "clip: {base}: holds no content_encoder/config.json"),
+        (drop("unet/config.json"), "base: {base}: holds no unet/config.json"),
         (drop("unet/diffusion_pytorch_model.safetensors"), "{base}/unet: cannot be loaded"),
         (
             drop(SCHEDULER),
