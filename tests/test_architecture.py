@@ -1,4 +1,4 @@
-"""The house's own rules: six floors, short files and functions, a command line that starts fast."""
+"""The rules of the code: layers, short files and functions, a command line that starts fast."""
 
 from __future__ import annotations
 
