@@ -19,12 +19,12 @@ from demo_t2v.weights.hub import load_pipeline
 
 PROMPTS: Final = (
     "a rocket moves up quickly at night",
-    "a snail moves to the left slowly on the grass",
+    "a car moves to the left quickly on the sand",
     "a frog bounces on the sand",
     "a balloon grows in the sky",
-    "a whale circles in the sky",
+    "a cactus circles in the sky",
     "a bell swings in the snow",
-    "a bus falls at night",
+    "a mushroom falls at night",
     "a butterfly shakes quickly on the grass",
 )
 COLUMNS: Final = 4
