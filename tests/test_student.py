@@ -91,6 +91,21 @@ def test_latents_of_another_shape_are_refused(stages: Path) -> None:
         make_task(student(stages, "resolution=128"))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("crop=20",), r"crop: 20 should be a multiple of 8"),
+        (("crop=72",), r"crop: 72 .* at most 64"),
+        (("crop=32", "train=encoder"), r"crop: an encoder needs whole frames"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(
+    stages: Path, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_task(student(stages, *words))
+
+
 def test_a_stopped_run_ends_with_the_weights_of_a_whole_one(stages: Path) -> None:
     constant = "warmup_steps=0", "lr_schedule=constant"
     for log_dir, steps in (("whole", 4), ("halves", 2), ("halves", 4)):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v import config as configs
+from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -247,3 +248,24 @@ def test_a_text_tower_goes_on_with_sheets_of_frames(stages: Path) -> None:
     before = CLIPTextModel.from_pretrained(stages / "clip/final/content_encoder").state_dict()
     after = CLIPTextModel.from_pretrained(config.log_dir / "final/content_encoder").state_dict()
     assert not torch.equal(*(w["encoder.layers.0.mlp.fc1.weight"] for w in (before, after)))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("resolution=64",), "resolution: 64 should be the vision_config's image_size, 32"),
+        (("frames_per_side=3",), "frames_per_side: 3 frames do not share 32 pixels evenly"),
+    ],
+)
+def test_images_that_do_not_fit_the_image_tower_are_refused(
+    stages: Path, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_task(load(stages, CLIP, "unfit", *words))
+
+
+def test_bare_phrases_are_for_sprites_alone(stages: Path) -> None:
+    videos = {"train_dataset": {"type": "webvid", "csv_path": "a.csv", "video_dir": "b"}}
+    config = load(stages, DENOISER | videos, "unfit", "p_motion_phrase=0.1")
+    with pytest.raises(ConfigError, match="p_motion_phrase: is for captions of sprites alone"):
+        make_task(config)

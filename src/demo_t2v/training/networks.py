@@ -34,6 +34,8 @@ def check_places(config: AnyTraining) -> None:
         case ClipTraining():
             _check("text", config.text, *_TEXT)
         case DenoiserTraining():
+            if config.p_motion_phrase and config.train_dataset.type != "sprites":
+                raise ConfigError("p_motion_phrase: is for captions of sprites alone; write 0")
             _check("autoencoder", config.autoencoder, "vae/config.json")
             _check("clip", config.clip, *_TEXT)
             _check("base", config.base, "unet/config.json")

@@ -68,7 +68,7 @@ class StudentTask:
         self.model.to(memory_format=torch.channels_last)
 
     def _check_sizes(self) -> None:
-        """Raise ConfigError where the two autoencoders have latents of different shapes."""
+        """Raise ConfigError for latents of different shapes, and for windows that do not fit."""
         small = 2 ** (len(self.teacher.config.block_out_channels) - 1)
         shapes = [
             (model.config.latent_channels, side // factor)
@@ -82,6 +82,16 @@ class StudentTask:
             raise ConfigError(
                 f"model: makes latents of {own_channels} channels and {own_side}x{own_side}, "
                 f"its teacher {self.config.teacher} {channels} channels and {side}x{side}"
+            )
+        crop = self.config.crop
+        if crop is None:
+            return
+        if self.config.train == "encoder":
+            raise ConfigError("crop: an encoder needs whole frames; leave it out")
+        if crop % self.factor or crop > self.config.resolution:
+            raise ConfigError(
+                f"crop: {crop} should be a multiple of {self.factor}, the pixels of a latent, "
+                f"and at most {self.config.resolution}"
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:

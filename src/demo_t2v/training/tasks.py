@@ -136,6 +136,16 @@ class ClipTask:
             self.tokenizer = load_tokenizer(config.text / "tokenizer")
             text = load_encoder(config.text / "content_encoder")
             self.model = _clip_over(text, sizes, config.freeze_text)
+        side = self.model.config.vision_config.image_size
+        if side != config.resolution:
+            raise ConfigError(
+                f"resolution: {config.resolution} should be the vision_config's image_size, {side}"
+            )
+        if config.resolution % config.frames_per_side:
+            raise ConfigError(
+                f"frames_per_side: {config.frames_per_side} frames do not share "
+                f"{config.resolution} pixels evenly"
+            )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
