@@ -136,7 +136,7 @@ class ClipTask:
             self.tokenizer = load_tokenizer(config.text / "tokenizer")
             text = load_encoder(config.text / "content_encoder")
             self.model = _clip_over(text, sizes, config.freeze_text)
-        side = self.model.config.vision_config.image_size
+        side = self.model.vision_model.embeddings.image_size
         if side != config.resolution:
             raise ConfigError(
                 f"resolution: {config.resolution} should be the vision_config's image_size, {side}"
