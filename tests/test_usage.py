@@ -80,7 +80,10 @@ GENERATE = ("generate", "--model", "model", "--steps", "1", "--frames", "2")
         ("train --config clip.yaml model={text_config:3}", "text_config.max_position_embeddings"),
         ("train --config clip.yaml text=dir", "text: dir: holds no content_encoder/config.json"),
         ("train --config clip.yaml teacher=a", "unknown key teacher; known are"),
-        ("train --config clip.yaml log_dir=text text=model", "text: a file is in the way"),
+        (
+            "train --config clip.yaml log_dir=text resolution=224 text=model",
+            "text: a file is in the way",
+        ),
         ("train --config denoiser.yaml autoencoder=no", "autoencoder: no: holds no vae/config."),
         ("train --config denoiser.yaml clip=text", "clip: text: holds no content_encoder/config."),
         ("train --config denoiser.yaml base=dir", "base: dir: holds no unet/config.json"),

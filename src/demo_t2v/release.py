@@ -74,9 +74,13 @@ _IMPLIED: Final = {
 """What is read from the weights, or is so in any case."""
 _UNREAD: Final = {
     "generate": ("deepspeed_config",),
-    "train": ("noise_strength", "lr", "weight_decay", "warmup_steps", "ema_decay", "betas", "eps"),
+    "train": (
+        *("noise_strength", "lr", "weight_decay", "warmup_steps", "ema_decay", "betas", "eps"),
+        "num_workers",
+    ),
 }
-"""Keys that this project has too, but that the published code does not read."""
+"""Keys that this project has too, but that the published code does not read, or, as `num_workers`,
+that mean other work."""
 _OTHERS: Final = {
     *("ENABLE", "alpha", "batch_size", "batch_sizes", "chunk_size", "ddim_timesteps"),
     *("decay_mode", "decoder_bs", "depth_clamp", "depth_std", "frame_lens", "freeze_unet"),
