@@ -32,6 +32,7 @@ def measure(file: Path) -> dict[str, float]:
     import numpy as np
     import torch
 
+    import demo_t2v.pipeline  # noqa: F401 - loading would import it
     from demo_t2v.data.video import write_video
     from demo_t2v.weights.hub import load_pipeline
 
@@ -47,7 +48,8 @@ def measure(file: Path) -> dict[str, float]:
         output_type="latent",
     ).frames
     done("denoising")
-    frames = pipeline.decode(latents)
+    with torch.no_grad():
+        frames = pipeline.decode(latents)
     done("decoding")
     write_video(np.round(frames[0].numpy() * 255).astype(np.uint8), file, 8, "mp4")
     done("writing")
