@@ -38,7 +38,7 @@ TIMEOUT = 120
     ids=lambda value: " ".join(value),
 )
 def test_bad_input(tmp_path: Path, words: list[str], parts: list[str]) -> None:
-    assert_one_line(run(tmp_path, "web", *words), 2, *parts)
+    assert_one_line(run(tmp_path, "web", "--port", 0, *words), 2, *parts)
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 def test_gradio_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError('no', name='gradio')\n")
     done = subprocess.run(
-        [sys.executable, "-m", "demo_t2v", "web"],
+        [sys.executable, "-m", "demo_t2v", "web", "--port", "0"],
         cwd=tmp_path,
         env=ENVIRONMENT
         | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ENVIRONMENT.get('PYTHONPATH', '')}"},
