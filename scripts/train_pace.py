@@ -59,6 +59,12 @@ def measure(config: TrainConfig, steps: int, unsaved: bool = False) -> dict[str,
     return {"seconds_per_step": round(usual, 5), "set_up": round(set_up, 2), **rest}
 
 
+def write_json(file: Path, tree: Any) -> None:
+    """Write a tree as JSON; the file appears whole or not at all."""
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -89,8 +95,7 @@ def main() -> None:
         print(json.dumps(figures["jobs"][-1]), flush=True)
         if asked.out is not None:
             asked.out.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(asked.out) as partial:
-                partial.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            write_json(asked.out, figures)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python scripts/train_sprites.py --device cuda --minutes 8
     python scripts/train_sprites.py --out runs/try num_steps=3 stills.batch_size=4
 
-The same command goes on where it was stopped. With --minutes the pace of each stage is measured,
-and all of them are made to fit. KEY=VALUE sets a key of every stage, STAGE.KEY=VALUE
+The same command resumes where it was stopped. With --minutes the pace of each stage is measured,
+and the steps of all stages are set to fit. KEY=VALUE sets a key of every stage, STAGE.KEY=VALUE
 of one stage. The result is the folder `final` below --out.
 """
 
@@ -29,7 +29,7 @@ from typing import Any, Final
 import torch
 import yaml
 from diffusers import AutoencoderKL
-from train_pace import measure
+from train_pace import measure, write_json
 
 from demo_t2v.config import ConfigError, load
 from demo_t2v.evaluation.sprites import HELD_OUT, TRAINED
@@ -95,7 +95,7 @@ GPU: Final = (
 DATA: Final = """\
 The sprite world of DEMO-T2V, drawn while training: 32 things with 18 motions at 3 speeds before 5
 backgrounds. One fifth of the pairs of thing and motion is held out. `scripts/train_sprites.py` runs
-all stages from nothing; their steps and batch sizes were {stages}."""
+all stages from nothing; their steps were {stages}."""
 
 
 def overrides_of(stage: Stage, out: Path, asked: Sequence[str]) -> list[str]:
@@ -210,11 +210,6 @@ class Budget:
         except TrainingStopped as stopped:
             say(str(stopped))
             raise SystemExit(stopped.code) from None
-
-
-def write_json(file: Path, tree: Any) -> None:
-    with written_whole(file) as partial:
-        partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
 def train(

@@ -107,17 +107,17 @@ def test_it_serves_with_a_login_and_cleans_up(
     assert [path for path in scratch.rglob("*") if path.is_file()] == []
 
 
-NOBODY = "127.0.0.1:9"  # a proxy that does not answer
+UNANSWERED = "127.0.0.1:9"  # a proxy that does not answer
 
 
 @pytest.mark.parametrize(
     "proxies",
     [
-        {"HTTP_PROXY": f"http://{NOBODY}", "HTTPS_PROXY": f"http://{NOBODY}"},
-        {"ALL_PROXY": f"socks5://{NOBODY}", "NO_PROXY": "example.org"},
-        pytest.param({"http_proxy": f"http://{NOBODY}"}, marks=pytest.mark.slow),
-        pytest.param({"all_proxy": f"http://{NOBODY}"}, marks=pytest.mark.slow),
-        pytest.param({"ALL_PROXY": f"socks5h://{NOBODY}"}, marks=pytest.mark.slow),
+        {"HTTP_PROXY": f"http://{UNANSWERED}", "HTTPS_PROXY": f"http://{UNANSWERED}"},
+        {"ALL_PROXY": f"socks5://{UNANSWERED}", "NO_PROXY": "example.org"},
+        pytest.param({"http_proxy": f"http://{UNANSWERED}"}, marks=pytest.mark.slow),
+        pytest.param({"all_proxy": f"http://{UNANSWERED}"}, marks=pytest.mark.slow),
+        pytest.param({"ALL_PROXY": f"socks5h://{UNANSWERED}"}, marks=pytest.mark.slow),
         pytest.param({"HTTPS_PROXY": "nonsense://x"}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -149,7 +149,7 @@ def test_a_public_address_by_a_socks_proxy(tmp_path: Path, tiny_folder: Path) ->
     words = ("web", "--model", tiny_folder, "--port", "0", "--share")
     done = subprocess.run(
         [sys.executable, "-m", "demo_t2v", *words],
-        env=ENVIRONMENT | {"ALL_PROXY": f"socks5://{NOBODY}", "TMPDIR": str(tmp_path)},
+        env=ENVIRONMENT | {"ALL_PROXY": f"socks5://{UNANSWERED}", "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

@@ -39,7 +39,7 @@ def test_the_json_s_settings_are_taken(tmp_path: Path) -> None:
     taken = take_settings(config(tmp_path, deepspeed_config=zero(tmp_path, **PUBLISHED)), 2)
     assert (taken.batch_size, taken.gradient_accumulation, taken.grad_clip) == (32, 4, 0.5)
     assert (taken.lr, taken.betas, taken.eps) == (5e-5, (0.9, 0.999), 1e-7)
-    assert taken.weight_decay == 0  # what DeepSpeed's Adam has where nobody says it
+    assert taken.weight_decay == 0  # the default of DeepSpeed's Adam
     assert taken.mixed_precision == ("fp16" if torch.cuda.is_available() else "no")
     assert taken.num_steps == 8
     settings, rates = read_settings(taken, 2)

@@ -173,16 +173,15 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
     ) -> DemoPipelineOutput | Any:
         """Make `num_videos_per_prompt` videos for each prompt, those of a prompt side by side.
 
-        `motion_prompt` is what the motion encoder hears, by default the prompt itself. Sizes are
-        pixels and default to what the weights were trained for; `generator` is one for each
-        sample, so that a video does not depend on the batch it rides in. `guidance_scale` 1 or
-        less means none. `negative_prompt` is the prompt of both encoders on the unconditional
-        side, by default the model's own. `motion_strength` scales the motion transformers; 0 is
-        the base network. `prompt_embeds` and `negative_prompt_embeds` are what `encode_prompt`
-        gave for the prompts, to be given in their stead. `decode_chunk_size` frames are decoded
-        at once (None: all). `timesteps` and `eta` are the scheduler's, where it has them;
-        `return_dict` False gives the frames in a tuple. A callback can ask for the `latents` and
-        for `clean`, what they would be without noise.
+        `motion_prompt` is the prompt of the motion encoder, by default the prompt itself. Sizes
+        are pixels and default to what the weights were trained for. `generator` is one for each
+        sample, so that a video does not depend on its batch. `guidance_scale` 1 or less means
+        none. `negative_prompt` is the prompt of both encoders on the unconditional side, by
+        default the model's own. `motion_strength` scales the motion transformers; 0 is the base
+        network. `prompt_embeds` and `negative_prompt_embeds`, from `encode_prompt`, stand for the
+        prompts. `decode_chunk_size` frames are decoded at once (None: all). `timesteps` and `eta`
+        are the scheduler's, where it has them. `return_dict` False gives the frames in a tuple. A
+        callback can ask for the `latents` and for `clean`, what they would be without noise.
         Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
         for a prompt that is given twice or not at all, and for a scheduler that does not fit.
         """

@@ -84,7 +84,7 @@ class ZeroEngine(Engine):
 
     def begin(self, step: int) -> None:
         super().begin(step)
-        if self.rates_of is not None:  # the JSON's scheduler in the YAML's stead
+        if self.rates_of is not None:  # the JSON's scheduler instead of the YAML's
             factor, betas = self.rates_of(step)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"], group["betas"] = rate * factor, betas
