@@ -159,8 +159,8 @@ class _Pace:
 class _Signals:
     """Listens for SIGINT and SIGTERM; the processes agree on what was heard, step by step.
 
-    A second Ctrl-C does what it did before; a second SIGTERM does nothing, since launchers pass
-    it on to processes that have had it themselves.
+    A second Ctrl-C does what it did before. A second SIGTERM does nothing, not even while the
+    program ends, since launchers pass it on to processes that have had it themselves.
     """
 
     KINDS = (signal.SIGINT, signal.SIGTERM)
@@ -180,7 +180,8 @@ class _Signals:
 
     def __exit__(self, *_: object) -> None:
         for kind, handler in self._before.items():
-            signal.signal(kind, handler)
+            ending = kind == signal.SIGTERM and kind in self._heard
+            signal.signal(kind, signal.SIG_IGN if ending else handler)
 
     def _hear(self, kind: int, _: FrameType | None) -> None:
         self._heard.add(kind)
