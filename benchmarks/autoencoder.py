@@ -18,10 +18,10 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
+from demo_t2v.checkpoints.resolve import BUILT_IN
 from demo_t2v.data.sprites import draw_pose, render, render_background, trajectory
-from demo_t2v.evaluation.scoring import score_video
-from demo_t2v.evaluation.sprites import list_prompts
-from demo_t2v.weights.hub import BUILT_IN
+from demo_t2v.evaluation.sprites.benchmark import list_prompts
+from demo_t2v.evaluation.sprites.scoring import score_video
 
 FRAMES = 256
 CONTRAST = 0.08

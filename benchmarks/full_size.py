@@ -30,15 +30,15 @@ from diffusers import ModelMixin
 from rich.console import Console
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from demo_t2v.checkpoints.memory import pick
+from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.original.key_maps import published_autoencoder
+from demo_t2v.checkpoints.original.openclip import clip_tokenizer
 from demo_t2v.config import InferenceConfig
-from demo_t2v.generation.batches import decode, denoise, load_for
-from demo_t2v.generation.prompts import make_jobs
+from demo_t2v.inference.batches import decode, denoise, load_for
+from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.convert import published_scheduler
-from demo_t2v.weights.memory import pick
-from demo_t2v.weights.names import published_autoencoder
-from demo_t2v.weights.openclip import clip_tokenizer
 
 TEXT = CLIPTextConfig(
     hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,

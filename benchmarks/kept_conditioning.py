@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from demo_t2v.weights.hub import load_pipeline
+from demo_t2v.checkpoints.resolve import load_pipeline
 
 STEPS, BATCH, ROUNDS = 20, 4, 3
 

@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.distributed import HashStore
 
+from demo_t2v.checkpoints.memory import Plan
 from demo_t2v.config import InferenceConfig
-from demo_t2v.evaluation.sprites import list_prompts
-from demo_t2v.generation.prompts import Job, make_jobs, read_prompts
-from demo_t2v.generation.run import AHEAD, Maker, make
-from demo_t2v.generation.sharing import Share
-from demo_t2v.outputs import MANIFEST, OutputFolder
-from demo_t2v.weights.memory import Plan
+from demo_t2v.evaluation.sprites.benchmark import list_prompts
+from demo_t2v.inference.backends.processes import Share
+from demo_t2v.inference.jobs import Job, make_jobs, read_prompts
+from demo_t2v.inference.outputs import MANIFEST, OutputFolder
+from demo_t2v.inference.runner import AHEAD, Maker, make
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -33,8 +33,8 @@ def measure(file: Path) -> dict[str, float]:
     import torch
 
     import demo_t2v.pipeline  # noqa: F401 - loading would import it
+    from demo_t2v.checkpoints.resolve import load_pipeline
     from demo_t2v.data.video import write_video
-    from demo_t2v.weights.hub import load_pipeline
 
     done("imports")
     pipeline = load_pipeline("sprites", "cpu")

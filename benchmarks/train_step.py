@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.data.sprites import draw_clip
+from demo_t2v.losses.motion import diffusion, text_motion, video_motion
+from demo_t2v.losses.optical_flow import lucas_kanade, resize_flow, video_flow
 from demo_t2v.models.attention import Attention, KeysValues
-from demo_t2v.motion.flow import lucas_kanade, resize_flow, video_flow
-from demo_t2v.motion.losses import diffusion, text_motion, video_motion
-from demo_t2v.weights.hub import load_pipeline
 
 FLOW_SIDE = 32
 

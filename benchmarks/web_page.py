@@ -29,11 +29,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
+from demo_t2v.checkpoints.memory import Plan
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import write_video
-from demo_t2v.generation.batches import generate, load_for
-from demo_t2v.generation.prompts import make_jobs
-from demo_t2v.weights.memory import Plan
+from demo_t2v.inference.batches import generate, load_for
+from demo_t2v.inference.jobs import make_jobs
 
 PROMPTS = (
     "a balloon moves up in the sky",

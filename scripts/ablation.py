@@ -33,16 +33,16 @@ from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
+from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.config import InferenceConfig
+from demo_t2v.core.atomic_io import written_whole
 from demo_t2v.data.sprites import draw_clip
-from demo_t2v.evaluation.scoring import score_video
-from demo_t2v.evaluation.sprites import list_prompts
-from demo_t2v.files import written_whole
-from demo_t2v.generation.batches import generate
-from demo_t2v.generation.prompts import make_jobs
+from demo_t2v.evaluation.sprites.benchmark import list_prompts
+from demo_t2v.evaluation.sprites.scoring import score_video
+from demo_t2v.inference.batches import generate
+from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import load_pipeline
 
 TERMS = ("video_motion", "text_motion", "regularization")
 RUNS: dict[str, tuple[str, ...] | None] = {

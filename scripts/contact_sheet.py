@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from demo_t2v.evaluation.strips import contact_sheet
-from demo_t2v.outputs import read_manifest
+from demo_t2v.evaluation.frame_grids import contact_sheet
+from demo_t2v.inference.outputs import read_manifest
 
 
 def main() -> None:

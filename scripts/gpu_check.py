@@ -11,7 +11,11 @@ import sys
 NEEDED = (
     *("torch", "diffusers", "transformers", "accelerate", "tokenizers", "safetensors"),
     *("huggingface_hub", "pydantic", "einops", "numpy", "PIL", "yaml", "rich", "typer", "filelock"),
-    *("demo_t2v.training.tasks", "demo_t2v.evaluation.sprites", "demo_t2v.cli"),
+    *(
+        "demo_t2v.training.tasks",
+        "demo_t2v.evaluation.sprites.benchmark",
+        "demo_t2v.cli",
+    ),
 )
 
 

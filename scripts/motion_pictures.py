@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import load_pipeline
 
 PROMPTS: Final = (
     "a rocket moves up quickly at night",

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from demo_t2v.checkpoints.resolve import BUILT_IN
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import BUILT_IN
 
 WIDTH, HEIGHT, MARGIN = 320, 180, 30
 

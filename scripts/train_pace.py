@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
+from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.config import ConfigError, load
-from demo_t2v.files import written_whole
+from demo_t2v.core.atomic_io import written_whole
 from demo_t2v.training.config import AnyTraining, TrainConfig
-from demo_t2v.training.loop import train
 from demo_t2v.training.tasks import make_task
-from demo_t2v.weights.hub import quieten_libraries
+from demo_t2v.training.trainer import train
 
 FIGURES = ("clips_per_second", "data_wait", "memory")
 

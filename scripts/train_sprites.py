@@ -31,15 +31,15 @@ import yaml
 from diffusers import AutoencoderKL
 from train_pace import measure, write_json
 
+from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.config import ConfigError, load
-from demo_t2v.evaluation.sprites import HELD_OUT, TRAINED
-from demo_t2v.files import written_whole
+from demo_t2v.core.atomic_io import written_whole
+from demo_t2v.evaluation.sprites.benchmark import HELD_OUT, TRAINED
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining, TrainConfig
-from demo_t2v.training.engine import TrainingStopped
-from demo_t2v.training.loop import train as train_stage
+from demo_t2v.training.distributed.base import TrainingStopped
 from demo_t2v.training.tasks import make_task
-from demo_t2v.weights.hub import quieten_libraries
+from demo_t2v.training.trainer import train as train_stage
 
 CONFIGS: Final = Path(__file__).parent.parent / "configs" / "sprites"
 RUNS: Final = "runs/sprites/"

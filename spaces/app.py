@@ -11,11 +11,11 @@ except ModuleNotFoundError:
 else:
     options = {"on_gpu": spaces.GPU}
 
+from demo_t2v.checkpoints.original.download import WANTED, download, which
+from demo_t2v.checkpoints.original.files import PUBLISHED
 from demo_t2v.config import InferenceConfig
-from demo_t2v.web.page import build, looks
+from demo_t2v.web.layout import build, looks
 from demo_t2v.web.server import make_studio
-from demo_t2v.weights.download import WANTED, download, which
-from demo_t2v.weights.published import PUBLISHED
 
 model = os.environ.get("DEMO_MODEL", "sprites")
 if model in PUBLISHED:  # a Space has nobody who could run `demo-t2v download` first

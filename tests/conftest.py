@@ -10,13 +10,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from demo_t2v.checkpoints.original.importer import published_scheduler
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training import sources
-from demo_t2v.training.tasks import train_tokenizer
-from demo_t2v.weights.convert import published_scheduler
-from kinds import make_world
-from stages import AUTOENCODER, CLIP, DENOISER, load, run
+from demo_t2v.training.data import sources
+from demo_t2v.training.tasks.clip import train_tokenizer
+from helpers.datasets import make_world
+from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, run
 
 TINY = {
     "block_out_channels": (16, 32),

@@ -11,13 +11,13 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-import inside
+from demo_t2v.checkpoints.resolve import BUILT_IN
 from demo_t2v.config import InferenceConfig
-from demo_t2v.evaluation.card import escape
+from demo_t2v.evaluation.frame_grids import CAPTION, SIDE
+from demo_t2v.evaluation.model_card import escape
 from demo_t2v.evaluation.report import read_report, save
-from demo_t2v.evaluation.sprites import evaluate
-from demo_t2v.evaluation.strips import CAPTION, SIDE
-from demo_t2v.weights.hub import BUILT_IN
+from demo_t2v.evaluation.sprites.benchmark import evaluate
+from helpers import in_process as inside
 from test_cli import assert_one_line, run
 
 SLY = 'a car | <script>alert("1")</script> **falls** ![x](http://example.org/y.png) `now`'

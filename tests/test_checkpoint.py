@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
-from demo_t2v.training.loop import train
-from stages import AUTOENCODER, assert_same_weights, load, metrics
-from stages import run as run_stage
-from tiny_task import TinyConfig, TinyTask, run
+from demo_t2v.training.trainer import train
+from helpers.stages import AUTOENCODER, assert_same_weights, load, metrics
+from helpers.stages import run as run_stage
+from helpers.tiny_task import TinyConfig, TinyTask, run
 
 COMMAND = (sys.executable, "-m", "demo_t2v", "train", "--config")
 TIMEOUT = 600  # seconds; only what hangs takes so long

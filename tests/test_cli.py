@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from demo_t2v.data.video import read_video
-from demo_t2v.outputs import MANIFEST, read_manifest
+from demo_t2v.inference.outputs import MANIFEST, read_manifest
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "demo_t2v")

@@ -24,7 +24,7 @@ from demo_t2v.data.clips import (
 )
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.data.video import Sampling, VideoError, read_video, sample_video
-from numbered import damage, numbers, write_numbered
+from helpers.numbered_videos import damage, numbers, write_numbered
 
 DOC = Path(__file__).parent.parent / "docs" / "own_dataset.md"
 SMALL = {"frames": 4, "fps": 10.0, "resolution": 32}

@@ -16,20 +16,20 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet3DConditionModel
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
-import inside
-import stages
 from conftest import shake, tiny_unet
+from demo_t2v.checkpoints.original.exporter import export
+from demo_t2v.checkpoints.original.files import read_published
+from demo_t2v.checkpoints.original.importer import convert
+from demo_t2v.checkpoints.original.key_maps import autoencoder_to_published, denoiser_to_published
+from demo_t2v.checkpoints.original.openclip import to_openclip
+from demo_t2v.checkpoints.resolve import ModelError, load_pipeline, read_defaults, resolve
 from demo_t2v.models.text import penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.convert import convert
-from demo_t2v.weights.export import export
-from demo_t2v.weights.hub import ModelError, load_pipeline, read_defaults, resolve
-from demo_t2v.weights.names import autoencoder_to_published, denoiser_to_published
-from demo_t2v.weights.openclip import to_openclip
-from demo_t2v.weights.published import read_published
-from golden import relative_error
-from layouts import NEGATIVE_PROMPT, write_published
+from helpers import in_process as inside
+from helpers import stages
+from helpers.golden import relative_error
+from helpers.published_layout import NEGATIVE_PROMPT, write_published
 
 Files = dict[str, dict[str, Tensor]]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import inside
-from kinds import PARTS, configure
+from helpers import in_process as inside
+from helpers.datasets import PARTS, configure
 from test_cli import assert_one_line
 from test_cli import run as command
 

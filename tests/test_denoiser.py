@@ -12,17 +12,17 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
+from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.resolve import read_defaults
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training.denoiser import make_noise
-from demo_t2v.training.encoded import encode
-from demo_t2v.training.loop import train
+from demo_t2v.training.data.feature_cache import encode
 from demo_t2v.training.tasks import make_task
-from demo_t2v.weights.convert import published_scheduler
-from demo_t2v.weights.hub import read_defaults
-from stages import (
+from demo_t2v.training.tasks.denoiser import make_noise
+from demo_t2v.training.trainer import train
+from helpers.stages import (
     DENOISER,
     load,
 )

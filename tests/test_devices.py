@@ -12,15 +12,22 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-import inside
-from demo_t2v import devices
+from demo_t2v.checkpoints.memory import plans
+from demo_t2v.checkpoints.resolve import ModelError, load_pipeline
 from demo_t2v.config import ConfigError, InferenceConfig, load
-from demo_t2v.devices import DeviceError, check, lacking, name_and_memory, settle, trains_on_cpu
-from demo_t2v.generation.cluster import make_on_ray
-from demo_t2v.generation.sharing import Share
+from demo_t2v.core import devices
+from demo_t2v.core.devices import (
+    DeviceError,
+    check,
+    lacking,
+    name_and_memory,
+    settle,
+    trains_on_cpu,
+)
+from demo_t2v.inference.backends.processes import Share
+from demo_t2v.inference.backends.ray_data import make_on_ray
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import ModelError, load_pipeline
-from demo_t2v.weights.memory import plans
+from helpers import in_process as inside
 from test_cli import assert_one_line
 
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU here")

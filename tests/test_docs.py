@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.training.config import AnyDataset, AnyTraining
-from released import INFERENCE, TRAINING, write_checkout
+from helpers.released_checkout import INFERENCE, TRAINING, write_checkout
 from test_cli import ENVIRONMENT, ROOT, TIMEOUT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))

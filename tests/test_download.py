@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import pytest
 
-from demo_t2v.weights.published import BASE_REPOSITORY, DEMO_REPOSITORY
-from layouts import write_published
+from demo_t2v.checkpoints.original.files import BASE_REPOSITORY, DEMO_REPOSITORY
+from helpers.published_layout import write_published
 
 TIMEOUT = 120
 COMMIT = "0" * 40

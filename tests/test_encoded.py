@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
-from demo_t2v.training.encoded import encode
-from kinds import CLIPS, PARTS, configure
+from demo_t2v.training.data.feature_cache import encode
+from helpers.datasets import CLIPS, PARTS, configure
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from demo_t2v.config import ConfigError
-from demo_t2v.training.loop import train
 from demo_t2v.training.optimizers import rate_factor
-from stages import AUTOENCODER, load
-from stages import run as run_stage
-from tiny_task import TinyConfig, TinyTask, run
+from demo_t2v.training.trainer import train
+from helpers.stages import AUTOENCODER, load
+from helpers.stages import run as run_stage
+from helpers.tiny_task import TinyConfig, TinyTask, run
 
 ROOT = Path(__file__).parent.parent
-WORKER = Path(__file__).parent / "tiny_task.py"
+WORKER = Path(__file__).parent / "helpers/tiny_task.py"
 TIMEOUT = 600  # seconds; only what hangs takes so long
 PLAIN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
 SHARED = {"num_steps": 8, "batch_size": 8, "lr": 1e-2, "warmup_steps": 2, "log_interval": 1}

@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from rich.console import Console
 
 from demo_t2v.config import InferenceConfig
+from demo_t2v.core.atomic_io import PathError
 from demo_t2v.data.sprites import (
     BACKGROUNDS,
     MOTIONS,
@@ -26,10 +27,9 @@ from demo_t2v.data.sprites import (
     trajectory,
 )
 from demo_t2v.evaluation.report import Judged, Share, Subject, check_writable, save, tables
-from demo_t2v.evaluation.scene import SceneError, read_scene
-from demo_t2v.evaluation.scoring import score_video
-from demo_t2v.evaluation.sprites import EvaluationError, evaluate, list_prompts
-from demo_t2v.files import PathError
+from demo_t2v.evaluation.sprites.benchmark import EvaluationError, evaluate, list_prompts
+from demo_t2v.evaluation.sprites.scene import SceneError, read_scene
+from demo_t2v.evaluation.sprites.scoring import score_video
 
 
 def path(x=0.5, y=0.5, size=0.43, angle=0.0):

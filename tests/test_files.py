@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from demo_t2v.files import PathError, beside, dangling, digest, make_folder, taken, written_whole
+from demo_t2v.core.atomic_io import (
+    PathError,
+    beside,
+    dangling,
+    digest,
+    make_folder,
+    taken,
+    written_whole,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

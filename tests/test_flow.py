@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from demo_t2v.motion.flow import Raft, lucas_kanade, resize, resize_flow, video_flow, warp
+from demo_t2v.losses.optical_flow import Raft, lucas_kanade, resize, resize_flow, video_flow, warp
 
 
 def texture(x: Tensor, y: Tensor) -> Tensor:

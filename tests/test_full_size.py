@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from demo_t2v.checkpoints.original.key_maps import autoencoder_to_published, denoiser_to_published
+from demo_t2v.checkpoints.original.openclip import to_openclip
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.names import autoencoder_to_published, denoiser_to_published
-from demo_t2v.weights.openclip import to_openclip
-from layouts import write_published
+from helpers.published_layout import write_published
 
 MEASURED = """
 import resource, subprocess, sys

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.generation.batches import Step, encode, generate
-from demo_t2v.generation.prompts import PromptError, make_jobs, read_prompts, sample_seed
-from demo_t2v.weights.convert import published_scheduler
-from demo_t2v.weights.hub import load_pipeline
+from demo_t2v.inference.batches import Step, encode, generate
+from demo_t2v.inference.jobs import PromptError, make_jobs, read_prompts, sample_seed
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo_t2v.checkpoints.original.importer import published_scheduler
 from demo_t2v.diffusion.guidance import classifier_free_guidance
-from demo_t2v.weights.convert import published_scheduler
-from golden import make_input, recorded, relative_error
+from helpers.golden import make_input, recorded, relative_error
 
 
 def toy_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:

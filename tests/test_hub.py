@@ -13,9 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from demo_t2v.checkpoints.resolve import (
+    ModelDefaults,
+    ModelError,
+    load_pipeline,
+    read_defaults,
+    resolve,
+)
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import ModelDefaults, ModelError, load_pipeline, read_defaults, resolve
-from spoiling import spoil
+from helpers.damage import spoil
 
 NO_TEXT = json.dumps({
     "_class_name": "DemoPipeline", "num_inference_steps": 3, "guidance_scale": 3.0,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.generation.zero import read_settings
+from demo_t2v.inference.backends.deepspeed import read_settings
 
 ROOT = Path(__file__).parent.parent
 CONFIG = InferenceConfig(device="cpu", batch_size=3)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import inside
 from demo_t2v.pipeline import DemoPipeline
+from helpers import in_process as inside
 from test_cli import assert_one_line, run
 
 

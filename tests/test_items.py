@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from demo_t2v.config import ConfigError
-from demo_t2v.training.items import Item, ItemSource, open_items
-from demo_t2v.training.loop import train
+from demo_t2v.training.data.samples import Item, ItemSource, open_items
 from demo_t2v.training.tasks import make_task
-from kinds import CLIPS, PARTS, configure
+from demo_t2v.training.trainer import train
+from helpers.datasets import CLIPS, PARTS, configure
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages import AUTOENCODER, CLIP, DENOISER, load, metrics, run
+from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, metrics, run
 from test_cli import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow

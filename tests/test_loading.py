@@ -16,13 +16,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 import demo_t2v
-from demo_t2v.loading import OWN_CLASSES, ModelError
+from demo_t2v.checkpoints.original.importer import convert
+from demo_t2v.checkpoints.resolve import BUILT_IN, load_pipeline, read_defaults
+from demo_t2v.model_folder import OWN_CLASSES, ModelError
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.convert import convert
-from demo_t2v.weights.hub import BUILT_IN, load_pipeline, read_defaults
-from latents import seeded
-from layouts import write_published
-from spoiling import spoil
+from helpers.damage import spoil
+from helpers.latents import seeded
+from helpers.published_layout import write_published
 
 CODE = ["pipeline.py", "unet/demo_unet.py"]
 TRUSTED = """

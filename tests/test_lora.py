@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import inside
-from demo_t2v.adapters import WEIGHT_NAME, LoraError, add_lora
+from demo_t2v.lora import WEIGHT_NAME, LoraError, add_lora
 from demo_t2v.pipeline import DemoPipeline
+from helpers import in_process as inside
 from test_cli import ENVIRONMENT, assert_one_line
 from test_engine import TIMEOUT
 from test_pipeline import differ, latents_of
@@ -349,7 +349,7 @@ def test_without_peft_there_is_all_but_lora(tiny_folder: Path, tmp_path: Path) -
     program = f"""
 import sys
 sys.modules["peft"] = None
-from demo_t2v.adapters import LoraError, add_lora
+from demo_t2v.lora import LoraError, add_lora
 from demo_t2v.pipeline import DemoPipeline
 pipeline = DemoPipeline.from_pretrained({str(tiny_folder)!r})
 pipeline("a car", num_inference_steps=1)

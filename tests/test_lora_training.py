@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo_t2v.adapters import WEIGHT_NAME, LoraError
 from demo_t2v.config import ConfigError
-from demo_t2v.training.loop import train
+from demo_t2v.lora import WEIGHT_NAME, LoraError
 from demo_t2v.training.tasks import make_task
-from stages import DENOISER, assert_same_weights, load, metrics
-from stages import run as run_stage
+from demo_t2v.training.trainer import train
+from helpers.stages import DENOISER, assert_same_weights, load, metrics
+from helpers.stages import run as run_stage
 from test_engine import PLAIN, TIMEOUT, free_port
 from test_lora import fresh
 from test_pipeline import latents_of

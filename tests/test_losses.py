@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from demo_t2v.motion.flow import lucas_kanade, video_flow
-from demo_t2v.motion.losses import diffusion, regularization, text_motion, video_motion
-from demo_t2v.weights.convert import published_scheduler
-from golden import make_input, recorded
+from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.losses.motion import diffusion, regularization, text_motion, video_motion
+from demo_t2v.losses.optical_flow import lucas_kanade, video_flow
+from helpers.golden import make_input, recorded
 
 
 def toy_prediction() -> tuple[Tensor, Tensor]:

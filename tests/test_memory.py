@@ -19,12 +19,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from conftest import TINY
-from demo_t2v.config import ConfigError, InferenceConfig, load
-from demo_t2v.models.text import penultimate_states
-from demo_t2v.models.unet import DemoUNet
-from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import BUILT_IN, ModelError
-from demo_t2v.weights.memory import (
+from demo_t2v.checkpoints.memory import (
     DENOISING,
     TEXT,
     Part,
@@ -38,6 +33,11 @@ from demo_t2v.weights.memory import (
     plans,
     read_parts,
 )
+from demo_t2v.checkpoints.resolve import BUILT_IN, ModelError
+from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.models.text import penultimate_states
+from demo_t2v.models.unet import DemoUNet
+from demo_t2v.pipeline import DemoPipeline
 
 
 class LiveBytes(TorchDispatchMode):

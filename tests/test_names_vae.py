@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from demo_t2v.models.tensors import NamesError
-from demo_t2v.weights.names import (
+from demo_t2v.checkpoints.original.key_maps import (
     AUTOENCODER_PREFIX,
     autoencoder_from_published,
     autoencoder_to_published,
     published_autoencoder,
 )
-from golden import make_input, manifest, recorded, relative_error, weight
+from demo_t2v.models.state_dicts import NamesError
+from helpers.golden import make_input, manifest, recorded, relative_error, weight
 
 CONV_IN = AUTOENCODER_PREFIX + "encoder.conv_in.weight"
 QUERY = AUTOENCODER_PREFIX + "encoder.mid.attn_1.q.weight"

@@ -15,14 +15,14 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-import inside
+from demo_t2v.checkpoints.memory import DENOISING, TEXT, Plan
+from demo_t2v.checkpoints.resolve import ModelError, load_pipeline
 from demo_t2v.config import InferenceConfig
-from demo_t2v.generation.batches import generate, load_for
-from demo_t2v.generation.prompts import make_jobs
+from demo_t2v.inference.batches import generate, load_for
+from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.models.text import TextStates
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import ModelError, load_pipeline
-from demo_t2v.weights.memory import DENOISING, TEXT, Plan
+from helpers import in_process as inside
 from test_cli import assert_one_line, messages, run
 
 PROMPTS = ["a car falls", "the fish grows"]

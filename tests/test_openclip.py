@@ -17,12 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo_t2v.models.tensors import NamesError
-from demo_t2v.models.text import TextConditioner, penultimate_states, token_ids
-from demo_t2v.models.tokenizer import OpenCLIPTokenizer
-from demo_t2v.training.parts import load_tokenizer
-from demo_t2v.weights.hub import BUILT_IN
-from demo_t2v.weights.openclip import (
+from demo_t2v.checkpoints.original.openclip import (
     clip_from_openclip,
     clip_tokenizer,
     published_clip,
@@ -30,8 +25,13 @@ from demo_t2v.weights.openclip import (
     text_from_openclip,
     to_openclip,
 )
-from golden import DATA, relative_error, weight
-from openclip_package import PROMPTS
+from demo_t2v.checkpoints.resolve import BUILT_IN
+from demo_t2v.models.state_dicts import NamesError
+from demo_t2v.models.text import TextConditioner, penultimate_states, token_ids
+from demo_t2v.models.tokenizer import OpenCLIPTokenizer
+from demo_t2v.training.data.features import load_tokenizer
+from helpers.golden import DATA, relative_error, weight
+from helpers.openclip_package import PROMPTS
 
 PACKAGES = Path(__file__).parent.parent / ".venv/openclip"
 WIDTH, HEADS, LAYERS, LENGTH, WORDS, SHARED = 32, 4, 3, 12, 50, 16
@@ -227,7 +227,12 @@ def cleaning() -> dict[str, list[int]]:
 )
 @torch.no_grad()
 def test_vit_h_14_says_what_its_own_package_says(tmp_path: Path) -> None:
-    command = [sys.executable, Path(__file__).with_name("openclip_package.py"), PACKAGES, tmp_path]
+    command = [
+        sys.executable,
+        Path(__file__).parent / "helpers/openclip_package.py",
+        PACKAGES,
+        tmp_path,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     state = load_file(tmp_path / "weights.safetensors")

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from demo_t2v.core.atomic_io import PathError
 from demo_t2v.data.video import VideoError, read_video
-from demo_t2v.files import PathError
-from demo_t2v.outputs import (
+from demo_t2v.inference.outputs import (
     MANIFEST,
     Job,
     OutputError,

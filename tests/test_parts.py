@@ -13,13 +13,13 @@ from transformers import CLIPModel, CLIPTextModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from demo_t2v.data.sprites import draw_clip
+from demo_t2v.losses.optical_flow import lucas_kanade, resize_flow, video_flow
 from demo_t2v.models.text import penultimate_states
-from demo_t2v.motion.flow import lucas_kanade, resize_flow, video_flow
-from demo_t2v.training.encoded import encode
-from demo_t2v.training.items import Item
-from demo_t2v.training.parts import Preprocessing
+from demo_t2v.training.data.feature_cache import encode
+from demo_t2v.training.data.features import Preprocessing
+from demo_t2v.training.data.samples import Item
 from demo_t2v.training.tasks import make_task
-from kinds import configure
+from helpers.datasets import configure
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 

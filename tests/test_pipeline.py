@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from conftest import tiny_unet
+from demo_t2v.checkpoints.resolve import read_defaults
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.hub import read_defaults
-from latents import latents_of, seeded, with_scheduler
+from helpers.latents import latents_of, seeded, with_scheduler
 
 PROMPTS = ["a car falls", "the fish grows"]
 

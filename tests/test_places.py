@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import inside
 from demo_t2v.data.video import read_video
+from helpers import in_process as inside
 from test_cli import assert_one_line
 
 

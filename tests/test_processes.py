@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from torch.distributed import HashStore
 
-import inside
 from demo_t2v.config import InferenceConfig
+from demo_t2v.core.atomic_io import digest
 from demo_t2v.data.video import read_video
-from demo_t2v.files import digest
-from demo_t2v.generation.cluster import from_anywhere
-from demo_t2v.generation.sharing import Share
-from demo_t2v.outputs import MANIFEST
+from demo_t2v.inference.backends.processes import Share
+from demo_t2v.inference.backends.ray_data import from_anywhere
+from demo_t2v.inference.outputs import MANIFEST
+from helpers import in_process as inside
 from test_cli import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, messages
 
 TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--standalone", "-m", "demo_t2v"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from demo_t2v.weights.hub import ModelError
-from demo_t2v.weights.published import read_published
+from demo_t2v.checkpoints.original.files import read_published
+from demo_t2v.checkpoints.resolve import ModelError
 
 STATE = {"out.2.weight": torch.arange(6.0).reshape(2, 3), "out.2.bias": torch.ones(2).half()}
 

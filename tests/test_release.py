@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from demo_t2v.config import ConfigError, InferenceConfig, load
-from demo_t2v.release import is_release
+from demo_t2v.config.release import is_release
 from demo_t2v.training.config import AnyTraining, DenoiserTraining
-from released import DEEPSPEED, INFERENCE, NEGATIVE, TRAINING, write_configurations
+from helpers.released_checkout import DEEPSPEED, INFERENCE, NEGATIVE, TRAINING, write_configurations
 
 ROOT = Path(__file__).parent.parent
 CLIP = "models/modelscopet2v/open_clip_pytorch_model.bin"

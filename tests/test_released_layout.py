@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import inside
+from demo_t2v.checkpoints.original.files import PublishedFiles
+from demo_t2v.checkpoints.resolve import ModelError, resolve
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.generation.cluster import from_anywhere
+from demo_t2v.inference.backends.ray_data import from_anywhere
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import AnyTraining, find_models
-from demo_t2v.weights.hub import ModelError, resolve
-from demo_t2v.weights.published import PublishedFiles
-from released import BASE_FILES, write_models, write_steps
+from helpers import in_process as inside
+from helpers.released_checkout import BASE_FILES, write_models, write_steps
 from test_cli import run
 
 RUN = "workspace/t2v_train_deepspeed11-28_12:30"

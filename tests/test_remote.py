@@ -8,8 +8,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from demo_t2v.data.video import read_video
-from demo_t2v.outputs import MANIFEST, Job, OutputError, OutputFolder
-from demo_t2v.remote import RemoteFolder, open_folder
+from demo_t2v.inference.outputs import MANIFEST, Job, OutputError, OutputFolder
+from demo_t2v.inference.storage import RemoteFolder, open_folder
 
 SETTINGS = {"fps": 8, "format": "mp4", "resolution": [32, 32], "dtype": "auto"}
 FRAMES = np.full((3, 32, 32, 3), 90, dtype=np.uint8)

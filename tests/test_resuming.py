@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
-from demo_t2v.training.checkpoint import find_flaw
-from tiny_task import TinyConfig, run
+from demo_t2v.training.checkpointing import find_flaw
+from helpers.tiny_task import TinyConfig, run
 
 
 def config(folder: Path, **settings: Any) -> TinyConfig:

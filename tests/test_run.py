@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
+from demo_t2v.checkpoints.memory import Plan
 from demo_t2v.config import InferenceConfig
-from demo_t2v.generation.batches import encode, generate
-from demo_t2v.generation.prompts import make_jobs
-from demo_t2v.generation.run import Maker, make, out_of_memory, overlapped
-from demo_t2v.generation.sharing import Share
-from demo_t2v.outputs import OutputFolder, read_manifest
+from demo_t2v.inference.backends.processes import Share
+from demo_t2v.inference.batches import encode, generate
+from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.outputs import OutputFolder, read_manifest
+from demo_t2v.inference.runner import Maker, make, out_of_memory, overlapped
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.memory import Plan
 
 JOBS = make_jobs([(name, f"a {name} falls") for name in "abcdefg"], repeat=1, seed=0)
 

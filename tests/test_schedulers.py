@@ -12,10 +12,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.resolve import BUILT_IN
 from demo_t2v.diffusion.schedulers import check_scheduler, save_unclipped
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.weights.convert import published_scheduler
-from demo_t2v.weights.hub import BUILT_IN
 
 NEEDS = {"LMSDiscreteScheduler": "scipy", "DPMSolverSDEScheduler": "torchsde"}
 COMPATIBLE = [name for name in DDIMScheduler._compatibles if name != "EDMEulerScheduler"]

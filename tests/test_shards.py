@@ -16,7 +16,7 @@ import pytest
 
 from demo_t2v.data.clips import CaptionedClip, ClipError, VideoClips
 from demo_t2v.data.shards import ShardedClips, write_shards
-from numbered import damage, numbers, write_numbered
+from helpers.numbered_videos import damage, numbers, write_numbered
 
 SMALL = {"frames": 4, "fps": 10.0, "resolution": 32}
 COUNT = 22

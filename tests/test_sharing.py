@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from torch.distributed import HashStore, TCPStore
 
-from demo_t2v.files import PathError
-from demo_t2v.generation.prompts import make_jobs
-from demo_t2v.generation.sharing import LostProcessError, Share, SharingError
-from demo_t2v.outputs import OutputFolder
+from demo_t2v.core.atomic_io import PathError
+from demo_t2v.inference.backends.processes import LostProcessError, Share, SharingError
+from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.outputs import OutputFolder
 
 SETTINGS = {"fps": 8, "format": "mp4", "resolution": [32, 32]}
 JOBS = make_jobs([("a", "a car"), ("b", "a fish"), ("c", "a pear")], repeat=2, seed=0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from demo_t2v.checkpoints.resolve import BUILT_IN
 from demo_t2v.evaluation.report import figures, read_report
-from demo_t2v.evaluation.sprites import evaluate
-from demo_t2v.weights.hub import BUILT_IN
+from demo_t2v.evaluation.sprites.benchmark import evaluate
 
 SCORE = BUILT_IN["sprites"].parent / "score.json"
 TRAINED, HELD_OUT = 36, 18

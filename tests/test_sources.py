@@ -13,10 +13,10 @@ import pytest
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import ClipError
 from demo_t2v.training.config import DenoiserTraining
-from demo_t2v.training.encoded import encode
-from demo_t2v.training.sources import clips_depend_on, open_chunks, open_source
-from kinds import configure
-from numbered import damage, write_numbered
+from demo_t2v.training.data.feature_cache import encode
+from demo_t2v.training.data.sources import clips_depend_on, open_chunks, open_source
+from helpers.datasets import configure
+from helpers.numbered_videos import damage, write_numbered
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 
 from demo_t2v.config import ConfigError
 from demo_t2v.training.tasks import make_task
-from stages import AUTOENCODER, assert_same_weights, load, run
+from helpers.stages import AUTOENCODER, assert_same_weights, load, run
 
 BLOCKS = 4
 STUDENT = {

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from conftest import CAPTIONS
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training.tasks import train_tokenizer
+from demo_t2v.training.tasks.clip import train_tokenizer
 
 LENGTH = 16
 

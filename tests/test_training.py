@@ -20,12 +20,12 @@ from demo_t2v.data.sprites import draw_clip
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining
-from demo_t2v.training.encoded import encode
-from demo_t2v.training.loop import train
+from demo_t2v.training.data.feature_cache import encode
 from demo_t2v.training.optimizers import rate_factor
 from demo_t2v.training.tasks import make_task
-from layouts import NEGATIVE_PROMPT
-from stages import (
+from demo_t2v.training.trainer import train
+from helpers.published_layout import NEGATIVE_PROMPT
+from helpers.stages import (
     AUTOENCODER,
     CLIP,
     DENOISER,

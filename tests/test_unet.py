@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from conftest import tiny_unet
+from demo_t2v.checkpoints.original.key_maps import denoiser_from_published, denoiser_to_published
 from demo_t2v.models.unet import DemoUNet
-from demo_t2v.weights.names import denoiser_from_published, denoiser_to_published
-from golden import make_input, make_state, manifest, recorded, relative_error, weight
+from helpers.golden import make_input, make_state, manifest, recorded, relative_error, weight
 
 
 def small_network() -> DemoUNet:

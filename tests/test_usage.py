@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-import inside
 from demo_t2v.cli.usage import one_line
+from helpers import in_process as inside
 from test_cli import assert_one_line
 
 SIZES = (

@@ -21,8 +21,8 @@ from demo_t2v.data.video import (
     sample_video,
     write_video,
 )
-from numbered import damage, numbers, write_numbered
-from video_kinds import write_song
+from helpers.numbered_videos import damage, numbers, write_numbered
+from helpers.video_kinds import write_song
 
 NAMES = ["12:30/x", "file:x", "http:x", "concat:x|y", "a:", "%d", "-"]
 

@@ -15,8 +15,8 @@ from av.video.reformatter import Interpolation
 
 from demo_t2v.data.decoding import Footage
 from demo_t2v.data.video import Sampling, VideoError, sample_video
-from numbered import numbers
-from video_kinds import KINDS, RATE, VARIABLE, Kind, write_kind
+from helpers.numbered_videos import numbers
+from helpers.video_kinds import KINDS, RATE, VARIABLE, Kind, write_kind
 
 SAMPLING = Sampling(16, 3.0, 64)
 os.environ.setdefault("SVT_LOG", "1")  # errors only

@@ -14,7 +14,7 @@ from torch import nn
 from demo_t2v.config import ConfigError
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AutoencoderTraining, DenoiserTraining
-from demo_t2v.training.watch import Watch
+from demo_t2v.training.logging import Watch
 
 
 class PipelineTask:

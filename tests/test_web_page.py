@@ -14,10 +14,10 @@ playwright = pytest.importorskip("playwright.sync_api")
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, expect  # noqa: E402
 
-from browser import Visitor, chromium, needs_chromium, served  # noqa: E402
 from demo_t2v.config import InferenceConfig  # noqa: E402
-from demo_t2v.web.page import build, looks  # noqa: E402
+from demo_t2v.web.layout import build, looks  # noqa: E402
 from demo_t2v.web.server import make_studio  # noqa: E402
+from helpers.browser import Visitor, chromium, needs_chromium, served  # noqa: E402
 
 pytestmark = needs_chromium
 PROMPT = "a balloon moves up in the sky"

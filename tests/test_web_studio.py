@@ -17,19 +17,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.data.video import read_video
-from demo_t2v.generation.batches import generate
-from demo_t2v.generation.prompts import make_jobs
+from demo_t2v.inference.batches import generate
+from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.web import pictures
+from demo_t2v.web.attention_maps import moments
 from demo_t2v.web.history import KEPT, History, Made
-from demo_t2v.web.inside import moments
-from demo_t2v.web.page import _Page
-from demo_t2v.web.stage import Stage
-from demo_t2v.web.studio import Maker, Progress, Studio
-from demo_t2v.web.wish import Wish
-from demo_t2v.weights.hub import load_pipeline
+from demo_t2v.web.layout import _Page
+from demo_t2v.web.request import Wish
+from demo_t2v.web.results_panel import Stage
+from demo_t2v.web.session import Maker, Progress, Studio
 
 WISH = Wish("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5, 1.0)
 
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_made_blocks_nobody(
     folder, studio._folder = studio._folder, Path("nowhere")
     assert "No such file or directory" in told(studio)
     (record,) = caplog.records
-    assert record.name == "demo_t2v.web.studio"
+    assert record.name == "demo_t2v.web.session"
     assert record.exc_info
     studio._folder = folder
     assert make(studio, WISH)[1]

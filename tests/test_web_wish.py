@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from demo_t2v.config import InferenceConfig
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.web.wish import Limits, Wish, WishError
+from demo_t2v.web.request import Limits, Wish, WishError
 
 
 @pytest.fixture(scope="module")

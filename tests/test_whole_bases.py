@@ -13,13 +13,13 @@ import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from demo_t2v.training.denoiser import DenoiserTask
-from demo_t2v.training.parts import Preprocessing
+from demo_t2v.checkpoints.original.importer import convert
+from demo_t2v.checkpoints.resolve import ModelError
+from demo_t2v.training.data.features import Preprocessing
 from demo_t2v.training.tasks import make_task
-from demo_t2v.weights.convert import convert
-from demo_t2v.weights.hub import ModelError
-from spoiling import spoil
-from stages import CLIP, DENOISER, load
+from demo_t2v.training.tasks.denoiser import DenoiserTask
+from helpers.damage import spoil
+from helpers.stages import CLIP, DENOISER, load
 
 
 @pytest.fixture

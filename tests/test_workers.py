@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import ClipError
-from demo_t2v.training import items
-from demo_t2v.training.ahead import Ahead
-from demo_t2v.training.encoded import encode
-from demo_t2v.training.engine import make_engine
-from demo_t2v.training.loop import train
+from demo_t2v.training.data import samples as items
+from demo_t2v.training.data.feature_cache import encode
+from demo_t2v.training.data.prefetch import Ahead
+from demo_t2v.training.distributed.base import make_engine
 from demo_t2v.training.tasks import make_task
-from kinds import configure
-from stages import AUTOENCODER, CLIP, DENOISER, load, metrics
-from tiny_task import TinyConfig, TinyTask, run
+from demo_t2v.training.trainer import train
+from helpers.datasets import configure
+from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, metrics
+from helpers.tiny_task import TinyConfig, TinyTask, run
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 TIMEOUT = 600  # seconds; only what hangs takes so long
@@ -120,7 +120,7 @@ def test_a_signal_to_all_processes_ends_the_run_after_a_checkpoint(tmp_path: Pat
     wanted = tiny(tmp_path, num_steps=100_000, num_workers=2, pause=0.01)
     file = tmp_path / "config.json"
     file.write_text(wanted.model_dump_json())
-    program = [sys.executable, str(Path(__file__).parent / "tiny_task.py"), str(file)]
+    program = [sys.executable, str(Path(__file__).parent / "helpers/tiny_task.py"), str(file)]
     process = subprocess.Popen(
         program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from demo_t2v.config import ConfigError
-from demo_t2v.training.zero_settings import read_settings, take_settings
+from demo_t2v.training.distributed.deepspeed_config import read_settings, take_settings
+from helpers.tiny_task import run
 from test_cli import assert_one_line
 from test_cli import run as run_program
 from test_engine import ROOT, config, curve, launch, zero
-from tiny_task import run
 
 ONE_CYCLE = {
     "type": "OneCycle",

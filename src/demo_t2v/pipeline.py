@@ -20,7 +20,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 # diffusers loads a saved part only if the module of its class is imported.
 import demo_t2v.diffusion.schedulers
 import demo_t2v.models.tokenizer  # noqa: F401
-from demo_t2v.adapters import LoraMixin
 from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
 from demo_t2v.diffusion.noise import latents_and_noise
 from demo_t2v.diffusion.schedulers import (
@@ -29,7 +28,11 @@ from demo_t2v.diffusion.schedulers import (
     set_timesteps,
     step_options,
 )
-from demo_t2v.inputs import (
+from demo_t2v.lora import LoraMixin
+from demo_t2v.model_folder import FolderMixin, check_fit, register_classes
+from demo_t2v.models.text import TextConditioner, TextStates
+from demo_t2v.models.unet import DemoUNet
+from demo_t2v.pipeline_inputs import (
     as_list,
     check_counts,
     check_known,
@@ -37,9 +40,6 @@ from demo_t2v.inputs import (
     count_prompts,
     default_to,
 )
-from demo_t2v.loading import FolderMixin, check_fit, register_classes
-from demo_t2v.models.text import TextConditioner, TextStates
-from demo_t2v.models.unet import DemoUNet
 
 register_classes()
 

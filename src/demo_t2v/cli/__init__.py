@@ -6,33 +6,23 @@ stop (SIGTERM) with 143: each with one line on stderr.
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import nullcontext
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from demo_t2v.cli.card import card
 from demo_t2v.cli.data import data
+from demo_t2v.cli.evaluate import evaluate
 from demo_t2v.cli.generate import generate
 from demo_t2v.cli.info import info
-from demo_t2v.cli.terminal import (
-    events_on_stderr,
-    leave,
-    one_line_errors,
-    only_reports_on_stdout,
-    progress,
-)
+from demo_t2v.cli.terminal import events_on_stderr
+from demo_t2v.cli.train import train
 from demo_t2v.cli.usage import OneLineGroup
 from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
-from demo_t2v.config import load
-from demo_t2v.launch import world_size
-from demo_t2v.training.config import AnyTraining, find_models, fit_device
-from demo_t2v.weights.hub import quieten_libraries
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -41,7 +31,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Text to video with decomposed content and motion.",
 )
-evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(data, name="data")
 app.add_typer(weights)
@@ -49,6 +38,7 @@ app.command()(generate)
 app.command()(info)
 app.command()(web)
 app.command()(card)
+app.command()(train)
 
 
 def main() -> None:
@@ -72,61 +62,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def train(
-    config: Annotated[
-        Path, typer.Option("--config", "--cfg", metavar="FILE", help="One stage, as YAML.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
-    ] = None,
-    resume: Annotated[
-        str, typer.Option(metavar="auto|PATH|none", help="Where to go on: auto is the last one.")
-    ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a log line.")] = False,
-) -> None:
-    """Train one stage of a model; goes on from the last checkpoint of an earlier run of it."""
-    with one_line_errors(), only_reports_on_stdout() as report:
-        settings = find_models(load(AnyTraining, config, overrides or []))
-        source: Any = resume if resume in ("auto", "none") else Path(resume)
-        from demo_t2v.training.loop import TrainingStopped
-        from demo_t2v.training.loop import train as run
-        from demo_t2v.training.tasks import make_task
-        from demo_t2v.training.watch import Watch
-        from demo_t2v.training.zero_settings import take_settings
-
-        quieten_libraries()
-        settings = fit_device(take_settings(settings, world_size()))
-        task = make_task(settings)
-        try:
-            with progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:
-                for line in run(task, settings, source):
-                    watch.show(line)
-                    if as_json:
-                        print(json.dumps(line), file=report, flush=True)
-                    else:
-                        bar.say("  ".join(f"{name} {value:.5g}" for name, value in line.items()))
-                    bar.reach(int(line["step"]))
-        except TrainingStopped as stopped:
-            leave(str(stopped), stopped.code)
-
-
-@evaluate.command()
-def sprites(
-    model: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER|HUB_ID", help="The model to score.")
-    ] = "sprites",
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The figures.")] = None,
-    base: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="What to compare it with; '' for nothing.")
-    ] = "sprites-base",
-    trained: Annotated[int, typer.Option(min=0, help="Prompts of pairs trained on.")] = 216,
-    held_out: Annotated[int, typer.Option(min=0, help="Prompts of other pairs.")] = 108,
-) -> None:
-    """How often a video shows the thing and the motion that were asked for."""
-    with one_line_errors():
-        from demo_t2v.evaluation.sprites import main as run
-
-        run(model, out=out, base=base or None, trained=trained, held=held_out)

@@ -40,7 +40,7 @@ def card(
     The card says what the folder's files and these options say; the rest is left out.
     """
     with one_line_errors():
-        from demo_t2v.evaluation.card import Facts, write_card
+        from demo_t2v.evaluation.model_card import Facts, write_card
 
         facts = Facts(repo, license, base_model, data, config, scores, samples)
         for file in write_card(folder, facts, overwrite):

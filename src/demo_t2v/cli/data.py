@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import ConfigError, load
 from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models
-from demo_t2v.weights.hub import quieten_libraries
 
 if TYPE_CHECKING:
     from demo_t2v.data.clips import CaptionedClip
@@ -83,7 +83,7 @@ def encode(
         settings = find_models(load(AnyTraining, config, overrides or []))
         if not isinstance(settings, DenoiserTraining):
             raise ConfigError(f"{config}: task: only the clips of a denoiser can be encoded")
-        from demo_t2v.training.encoded import encode as run
+        from demo_t2v.training.data.feature_cache import encode as run
 
         quieten_libraries()
         skipped: dict[str, None] = {}

@@ -15,23 +15,23 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from demo_t2v.checkpoints.memory import pick
+from demo_t2v.checkpoints.resolve import fingerprint, read_defaults, resolve
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
 from demo_t2v.config import ConfigError, InferenceConfig, load
-from demo_t2v.devices import settle
-from demo_t2v.files import digest
-from demo_t2v.generation.prompts import (
+from demo_t2v.core.atomic_io import digest
+from demo_t2v.core.devices import settle
+from demo_t2v.core.launch import is_launched, world_size
+from demo_t2v.inference.backends.processes import Share
+from demo_t2v.inference.jobs import (
     STANDARD_INPUT,
     PromptError,
     check_prompt,
     make_jobs,
     read_prompts,
 )
-from demo_t2v.generation.sharing import Share
-from demo_t2v.launch import is_launched, world_size
-from demo_t2v.outputs import Job, OutputFolder
-from demo_t2v.remote import open_folder
-from demo_t2v.weights.hub import fingerprint, read_defaults, resolve
-from demo_t2v.weights.memory import pick
+from demo_t2v.inference.outputs import Job, OutputFolder
+from demo_t2v.inference.storage import open_folder
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 _FILE_OPTIONS: Final = dict.fromkeys(
@@ -287,7 +287,7 @@ def _shaping(config: InferenceConfig) -> dict[str, Any]:
     """What shapes the videos, for the manifest. Raises adapters.LoraError."""
     if not config.lora:
         return config.model_dump(mode="json", include=_SETTINGS)
-    from demo_t2v.adapters import adapter_file  # diffusers loads slowly
+    from demo_t2v.lora import adapter_file  # diffusers loads slowly
 
     settings = config.model_dump(mode="json", include=_SETTINGS | {"lora_strength"})
     return settings | {"lora_hash": digest(adapter_file(config.lora))[:16]}
@@ -304,11 +304,11 @@ def _make(
         watch = _Watch(share, bar, as_json, len(jobs), steps)
         try:
             if config.engine == "ray":
-                from demo_t2v.generation.cluster import make_on_ray
+                from demo_t2v.inference.backends.ray_data import make_on_ray
 
                 make_on_ray(folder, jobs, config, share, watch)
             else:
-                from demo_t2v.generation.run import Maker, make
+                from demo_t2v.inference.runner import Maker, make
 
                 plan, line = pick(config, len(jobs))
                 for told in filter(None, (line, _without_gpu(config))):

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from demo_t2v.checkpoints.memory import peak, plans, read_parts, requested, show
+from demo_t2v.checkpoints.resolve import read_defaults, resolve
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.devices import name_and_memory, settle
-from demo_t2v.weights.hub import read_defaults, resolve
-from demo_t2v.weights.memory import peak, plans, read_parts, requested, show
+from demo_t2v.core.devices import name_and_memory, settle
 
 
 def info(

@@ -14,9 +14,10 @@ from typing import Any, Final, NoReturn, TextIO
 
 import typer
 
-from demo_t2v.devices import lacking
-from demo_t2v.files import reason
-from demo_t2v.launch import rank
+from demo_t2v.core.atomic_io import reason
+from demo_t2v.core.devices import lacking
+from demo_t2v.core.errors import UserError
+from demo_t2v.core.launch import rank
 
 _NAME: Final = "demo-t2v: "
 """What the lines of errors begin with."""
@@ -133,8 +134,7 @@ def one_line_errors() -> Iterator[None]:
         if sys.flags.dev_mode:
             raise
         error = lacking(error) or error
-        # Bad input is a ValueError class of this project's own; all else is a failure.
-        ours = isinstance(error, ValueError) and type(error).__module__.startswith("demo_t2v.")
+        ours = isinstance(error, UserError)
         leave(_describe(error, ours), 2 if ours else 1)
 
 

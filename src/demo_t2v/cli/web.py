@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from demo_t2v.checkpoints.resolve import read_defaults, resolve
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.web.proxies import direct
-from demo_t2v.weights.hub import read_defaults, resolve
 
 
 def web(
@@ -45,7 +45,7 @@ def web(
         # What may have to be downloaded comes first: before the slow imports, by any proxy.
         read_defaults(resolve(config.pretrained))
         if config.lora:
-            from demo_t2v.adapters import adapter_file
+            from demo_t2v.lora import adapter_file
 
             adapter_file(config.lora)
         try:

@@ -36,8 +36,8 @@ def download(
     Prints the files. They are then the model `--model Ryan-PR/DEMO`, or the base model's name.
     """
     with one_line_errors():
-        from demo_t2v.weights.download import WANTED, licences
-        from demo_t2v.weights.download import download as run
+        from demo_t2v.checkpoints.original.download import WANTED, licences
+        from demo_t2v.checkpoints.original.download import download as run
 
         wanted = WANTED[which.value]
         for line in licences(wanted):
@@ -74,11 +74,11 @@ def convert(
     """
     with one_line_errors():
         if published:
-            from demo_t2v.weights.export import export
+            from demo_t2v.checkpoints.original.exporter import export
 
             export(source, out, clip, base)
         else:
-            from demo_t2v.weights.convert import convert as run
+            from demo_t2v.checkpoints.original.importer import convert as run
 
             run(source, out, dtype.value if dtype else None, start_motion)
         typer.echo(out)

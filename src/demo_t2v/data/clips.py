@@ -17,10 +17,11 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
+from demo_t2v.core.atomic_io import make_folder, written_whole
+from demo_t2v.core.errors import UserError
 from demo_t2v.data.sprites import draw_clip, draw_pose
 from demo_t2v.data.table import read_rows
 from demo_t2v.data.video import Sampling, VideoError, sample_video, write_video
-from demo_t2v.files import make_folder, written_whole
 
 _ENOUGH: Final = 100
 """Videos to be tried before the share of bad ones means anything; and at most for one clip."""
@@ -28,7 +29,7 @@ _EXAMPLES: Final = 3
 """Bad videos that a message names."""
 
 
-class ClipError(ValueError):
+class ClipError(UserError):
     """Videos or captions that cannot be trained on; the message is one line for a person."""
 
 

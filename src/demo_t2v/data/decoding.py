@@ -20,13 +20,15 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
 
+from demo_t2v.core.errors import UserError
+
 _REORDERED: Final = 32
 """Pictures between which the order of decoding may differ from that of showing: H.264 has 16."""
 _LONGEST: Final = 10**6
 """Seconds; a seek that far behind the first frame leads to the last keyframe."""
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """Frames that cannot be written, or a file that is no video; one line for a person."""
 
 

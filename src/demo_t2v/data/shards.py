@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from demo_t2v.core.atomic_io import make_folder, taken, written_whole
 from demo_t2v.data.clips import BadVideos, CaptionedClip, ClipError, VideoClips
 from demo_t2v.data.video import Sampling, VideoError, sample_video
-from demo_t2v.files import make_folder, taken, written_whole
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from demo_t2v.files import reason
+from demo_t2v.core.atomic_io import reason
 
 Rows = Iterator[tuple[int, list[str]]]
 """Rows, header and empty lines among them, each with the number of its last line."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter
 
-from demo_t2v.files import PathError, make_folder, reason, written_whole
+from demo_t2v.core.atomic_io import PathError, make_folder, reason, written_whole
+from demo_t2v.core.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 NOTHING: Final = "none"
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """A file that is no report of this kind; one line for a person."""
 
 

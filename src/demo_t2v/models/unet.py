@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo_t2v.models.attention import KeysValues, Transformer
-from demo_t2v.models.layers import (
+from demo_t2v.models.blocks import (
     Downsample,
     ResnetBlock,
     TemporalConv,

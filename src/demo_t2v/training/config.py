@@ -12,13 +12,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from demo_t2v.checkpoints.resolve import is_published, resolve
 from demo_t2v.config import Strict
+from demo_t2v.config.yaml_text import AnyKeys, Place, PlaceOrNone, switched
+from demo_t2v.core.devices import trains_on_cpu
+from demo_t2v.core.launch import is_launched, rank
 from demo_t2v.data.sprites import MOTIONS
-from demo_t2v.devices import trains_on_cpu
-from demo_t2v.launch import is_launched, rank
-from demo_t2v.models.lora import LoraTarget
-from demo_t2v.weights.hub import is_published, resolve
-from demo_t2v.yaml_text import AnyKeys, Place, PlaceOrNone, switched
+from demo_t2v.models.lora_targets import LoraTarget
 
 _log = logging.getLogger(__name__)
 

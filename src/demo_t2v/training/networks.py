@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from transformers import CLIPTextModel
 
 from demo_t2v.config import ConfigError
-from demo_t2v.files import dangling
+from demo_t2v.core.atomic_io import dangling
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import (
     AnyTraining,

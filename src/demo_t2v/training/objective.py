@@ -1,6 +1,6 @@
 """DEMO's training objective: the diffusion loss and the weighted motion losses.
 
-Eq. 10 of arXiv 2410.24219. Each term is a function of `demo_t2v.motion.losses`; here is what they
+Eq. 10 of arXiv 2410.24219. Each term is a function of `demo_t2v.losses.motion`; here is what they
 are given. A loss whose weight is 0 is not computed.
 """
 
@@ -12,8 +12,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from demo_t2v.diffusion.noise import latents_and_noise, min_snr_weights
-from demo_t2v.motion.flow import FlowEstimator, Raft, lucas_kanade
-from demo_t2v.motion.losses import diffusion, regularization, text_motion, video_motion
+from demo_t2v.losses.motion import diffusion, regularization, text_motion, video_motion
+from demo_t2v.losses.optical_flow import FlowEstimator, Raft, lucas_kanade
 from demo_t2v.training.config import DenoiserTraining
 
 

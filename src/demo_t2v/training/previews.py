@@ -13,7 +13,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo_t2v.motion.flow import lucas_kanade, video_flow
+from demo_t2v.losses.optical_flow import lucas_kanade, video_flow
 from demo_t2v.pipeline import DemoPipeline
 
 if TYPE_CHECKING:

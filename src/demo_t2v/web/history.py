@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from demo_t2v.web.wish import Wish
+from demo_t2v.web.request import Wish
 
 KEPT: Final = 24
 """Results a visitor, the newest; what is older is deleted."""

@@ -15,7 +15,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from demo_t2v.motion.flow import lucas_kanade, video_flow
+from demo_t2v.losses.optical_flow import lucas_kanade, video_flow
 
 COLUMNS: Final = 6
 """Frames in a strip: as many as can still be told apart on a phone."""

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from gradio import Blocks
 
+from demo_t2v.checkpoints.memory import Plan
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.generation.batches import load_for
-from demo_t2v.web.page import build, looks
+from demo_t2v.inference.batches import load_for
+from demo_t2v.web.layout import build, looks
 from demo_t2v.web.proxies import direct
-from demo_t2v.web.studio import Maker, Studio, unchanged
-from demo_t2v.weights.memory import Plan
+from demo_t2v.web.session import Maker, Studio, unchanged
 
 
 @dataclass(frozen=True)

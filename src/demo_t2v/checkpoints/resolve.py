@@ -1,0 +1,271 @@
+"""Where a model name leads: the built-in model, a folder, or a repository on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from demo_t2v.core.atomic_io import dangling, reason, taken
+from demo_t2v.core.devices import SHARED_MEMORY, check, settle
+from demo_t2v.model_folder import ModelError as ModelError
+from demo_t2v.model_folder import class_name, only_variant, weight_files
+from demo_t2v.model_folder import first_line as first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from demo_t2v.pipeline import DemoPipeline
+
+_ASSETS: Final = Path(__file__).parent.parent / "assets" / "sprites"
+BUILT_IN: Final[Mapping[str, Path]] = {
+    "sprites": _ASSETS / "model",
+    "sprites-base": _ASSETS / "base",  # the base denoiser that DEMO is compared with
+}
+PUBLISHED: Final = ("ali-vilab/modelscope-damo-text-to-video-synthesis", "Ryan-PR/DEMO")
+HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+_CONVERSION: Final = 2  # raised where the same published files become another folder
+_FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a model makes when it is told nothing else; sizes in pixels."""
+
+    steps: int
+    guidance: float
+    negative_prompt: str
+    frames: int
+    side: int
+
+
+def resolve(name: str, to_train: bool = False) -> Path:
+    """The folder of a model: built in (`sprites`), a folder, or a hub repository (downloaded).
+
+    A folder with the published `.pth` files, the denoiser's file of such a one, a list of files
+    with commas (`PublishedFiles.find`) and the published repositories' names are good too: they
+    are converted, once, into a folder below `cache()`. `to_train` makes it one that DEMO's training
+    can begin from: with motion transformers, and with CLIP's image tower. Raises ModelError when
+    there is no such model, ConnectionError when the hub does not answer.
+    """
+    folder = BUILT_IN.get(name, Path(name))
+    if name and (folder / "model_index.json").is_file():
+        return folder
+    if is_published(name):
+        return _converted(name, to_train)
+    if name not in BUILT_IN and not taken(folder) and HUB_ID.fullmatch(name):
+        return _download(name)
+    wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
+    what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
+    what = dangling(folder) or what
+    raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
+
+
+def is_published(name: str) -> bool:
+    """Whether a name is of published files, in place or downloaded."""
+    place, suffix = Path(name), Path(name).suffix
+    if suffix == ".pth" or (suffix == ".bin" and "," in name):
+        return True
+    if name and place.is_dir():
+        return any(any(place.glob(pattern)) for pattern in ("*.pth", "*/*.pth"))
+    return name in PUBLISHED
+
+
+def cache() -> Path:
+    """Where converted models are kept: `demo-t2v` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demo-t2v"
+
+
+def _converted(name: str, to_train: bool) -> Path:
+    """The folder that published files become, made anew when one of them has changed."""
+    from filelock import FileLock
+
+    from demo_t2v.checkpoints.original.download import downloaded
+    from demo_t2v.checkpoints.original.files import PublishedFiles
+    from demo_t2v.checkpoints.original.importer import convert
+
+    there = Path(name).exists() or name not in PUBLISHED
+    files = PublishedFiles.find(Path(name)) if there else downloaded(name)
+    if files is None:
+        raise ModelError(f"{name}: has .pth files, but no denoiser among them")
+    known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    wanted = json.dumps([_CONVERSION, known, "to train"] if to_train else [_CONVERSION, known])
+    folder = cache() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    cache().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # of several processes one converts
+        if not folder.exists():
+            starts = to_train and files.motion_encoder is None
+            convert(files, folder, start_motion=starts, image_tower=to_train)
+    return folder
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_FILES))
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(
+            f"{name}: is neither a folder here nor a repository on the hub that you may read"
+        ) from None
+    except Exception as error:  # the client passes on whatever its network library raises
+        raise ConnectionError(
+            f"{name}: is no folder here, and the hub does not give it ({first_line(error)})"
+        ) from None
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"{name}: the hub's repository is no diffusers model (no model_index.json)"
+        )
+    return folder
+
+
+def read_defaults(folder: Path) -> ModelDefaults:
+    """What the model in `folder` was made for, without loading it. Raises ModelError."""
+    index = _read_json(folder / "model_index.json")
+    if (found := class_name(index)) != "DemoPipeline":
+        raise ModelError(f"{folder}: holds a {found}; a DemoPipeline is needed")
+    unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    try:
+        return ModelDefaults(
+            steps=int(index["num_inference_steps"]),
+            guidance=float(index["guidance_scale"]),
+            negative_prompt=read_negative_prompt(folder),
+            frames=int(unet["sample_frames"]),
+            side=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}: its configuration has no usable {error}") from None
+
+
+def read_negative_prompt(folder: Path) -> str:
+    """The default negative prompt of the model in `folder`; the empty text where it names none.
+
+    Raises ModelError.
+    """
+    file = folder / "model_index.json"
+    prompt = _read_json(file).get("negative_prompt", "")
+    if not isinstance(prompt, str):
+        raise ModelError(f"{file}: negative_prompt should be a text, not {prompt!r}")
+    return prompt
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hexadecimal digits that tell a model's files from any other's. Raises ModelError."""
+    whole = hashlib.sha256()
+    files = sorted(file for pattern in _FILES for file in folder.glob(pattern))
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read ({reason(error, file)})") from None
+        whole.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+def load_pipeline(
+    name: str,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    *,
+    offload: Literal["none", "model", "sequential"] = "none",
+    without: Sequence[str] = (),
+) -> DemoPipeline:
+    """Load a model, ready to be called, in the precision that it runs in.
+
+    `device` and `dtype` as of `devices.settle`. `offload` keeps whole networks or each layer in the
+    CPU's memory until a GPU needs them; `without` names parts to leave out. Raises ModelError,
+    DeviceError, ConnectionError.
+    """
+    folder = resolve(name)
+    read_defaults(folder)
+    device, precision = settle(device, dtype)
+    import torch
+    from diffusers.utils import is_accelerate_available
+
+    from demo_t2v.pipeline import DemoPipeline
+
+    kind = device.partition(":")[0]
+    if offload != "none" and kind in SHARED_MEMORY:
+        raise ModelError(
+            f"offload {offload}: needs a GPU with memory of its own; on {kind} use none"
+        )
+    if offload != "none" and not is_accelerate_available():
+        raise ModelError(f"offload {offload}: needs accelerate; run `pip install accelerate`")
+    check(device, precision)
+    quieten_libraries()
+    _check_safetensors(folder, without)
+    try:
+        pipeline = DemoPipeline.from_pretrained(
+            folder,
+            dtype=getattr(torch, precision),
+            low_cpu_mem_usage=is_accelerate_available(),
+            **dict.fromkeys(without),
+        )
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from error
+    pipeline.set_progress_bar_config(disable=True)
+    # By number: of a bare kind, diffusers would take the first device for every process.
+    if offload == "none":
+        pipeline.to(device)
+    elif offload == "model":
+        pipeline.enable_model_cpu_offload(device=torch.device(device))
+    else:
+        pipeline.enable_sequential_cpu_offload(device=torch.device(device))
+    loaded: DemoPipeline = pipeline
+    return loaded
+
+
+def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
+    """Raise ModelError for weights that only pickle has, which no fingerprint would tell apart."""
+    variant = only_variant(folder)
+    for part in (part for part in folder.glob("*/") if part.name not in without):
+        files = weight_files(part, variant)
+        if files and files[0].suffix == ".bin":
+            raise ModelError(
+                f"{files[0]}: only safetensors are read; DemoPipeline.from_pretrained(FOLDER)"
+                ".save_pretrained(NEW_FOLDER) in Python writes them"
+            )
+
+
+def quieten_libraries() -> None:
+    """Have no progress bars of diffusers' and transformers' own on stderr."""
+    from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
+    from transformers.utils.logging import disable_progress_bar as quieten_transformers
+
+    quieten_diffusers()
+    quieten_transformers()  # type: ignore[no-untyped-call]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelError(f"{file}: is missing; the folder is no whole model") from None
+    except (ValueError, RecursionError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise ModelError(f"{file}: is not the JSON of a model")
+    return tree
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors by name, mapped into memory. Raises ModelError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be read ({first_line(error)})") from None
+    return tensors

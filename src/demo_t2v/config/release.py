@@ -1,0 +1,283 @@
+"""Configuration files of DEMO's published code (github.com/PR-Ryan/DEMO) in this project's keys.
+
+`t2v_inference_deepspeed.yaml` and `t2v_train_deepspeed.yaml` are read as they are. What they say of
+the networks and the noise must be what the published weights are; other values are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from demo_t2v.core.atomic_io import reason
+from demo_t2v.core.errors import UserError
+from demo_t2v.core.launch import world_size
+
+Tree = Mapping[str, Any]
+_TASKS: Final = {"inference_t2v_deepspeed": "generate", "train_t2v_deepspeed": "train"}
+_BLOCKS: Final = {
+    *("TASK_TYPE", "Pretrain", "embedder", "motion_encoder", "clip_visual", "auto_encoder"),
+    *("UNet", "Diffusion"),
+}
+"""Keys by which a file of the published code is told."""
+_FIXED: Final[Mapping[str, Any]] = {
+    "Diffusion.type": "DiffusionDDIM",
+    "Diffusion.schedule": "linear_sd",
+    "Diffusion.schedule_param.num_timesteps": 1000,
+    "Diffusion.schedule_param.init_beta": 0.00085,
+    "Diffusion.schedule_param.last_beta": 0.012,
+    "Diffusion.schedule_param.zero_terminal_snr": False,
+    "Diffusion.mean_type": "eps",
+    "Diffusion.loss_type": "mse",
+    "Diffusion.rescale_timesteps": False,
+    "UNet.type": "UNetSD_T2V_DEMO",
+    "UNet.in_dim": 4,
+    "UNet.out_dim": 4,
+    "UNet.dim_mult": [1, 2, 4, 4],
+    "UNet.head_dim": 64,
+    "UNet.num_res_blocks": 2,
+    "UNet.temporal_attention": True,
+    "UNet.temporal_attn_times": 1,
+    "UNet.use_fps_condition": False,
+    "Pretrain.type": "load_model",
+    "auto_encoder.type": "AutoencoderKL",
+    "auto_encoder.embed_dim": 4,
+    "auto_encoder.ddconfig.double_z": True,
+    "auto_encoder.ddconfig.z_channels": 4,
+    "auto_encoder.ddconfig.in_channels": 3,
+    "auto_encoder.ddconfig.out_ch": 3,
+    "auto_encoder.ddconfig.ch_mult": [1, 2, 4, 4],
+    "auto_encoder.ddconfig.num_res_blocks": 2,
+    "auto_encoder.ddconfig.attn_resolutions": [],
+    "embedder.type": "FrozenOpenCLIPEmbedder",
+    "embedder.layer": "penultimate",
+    "motion_encoder.type": "MotionEncoder",
+    "motion_encoder.layer": "penultimate",
+    "clip_visual.type": "FrozenOpenCLIPVisualEmbedder",
+    "infer_dataset.type": "InferenceDatasetRepeat",
+    "train_dataset.type": "WebVid10M",
+    "train_dataset.is_image": False,
+    "temporal_attention": True,
+    "use_div_loss": False,
+    "scale": 8,
+    "scale_factor": 0.18215,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+"""What the published weights were trained with, and what would change results."""
+_IMPLIED: Final = {
+    *("TASK_TYPE", "UNet.dim", "UNet.context_dim", "UNet.y_dim", "UNet.num_heads"),
+    *("auto_encoder.ddconfig.ch", "Pretrain.inference", "motion_encoder.from_incomplete"),
+    *("embedder.freeze", "motion_encoder.freeze", "clip_visual.freeze"),
+}
+"""What is read from the weights, or is so in any case."""
+_UNREAD: Final = {
+    "generate": ("deepspeed_config",),
+    "train": (
+        *("noise_strength", "lr", "weight_decay", "warmup_steps", "ema_decay", "betas", "eps"),
+        "num_workers",
+    ),
+}
+"""Keys that this project has too, but that the published code does not read, or, as `num_workers`,
+that mean other work."""
+_OTHERS: Final = {
+    *("ENABLE", "alpha", "batch_size", "batch_sizes", "chunk_size", "ddim_timesteps"),
+    *("decay_mode", "decoder_bs", "depth_clamp", "depth_std", "frame_lens", "freeze_unet"),
+    *("guidances", "guide_scale", "img_dataset", "inference_list_path", "inference_seed"),
+    *("load_from", "log_dir", "log_interval", "max_frames", "max_words", "misc_size"),
+    *("model_name", "motion_lr", "negative_prompt", "num_steps", "num_workers", "p_zero"),
+    *("prefetch_factor", "regularization_weight", "resolution", "resume_step", "sample_fps"),
+    *("save_ckp_interval", "seed", "stop_grad_index", "text_motion_weight", "use_checkpoint"),
+    *("use_ema", "use_fp16", "use_fsdp", "use_sharded_ddp", "use_zero_infer", "vid_dataset"),
+    *("video_motion_weight", "visual_inference", "visual_train", "vit_mean", "vit_out_dim"),
+    *("vit_resolution", "vit_std", "viz_interval"),
+}
+"""The other keys of the published code, whichever of its files they belong to."""
+_DATASETS: Final = ("infer_dataset", "train_dataset")
+
+
+class ReleaseError(UserError):
+    """A published configuration that cannot be followed; one line for a person."""
+
+
+def is_release(tree: Tree) -> bool:
+    """Whether a configuration is one of the published code."""
+    return bool(_BLOCKS & tree.keys())
+
+
+def is_release_key(dotted: str, fields: Collection[str]) -> bool:
+    """Whether a key is one of the published code, and not of these fields."""
+    head, _, rest = dotted.partition(".")
+    if head in _DATASETS:
+        return rest in ("video_folder", "sample_n_frames", "resolution", "is_image", "type")
+    return head not in fields and (head in _BLOCKS | _OTHERS or dotted in _FIXED)
+
+
+def translate(
+    tree: Tree, fields: Collection[str], given: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """A published configuration in this project's keys, and what is to be said of it.
+
+    `fields` are the keys of the configuration that is wanted, `given` those that get another value
+    anyway. A key that is unknown to both stays, for the caller to refuse. Raises ReleaseError.
+    """
+    command = "train" if "train_dataset" in fields else "generate"
+    task = tree.get("TASK_TYPE")
+    if task is not None and _TASKS.get(task) != command:
+        known = f"is for `demo-t2v {_TASKS[task]}`" if task in _TASKS else "is no task of DEMO's"
+        raise ReleaseError(f"TASK_TYPE: {task} {known}")
+    flat = _flat(tree)
+    for key, right in _FIXED.items():
+        if (value := flat.pop(key, right)) != right:
+            raise ReleaseError(
+                f"{key}: {json.dumps(value)} is not what DEMO was published with, "
+                f"{json.dumps(right)}; results would differ"
+            )
+    unused = [key for key in _UNREAD[command] if flat.pop(key, None) is not None]
+    new = _inference(flat, given) if command == "generate" else _training(flat, given)
+    rest = {key: value for key, value in flat.items() if key not in _IMPLIED}
+    ours = {key: value for key, value in rest.items() if key in fields}
+    heads = {*_BLOCKS, *_OTHERS, *_DATASETS} - ours.keys()
+    unused += [key for key in rest if key.partition(".")[0] in heads]
+    unknown = {key: value for key, value in rest.items() if key not in unused}
+    notes = [f"without a counterpart, and not used: {', '.join(unused)}"] if unused else []
+    return ours | unknown | new, notes + _counts(tree, new)
+
+
+def _inference(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    new: dict[str, Any] = {"guide_scale": flat.pop("guide_scale", 3.0)}
+    if flat.pop("Pretrain.from_modelscope", False):
+        raise ReleaseError("Pretrain.from_modelscope: true begins a training; write false")
+    files = _files(flat)
+    if "pretrained" not in given:
+        new["pretrained"] = _listed(files)
+    if "use_fp16" in flat:
+        new["dtype"] = "auto" if flat.pop("use_fp16") else "float32"
+    if "log_dir" in flat:
+        name = flat.pop("model_name", None)
+        below = f"{name}_{_FIXED['infer_dataset.type']}" if name else ""
+        new["out"] = str(Path(flat.pop("log_dir"), below))
+    new["infer_dataset"] = {
+        "csv_path": flat.pop("infer_dataset.csv_path", None),
+        "repeat_times": flat.pop("infer_dataset.repeat_times", 5),
+    }
+    return new
+
+
+def _training(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    settings = _deepspeed(flat.get("deepspeed_config"), needed="deepspeed_config" not in given)
+    size, frames = flat.pop("resolution", [256, 256]), flat.pop("max_frames", 16)
+    size = flat.pop("train_dataset.resolution", size)
+    if not isinstance(size, list) or len(set(size)) != 1:
+        raise ReleaseError(f"resolution: should be a square, as in [256, 256], got {size}")
+    dataset = {
+        "type": "webvid",
+        "csv_path": flat.pop("train_dataset.csv_path", None),
+        "video_dir": flat.pop("train_dataset.video_folder", None),
+        "sample_fps": flat.pop("sample_fps", 3),
+        "repeat_frames": True,
+    }
+    new = settings | {
+        "task": "denoiser",
+        "train_dataset": {key: value for key, value in dataset.items() if value is not None},
+        "resolution": size[0],
+        "max_frames": flat.pop("train_dataset.sample_n_frames", frames),
+        "model": {"motion": True, "dropout": flat.pop("UNet.dropout", 0.1)},
+        "gradient_checkpointing": flat.pop("UNet.use_checkpoint", False),
+        "noise_strength": flat.pop("Diffusion.noise_strength", 0.0),
+        "p_zero_motion": 0.0,
+        "prediction_type": "epsilon",
+        "video_motion_space": "eps",
+        "flow": "raft",
+        "ema_decay": None,
+        "mixed_precision": "fp16" if flat.pop("use_fp16", True) else "no",
+        "guide_scale": flat.pop("guide_scale", 9.0),
+    }
+    files = _files(flat)
+    if not {"base", "clip", "autoencoder"} <= set(given):
+        new |= dict.fromkeys(("base", "clip", "autoencoder"), _listed(files))
+    for key in _COUNTED:
+        if type(flat.get(key)) is int:
+            new[key] = -(-flat.pop(key) // settings.get("gradient_accumulation", 1))
+    return new
+
+
+_COUNTED: Final = ("num_steps", "save_ckp_interval", "log_interval")
+"""Keys that count micro-batches in the published code, and steps here."""
+
+
+def _counts(tree: Tree, new: Tree) -> list[str]:
+    """What is to be said of these keys."""
+    changed = [key for key in _COUNTED if key in new and new[key] != tree[key]]
+    if not changed:
+        return []
+    told = ", ".join(f"{key} {new[key]} for {tree[key]}" for key in changed)
+    return [f"counted in steps, of {new['gradient_accumulation']} micro-batches: {told}"]
+
+
+def _files(flat: dict[str, Any]) -> list[str]:
+    """The files of the denoiser, the autoencoder, OpenCLIP and, if it has one, the motion encoder;
+    '' where none is named.
+    """
+    parts = ("Pretrain.resume_checkpoint", "auto_encoder.pretrained", "embedder.pretrained")
+    denoiser, autoencoder, clip = (flat.pop(part, "") for part in parts)
+    visual = flat.pop("clip_visual.pretrained", clip)
+    motion = flat.pop("motion_encoder.pretrained", "")
+    if visual != clip:
+        raise ReleaseError(f"clip_visual.pretrained: should be embedder.pretrained, {clip}")
+    if not flat.pop("Pretrain.from_modelscope", False):
+        return [denoiser, autoencoder, clip, motion]
+    if motion not in (clip, ""):
+        raise ReleaseError(
+            f"motion_encoder.pretrained: should be embedder.pretrained, {clip}, of which it begins "
+            "as a copy where Pretrain.from_modelscope is true"
+        )
+    return [denoiser, autoencoder, clip]
+
+
+def _listed(files: list[str]) -> str:
+    """The name of a model of these files."""
+    if not files[0]:
+        raise ReleaseError("Pretrain.resume_checkpoint: is missing; name the denoiser's file")
+    return ",".join(map(str, files)).rstrip(",")
+
+
+def _deepspeed(name: Any, needed: bool) -> dict[str, Any]:
+    """What the JSON of a training says of its steps. Raises ReleaseError where it is needed and
+    cannot be read.
+    """
+    if not isinstance(name, str) or not (needed or Path(name).is_file()):
+        return {}
+    try:
+        settings = json.loads(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReleaseError(
+            f"deepspeed_config: {name}: cannot be read ({reason(error, Path(name))})"
+        ) from None
+    except ValueError:
+        raise ReleaseError(f"deepspeed_config: {name}: is not valid JSON") from None
+    flat = _flat(settings) if isinstance(settings, dict) else {}
+    size = flat.get("train_micro_batch_size_per_gpu")
+    accumulation = flat.get("gradient_accumulation_steps", 1)
+    accumulation = accumulation if type(accumulation) is int else 1
+    new = {"gradient_accumulation": accumulation, "lr": flat.get("optimizer.params.lr", 1e-3)}
+    new["weight_decay"] = flat.get("optimizer.params.weight_decay", 0.0)
+    if type(size) is int:
+        new["batch_size"] = size * accumulation * world_size()
+    if type(clipping := flat.get("gradient_clipping")) in (int, float):
+        new["grad_clip"] = clipping
+    if "scheduler" not in settings:
+        new |= {"lr_schedule": "constant", "warmup_steps": 0}
+    return new
+
+
+def _flat(tree: Tree, above: str = "") -> dict[str, Any]:
+    """The values of a tree by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        )
+    return flat

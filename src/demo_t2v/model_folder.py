@@ -1,0 +1,254 @@
+"""Model folders: read whole or not at all, and laid out as diffusers finds custom classes.
+
+diffusers and transformers fill in what a folder lacks: weights with random numbers, a tokenizer
+with an empty one. Here such a folder is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+from demo_t2v.core.errors import UserError
+
+OWN_CLASSES: Final[Mapping[str, str]] = {
+    "DemoUNet": "demo_t2v.models.unet",
+    "ModelScopeDDIMScheduler": "demo_t2v.diffusion.schedulers",
+    "OpenCLIPTokenizer": "demo_t2v.models.tokenizer",
+}
+"""This package's classes among a pipeline's components, and their modules."""
+_SHIM: Final = '''"""{name} for diffusers' from_pretrained with trust_remote_code=True."""
+
+try:
+    from {module} import {name}
+except ModuleNotFoundError as error:
+    if error.name != "demo_t2v":
+        raise
+    raise ModuleNotFoundError("this model needs demo-t2v: pip install demo-t2v") from error
+
+__all__ = ["{name}"]
+'''
+_TOKENIZER: Final = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_WEIGHTS: Final = re.compile(r"[^.]+?(\.(?P<variant>[^.]+?))?(-\d+-of-\d+)?\.(safetensors|bin)")
+
+
+class ModelError(UserError):
+    """A model that is not there or not whole; one line for a person."""
+
+
+class FolderMixin:
+    """A pipeline that loads whole folders only, and saves them for `DiffusionPipeline` too.
+
+    `DiffusionPipeline.from_pretrained` finds the pipeline's class and those of `OWN_CLASSES` by
+    small files in the folder, which import them and which it runs with `trust_remote_code=True`.
+    The pipeline's own `from_pretrained` never runs a file of the folder.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """As in diffusers; where all weights are of one variant, that one is the default.
+
+        Raises ModelError for a folder in which a component's files or weights are missing.
+        """
+        name, kind = pretrained_model_name_or_path, _diffusers(cls)
+        folder = Path(name) if Path(name).is_dir() else Path(kind.download(name, **options))
+        check_files(folder, kind.load_config(folder), options.keys())
+        options = {"variant": only_variant(folder), **options}
+        pipeline: Any = super().from_pretrained(folder, **options)  # type: ignore[misc]
+        pipeline.register_to_config(_name_or_path=str(name))
+        if not options.keys() & {"device_map", "quantization_config"}:  # these change the tensors
+            for part, network in pipeline.components.items():
+                if part not in options and hasattr(network, "state_dict"):
+                    check_weights(folder / part, network, options["variant"])
+        loaded: Self = pipeline
+        return loaded
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+        """The index with classes of this package in place of the files that import them."""
+        index: dict[str, Any] = super()._dict_from_json_file(json_file)  # type: ignore[misc]
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        for name, _, kind in _components(index):
+            if kind in OWN_CLASSES:
+                index[name] = [OWN_CLASSES[kind], kind]
+        return index
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write the index, and beside it the files by which diffusers finds this package."""
+        super().to_json_file(json_file_path)  # type: ignore[misc]
+        file = Path(json_file_path)
+        index = json.loads(file.read_text(encoding="utf-8"))
+        found = {
+            f"{name}/demo_{name}": (kind, module)
+            for name, module, kind in _components(index)
+            if kind in OWN_CLASSES
+        }
+        index |= {
+            shim.split("/")[0]: [shim.split("/")[1], kind] for shim, (kind, _) in found.items()
+        }
+        pipeline = type(self)
+        found["pipeline"] = (pipeline.__name__, pipeline.__module__)
+        index["_class_name"] = ["pipeline", pipeline.__name__]
+        for shim, (kind, module) in found.items():
+            code = file.parent / f"{shim}.py"
+            code.parent.mkdir(parents=True, exist_ok=True)
+            code.write_text(_SHIM.format(name=kind, module=module), encoding="utf-8")
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        file.write_text(text, encoding="utf-8")
+
+
+def register_classes() -> None:
+    """Have diffusers take `OWN_CLASSES` from this package, as it takes transformers' classes."""
+    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+    for name, module in OWN_CLASSES.items():
+        LOADABLE_CLASSES[module] = {name: ["save_pretrained", "from_pretrained"]}
+
+
+def class_name(index: Mapping[str, Any]) -> str:
+    """The pipeline's class that an index names, with or without the file that it is in."""
+    name = index.get("_class_name", "nothing known")
+    return str(name[-1] if isinstance(name, list) else name)
+
+
+def check_files(folder: Path, index: Mapping[str, Any], without: Collection[str] = ()) -> None:
+    """Raise ModelError unless each component but those `without` has its files.
+
+    A tokenizer without its files would be an empty one, in which every prompt is the same.
+    """
+    for name, _, kind in _components(index):
+        if name in without:
+            continue
+        if not (folder / name).is_dir():
+            raise ModelError(f"{folder / name}: is missing; the folder is no whole model")
+        if "Tokenizer" in kind:
+            check_tokenizer(folder / name)
+            continue
+        config = "scheduler_config.json" if "Scheduler" in kind else "config.json"
+        if not (folder / name / config).is_file():
+            raise ModelError(f"{folder / name / config}: is missing; the folder is no whole model")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise ModelError unless the files of a tokenizer are there."""
+    if not any(all((folder / file).is_file() for file in files) for files in _TOKENIZER):
+        raise ModelError(
+            f"{folder}: has no tokenizer.json (nor vocab.json with merges.txt); "
+            "the tokenizer is not whole, get it again"
+        )
+
+
+def load_network(kind: Any, folder: Path, **options: Any) -> Any:
+    """A network by `kind.from_pretrained`. Raises ModelError unless all of its weights are there.
+
+    Where all files are of one variant (`fp16`), that one is read.
+    """
+    variant = _lone_variant(folder)
+    try:
+        network, found = kind.from_pretrained(
+            folder, variant=variant, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from None
+    _check_missing(folder, sorted(found["missing_keys"]))
+    return network
+
+
+def check_fit(unet: Any, tokenizer: Any, content_encoder: Any, motion_encoder: Any) -> None:
+    """Raise ModelError for components that do not belong together; None are left out on purpose."""
+    if content_encoder is None:
+        return
+    if unet is not None and unet.config.motion and motion_encoder is None:
+        raise ModelError("motion_encoder: is missing; the denoiser has motion transformers")
+    known, wanted = len(tokenizer), content_encoder.config.vocab_size
+    if known != wanted:
+        raise ModelError(
+            f"tokenizer: has {known} tokens, and the content encoder {wanted}; "
+            "files of the tokenizer are missing or another model's"
+        )
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant (`fp16`) of a model in which a network has weights of that one alone."""
+    lone = {_lone_variant(part) for part in folder.glob("*/")}
+    return min((variant for variant in lone if variant), default=None)
+
+
+def _lone_variant(folder: Path) -> str | None:
+    """The variant of a network's weights where they are there in no other."""
+    variants = {variant for _, variant in _weights(folder)}
+    return variants.pop() if len(variants) == 1 else None
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files that a network of a variant is loaded from; safetensors where there are some."""
+    found = _weights(folder)
+    files = [file for file, its in found if its == variant]
+    files = files or [file for file, its in found if its is None]
+    return [file for file in files if file.suffix == ".safetensors"] or files
+
+
+def check_weights(folder: Path, network: Any, variant: str | None = None) -> None:
+    """Raise ModelError unless every weight of a loaded network came from a file, and is a number.
+
+    The libraries would draw what is missing at random, with a warning at most.
+    """
+    stored = _stored(folder, variant)
+    weights = network.state_dict()
+    _check_missing(folder, [name for name in weights if name not in stored])
+    spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if spoilt:
+        raise ModelError(
+            f"{folder}: {spoilt[0]} has numbers that are not finite; the weights are "
+            "spoilt, or too large for float16: try --dtype float32"
+        )
+
+
+def _check_missing(folder: Path, missing: list[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} tensors are missing, {', '.join(missing[:10])}; "
+            "the model is not whole, get it again"
+        )
+
+
+def _stored(folder: Path, variant: str | None) -> set[str]:
+    """The names of the tensors in the files that a network of this variant is loaded from."""
+    import torch
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for file in weight_files(folder, variant):
+        if file.suffix == ".bin":
+            stored |= set(torch.load(file, map_location="meta", weights_only=True, mmap=True))
+        else:
+            with safe_open(file, "pt") as tensors:
+                stored |= set(tensors.keys())
+    return {name.removeprefix("text_model.") for name in stored}
+
+
+def _weights(folder: Path) -> list[tuple[Path, str | None]]:
+    """The files of a network's weights, each with its variant."""
+    found = [(file, _WEIGHTS.fullmatch(file.name)) for file in sorted(folder.glob("*"))]
+    return [(file, match["variant"]) for file, match in found if match]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _components(index: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """An index's components that are not left out: name, module and class."""
+    for name, value in index.items():
+        if isinstance(value, list | tuple) and name != "_class_name" and value[0] is not None:
+            yield name, str(value[0]), str(value[1])
+
+
+def _diffusers(pipeline: Any) -> Any:
+    """The class as diffusers makes it, which a mixin's type does not know."""
+    return pipeline

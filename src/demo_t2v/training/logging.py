@@ -1,0 +1,113 @@
+"""What a training tells while it runs: curves, sample videos, on TensorBoard or Weights & Biases.
+
+The loop yields its log lines; the one who runs it hands them on to here.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from demo_t2v.config import ConfigError
+from demo_t2v.core.devices import free_memory
+from demo_t2v.training.config import AnyTraining, DenoiserTraining
+from demo_t2v.training.distributed.base import Task
+from demo_t2v.training.previews import make_previews, show_previews
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+PREVIEW_FPS = 8
+
+
+class Watch:
+    """Shows the lines of one run; a context manager. It opens nothing before the first line, which
+    only the main process gets.
+
+    A denoiser's previews are made with the weights as they are, not their average, and only where
+    one process holds all of them.
+    """
+
+    def __init__(self, task: Task, config: AnyTraining) -> None:
+        self._task, self._config = task, config
+        self._shown: int | None = None
+        self._writer: SummaryWriter | None = None
+        self._wandb: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def show(self, line: Mapping[str, float]) -> None:
+        """One line of the loop's: each figure is a point of its curve, at the line's step.
+
+        Raises ConfigError where a package is missing.
+        """
+        config, step = self._config, int(line["step"])
+        figures = {f"train/{name}": value for name, value in line.items() if name != "step"}
+        if config.tensorboard is not None:
+            if self._writer is None:
+                self._writer = _writer(config)
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+            if isinstance(config, DenoiserTraining) and self._due(config, step):
+                self._preview(config, self._writer, step)
+        if config.wandb is not None:
+            if self._wandb is None:
+                self._wandb = _wandb_run(config)
+            self._wandb.log(figures, step=step)
+
+    def _due(self, config: DenoiserTraining, step: int) -> bool:
+        """Whether a multiple of preview_interval was passed since the last previews."""
+        sharded = config.fsdp or config.deepspeed_config is not None
+        if self._shown is None:  # where this process began, of a run that may have gone on
+            self._shown = max(0, step - config.log_interval) // config.preview_interval
+        number = step // config.preview_interval
+        due = bool(config.preview_prompts) and not sharded and number > self._shown
+        self._shown = max(self._shown, number)
+        return due
+
+    def _preview(self, config: DenoiserTraining, writer: SummaryWriter, step: int) -> None:
+        network = self._task.model
+        network.eval()
+        pipeline = self._task.pipeline()  # type: ignore[attr-defined]
+        pipeline.set_progress_bar_config(disable=True)
+        previews = list(make_previews(pipeline, config.preview_prompts, config.seed))
+        show_previews(writer, previews, step, PREVIEW_FPS)
+        network.train()
+        del pipeline
+        gc.collect()
+        free_memory()
+
+
+def _writer(config: AnyTraining) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "tensorboard: is not installed; pip install 'demo-t2v[train]', or write null"
+        ) from None
+    assert config.tensorboard is not None
+    return SummaryWriter(str(config.tensorboard / config.log_dir.name))
+
+
+def _wandb_run(config: AnyTraining) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError("wandb: is not installed; pip install wandb, or leave it out") from None
+    return wandb.init(
+        project=config.wandb, name=config.log_dir.name, config=config.model_dump(mode="json")
+    )

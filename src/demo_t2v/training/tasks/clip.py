@@ -1,0 +1,142 @@
+"""A text tower and an image tower, trained on captions and frames of the sprite world."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from demo_t2v.config import ConfigError
+from demo_t2v.data.sprites import Clip, draw_clip
+from demo_t2v.training.config import (
+    ClipTraining,
+)
+from demo_t2v.training.data.features import Preprocessing, load_tokenizer
+from demo_t2v.training.networks import build
+from demo_t2v.training.tasks.autoencoder import draw_stills, to_pixels
+from demo_t2v.training.tasks.denoiser import load_encoder
+
+
+class ClipTask:
+    """Stage 2: CLIP on still frames, so that, as with the real one, verbs mean little to it.
+
+    With a trained text tower (`text`) that is frozen, only the image tower is learned, in the space
+    of the text's [eot] states (arXiv 2111.07991): what the regularization loss compares with. On
+    sheets of several frames a text tower learns the words of motion.
+    """
+
+    items = None
+
+    def __init__(self, config: ClipTraining) -> None:
+        self.config = config
+        sizes = dict(config.model)
+        if config.text is None:
+            tower = sizes.get("text_config")
+            if not isinstance(tower, dict) or "max_position_embeddings" not in tower:
+                raise ConfigError("model: text_config.max_position_embeddings is missing")
+            captions = [c.caption for c in draw_stills(config.seed, range(4000), 8)]
+            length = tower["max_position_embeddings"]
+            self.tokenizer = train_tokenizer(captions, config.vocab_size, length)
+            tokens = {
+                "vocab_size": len(self.tokenizer),
+                "bos_token_id": self.tokenizer.bos_token_id,
+                "eos_token_id": self.tokenizer.eos_token_id,
+                "pad_token_id": self.tokenizer.pad_token_id,
+            }
+            sizes["text_config"] = tower | tokens
+            self.model = build(_clip, sizes)
+        else:
+            self.tokenizer = load_tokenizer(config.text / "tokenizer")
+            text = load_encoder(config.text / "content_encoder")
+            self.model = _clip_over(text, sizes, config.freeze_text)
+        side = self.model.vision_model.embeddings.image_size
+        if side != config.resolution:
+            raise ConfigError(
+                f"resolution: {config.resolution} should be the vision_config's image_size, {side}"
+            )
+        if config.resolution % config.frames_per_side:
+            raise ConfigError(
+                f"frames_per_side: {config.frames_per_side} frames do not share "
+                f"{config.resolution} pixels evenly"
+            )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
+
+    def batch(self, places: range) -> tuple[Tensor, Tensor]:
+        if self.config.frames_per_side == 1:
+            clips = draw_stills(self.config.seed, places, self.config.resolution)
+        else:
+            clips = self._draw_sheets(places)
+        return self.tokens([clip.caption for clip in clips]), to_pixels(clips)
+
+    def _draw_sheets(self, places: range) -> list[Clip]:
+        """Clips whose one frame shows several moments, row by row."""
+        rows = self.config.frames_per_side
+        side = self.config.resolution // rows
+        sheets = []
+        for place in places:
+            rng = np.random.default_rng([self.config.seed, place])
+            clip = draw_clip(rng, side, frames=rows**2)
+            sheet = rearrange(clip.frames, "(r k) h w c -> 1 (r h) (k w) c", r=rows)
+            sheets.append(replace(clip, frames=sheet))
+        return sheets
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        ids: Tensor = self.tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        return ids
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        ids, pixels = batch
+        output = self.model(input_ids=ids, pixel_values=pixels, return_loss=True)
+        right = output.logits_per_image.argmax(1) == torch.arange(len(ids), device=ids.device)
+        return output.loss, {"accuracy": right.float().mean().item()}
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder / "clip")
+        side = self.model.vision_model.embeddings.image_size
+        Preprocessing.plain(side).save(folder / "clip")  # as `to_pixels` gives them
+        CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "content_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def _clip(**sizes: Any) -> CLIPModel:
+    return CLIPModel(CLIPConfig(**sizes))
+
+
+def _clip_over(text: CLIPTextModel, sizes: dict[str, Any], freeze: bool) -> CLIPModel:
+    """CLIP with a new image tower beside a trained text tower, whose states are not projected."""
+    sizes |= {"text_config": text.config.to_dict(), "projection_dim": text.config.hidden_size}
+    model = build(_clip, sizes)
+    model.text_model.load_state_dict(text.state_dict())
+    nn.init.eye_(model.text_projection.weight)
+    model.text_model.requires_grad_(not freeze)
+    model.text_projection.requires_grad_(False)
+    return model
+
+
+def train_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges are learned from `captions`.
+
+    As in CLIP's own vocabulary, every byte is a token inside and at the end of a word, so no
+    word is unknown, and the end-of-text token has the highest number.
+    """
+    end = "</w>"
+    learned = CLIPTokenizer().train_new_from_iterator(captions, vocab_size)  # type: ignore[no-untyped-call]
+    model = json.loads(learned.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = letters + [letter + end for letter in letters] + ["".join(pair) for pair in merges]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)  # type: ignore[arg-type]
