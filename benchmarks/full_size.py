@@ -82,16 +82,16 @@ def make_model(folder: Path) -> None:
 
 def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
     config = InferenceConfig(
-        pretrained=model,
+        model=model,
         dtype=asked.dtype,
         offload=asked.offload,
         max_memory=asked.max_memory,
         batch_size=asked.batch,
-        decoder_bs=asked.decode,
-        ddim_timesteps=asked.steps,
+        decode_chunk_size=asked.decode,
+        num_inference_steps=asked.steps,
     )
     plan, words = pick(config, asked.batch)
-    config = config.model_copy(update={"decoder_bs": plan.decode_chunk})
+    config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk})
     jobs = make_jobs([("1", "a dog runs over a beach")], asked.batch, 0)
     pipe, encoded = load_for(jobs, config, plan)
     cuda = torch.cuda.is_available()
@@ -101,7 +101,11 @@ def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
     if asked.warm_up:  # libraries choose their algorithms in the first steps, or it is compiled
         started = time.perf_counter()
         denoise(
-            pipe, jobs, config.model_copy(update={"ddim_timesteps": asked.warm_up}), None, encoded
+            pipe,
+            jobs,
+            config.model_copy(update={"num_inference_steps": asked.warm_up}),
+            None,
+            encoded,
         )
         figures["seconds_to_warm_up"] = since(started)
     times: list[float] = []

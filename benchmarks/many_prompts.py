@@ -120,12 +120,12 @@ def compare_processes(
 
 def compare_overlap(console: Console, scratch: Path, file: Path, steps: int, rounds: int) -> None:
     torch.set_num_threads(1)
-    config = InferenceConfig(device="cpu", ddim_timesteps=steps)
+    config = InferenceConfig(device="cpu", num_inference_steps=steps)
     jobs = make_jobs(read_prompts(file)[:24], 1, 0)
-    settings = {"fps": 8, "format": "mp4", "resolution": [64, 64]}
+    settings = {"fps": 8, "format": "mp4", "height": 64, "width": 64}
     folder = OutputFolder(scratch / "overlap", "sprites", settings)
     folder.prepare()
-    maker = Maker.load(jobs, config, Plan(config.decoder_bs), folder)
+    maker = Maker.load(jobs, config, Plan(config.decode_chunk_size), folder)
     seconds: dict[int, list[float]] = {AHEAD: [], 0: []}
     for _ in range(rounds):
         for ahead, taken in seconds.items():

@@ -102,7 +102,7 @@ def visit(browser: Browser, address: str, prompt: str) -> Visitor:
 def in_process(rounds: int) -> Iterator[float]:
     """Seconds of `generate` and of writing its file, the first a warm-up that is not given."""
     config = InferenceConfig()
-    pipeline, _ = load_for([], config, Plan(config.decoder_bs))
+    pipeline, _ = load_for([], config, Plan(config.decode_chunk_size))
     jobs = make_jobs([("1", PROMPTS[0])], 1, 0)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):

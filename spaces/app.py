@@ -21,7 +21,7 @@ model = os.environ.get("DEMO_MODEL", "sprites")
 if model in PUBLISHED:  # a Space has nobody who could run `demo-t2v download` first
     for file in download(WANTED[which(model)]):
         print(file)
-page = build(make_studio(InferenceConfig(pretrained=model), Path(tempfile.mkdtemp()), **options))
+page = build(make_studio(InferenceConfig(model=model), Path(tempfile.mkdtemp()), **options))
 
 if __name__ == "__main__":
     page.launch(**looks())

@@ -17,6 +17,7 @@ import pytest
 
 from demo_t2v.data.video import read_video
 from demo_t2v.inference.outputs import MANIFEST, read_manifest
+from helpers import in_process
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "demo_t2v")
@@ -112,14 +113,29 @@ def test_the_first_run(place: Path, first: subprocess.CompletedProcess[str]) -> 
     entries = [json.loads(line) for line in (place / "made" / MANIFEST).read_text().splitlines()]
     assert [entry["file"] for entry in entries] == NAMES
     assert [entry["seed"] for entry in entries] == [video["seed"] for video in report["videos"]]
-    assert entries[0]["settings"]["ddim_timesteps"] == 2
-    assert entries[0]["settings"]["resolution"] == [32, 32]  # the model's own, filled in
+    assert entries[0]["settings"]["num_inference_steps"] == 2
+    assert entries[0]["settings"]["height"] == 32  # the model's own, filled in
     assert entries[0]["settings"]["dtype"] in ("float32", "float16")
     events = [json.loads(line) for line in first.stderr.splitlines()]
     assert [event["file"] for event in events if event["event"] == "made"] == NAMES
     progress = [event for event in events if event["event"] == "progress"]
     assert [event["videos"] for event in progress] == [4] * len(progress)
     assert all(event["per_minute"] > 0 <= event["seconds_left"] for event in progress)
+
+
+def test_schedulers_by_name(place: Path) -> None:
+    words = ("generate", "a car falls", "--model", "model", "--steps", "4", "--out")
+    made = {}
+    for name in ("dpm++", "euler", "ddim"):
+        done = in_process.run(place, *words, f"by-{name}", "--scheduler", name)
+        assert done.returncode == 0, done.stderr
+        video = only_entry(place / f"by-{name}")
+        assert video["settings"]["scheduler"] == name
+        made[name] = video["sha256"]
+    assert len(set(made.values())) == 3
+    again = in_process.run(place, *words, "by-euler", "--scheduler", "ddim")
+    assert again.returncode == 2
+    assert "made with scheduler 'euler', not 'ddim'" in again.stderr
 
 
 @pytest.mark.usefixtures("first")
@@ -205,6 +221,7 @@ def test_the_model_s_negative_prompt_is_used_and_recorded(place: Path) -> None:
         (["--config", "typo.yaml"], ["typo.yaml", "guide_scal", "guide_scale"]),
         (["a car", "gide_scale=3"], ["gide_scale", "guide_scale"]),
         (["a car", "--format", "avi"], ["format", "mp4, webm, gif or png, not avi"]),
+        (["a car", "--scheduler", "edm"], ["scheduler", "one of dpm++, ddim,", "ddpm, not edm"]),
         (["a car", "--repeat", "0"], ["repeat_times", "at least 1, not 0"]),
         (["a car", "--model", "."], [".", "model_index.json"]),
         (["a car", "--model", "model", "--out", "two.csv"], ["two.csv", "a file is in the way"]),
@@ -314,7 +331,7 @@ def test_whatever_is_printed_becomes_an_event() -> None:
 
 def test_a_size_that_the_network_cannot_take(place: Path) -> None:
     done = run(place, "generate", "a car", "--model", "model", "--out", "odd", "--height", "34")
-    assert_one_line(done, 2, "resolution: ", "34")
+    assert_one_line(done, 2, "height 34: ")
     assert list((place / "odd").iterdir()) == []
 
 

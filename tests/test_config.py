@@ -1,5 +1,6 @@
 """Configurations: precedence, and one clear line for each mistake."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,54 @@ def test_the_order_of_precedence(tmp_path: Path) -> None:
         InferenceConfig,
         file,
         ["ddim_timesteps=40", "infer_dataset.csv_path=a.csv"],
-        {"batch_size": 2, "ddim_timesteps": 30, "infer_dataset.repeat_times": 5},
+        {"batch_size": 2, "num_inference_steps": 30, "infer_dataset.repeat_times": 5},
     )
     assert config.format == "mp4"  # the default
     assert config.fps == 10  # the file
     assert config.batch_size == 2  # the option
-    assert config.ddim_timesteps == 40  # the override
+    assert config.num_inference_steps == 40  # the override
     assert config.infer_dataset.repeat_times == 5
     assert config.infer_dataset.csv_path == Path("a.csv")
 
 
+def test_the_names_of_the_release_are_aliases(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        "pretrained: mine\nddim_timesteps: 20\nguide_scale: 5\nmax_frames: 8\ndecoder_bs: 2\n"
+        "inference_seed: 7\nresolution: [64, 96]\n",
+    )
+    config = load(InferenceConfig, file, ["ddim_timesteps=40", "width=128"], {"num_frames": 4})
+    assert config.model == "mine"
+    assert config.num_inference_steps == 40  # by either name an override counts more
+    assert config.guidance_scale == 5
+    assert config.num_frames == 4
+    assert (config.decode_chunk_size, config.seed) == (2, 7)
+    assert (config.height, config.width) == (64, 128)
+    assert InferenceConfig(pretrained="mine", resolution=(64, 96)).width == 96
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "max_frames: 4\nnum_frames: 4",
+            "max_frames and num_frames are two names of one key; keep",
+        ),
+        ("model: a\npretrained: a", "model and pretrained are two names of one key; keep model"),
+        ("resolution: [64, 64]\nheight: 64", "resolution and height are two names of one key"),
+    ],
+)
+def test_two_names_of_one_key(tmp_path: Path, text: str, line: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=f"{re.escape(str(file))}: {line}"):
+        load(InferenceConfig, file)
+    with pytest.raises(ConfigError, match="the command line: max_frames and num_frames are two"):
+        load(InferenceConfig, None, ["max_frames=4", "num_frames=4"])
+
+
 def test_overrides_are_yaml() -> None:
     config = load(InferenceConfig, None, ["resolution=[64, 96]", "negative_prompt='a: b=c'"])
-    assert config.resolution == (64, 96)
+    assert (config.height, config.width) == (64, 96)
     assert config.negative_prompt == "a: b=c"
 
 
@@ -50,7 +86,7 @@ def test_overrides_are_yaml() -> None:
         ("fps: 0", "fps: should be at least 1, not 0"),
         ("guide_scale: .inf", "guide_scale: should be a number, not .inf"),
         ("format: avi", "format: should be one of mp4, webm, gif or png, not avi"),
-        ("resolution: 64", "resolution: should be a list, as in [a, b], not 64"),
+        ("resolution: 64", "resolution: should be [height, width], not 64"),
         ("resolution: [64, 4]", "resolution: should be at least 8, not 4"),
         ("- a\n- b", "should hold `key: value` lines, not a list"),
         ("fps: [1\nformat: x", "line 2: is not valid YAML"),
@@ -64,8 +100,8 @@ def test_overrides_are_yaml() -> None:
         ("guide_scale: much", "guide_scale: should be a number, not much"),
         ("max_frames: 257", "max_frames: should be at most 256, not 257"),
         ("inference_seed: 9223372036854775808", "should be less than 9223372036854775808"),
-        ("resolution: [64]", "resolution: should be a longer list, not ['64']"),
-        ("resolution: [8, 8, 8]", "resolution: should be a list of at most 2, not ['8', '8', '8']"),
+        ("resolution: [64]", "resolution: should be [height, width], not [64]"),
+        ("resolution: [8, 8, 8]", "resolution: should be [height, width], not [8, 8, 8]"),
         ("infer_dataset: no", "infer_dataset: should be keys of its own, as in {key: value}"),
         ("negative_prompt: [a]", "negative_prompt: should be a text, not ['a']"),
         ("out: [a]", "out: should be a text, not ['a']"),
@@ -138,7 +174,7 @@ TEXTS = [
 @pytest.mark.parametrize("typed", TEXTS)
 def test_a_text_is_what_was_typed(tmp_path: Path, typed: str) -> None:
     quoted = f"'{typed}'" if typed == "null" else typed
-    keys = ("out", "pretrained", "negative_prompt", "motion_prompt")
+    keys = ("out", "model", "negative_prompt", "motion_prompt")
     file = write(tmp_path, "".join(f"{key}: {quoted}\n" for key in keys))
     for config in (
         load(InferenceConfig, file),
@@ -231,7 +267,7 @@ def test_home_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(InferenceConfig, file, ["pretrained=~/model", "deepspeed_config=~/d.json"])
     assert config.out == "/home/ada/videos"
     assert config.lora == "/home/ada/a.safetensors"
-    assert config.pretrained == "/home/ada/model"
+    assert config.model == "/home/ada/model"
     assert config.infer_dataset.csv_path == Path("/home/ada/p.csv")
     assert config.deepspeed_config == Path("/home/ada/d.json")
     assert load(InferenceConfig, None, ["out=~"]).out == "/home/ada"

@@ -277,7 +277,9 @@ def test_steps_are_counted_as_asked_for_where_the_scheduler_takes_more(
     pipeline = load_pipeline(str(tiny_folder), "cpu")
     pipeline.scheduler = published_scheduler()
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
-    uneven = config.model_copy(update={"ddim_timesteps": 6})  # a stride of 166: seven timesteps
+    uneven = config.model_copy(
+        update={"num_inference_steps": 6}
+    )  # a stride of 166: seven timesteps
     counted: list[int] = []
     seen: list[Step] = []
     for _ in generate(pipeline, jobs, uneven, counted.append, watch=seen.append):
@@ -289,8 +291,8 @@ def test_steps_are_counted_as_asked_for_where_the_scheduler_takes_more(
 
 def test_sizes_are_checked_at_once(tiny_folder: Path, config: InferenceConfig) -> None:
     pipeline = load_pipeline(str(tiny_folder), "cpu")
-    wrong = config.model_copy(update={"resolution": (33, 32)})
-    with pytest.raises(ConfigError, match=r"resolution: .*33"):
+    wrong = config.model_copy(update={"height": 33, "width": 32})
+    with pytest.raises(ConfigError, match="height 33: "):
         generate(pipeline, [], wrong)
 
 

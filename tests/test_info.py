@@ -51,8 +51,8 @@ def test_the_tables(tmp_path: Path) -> None:
     ("words", "parts"),
     [
         (("--model", "nowhere"), ["nowhere: is no model"]),
-        (("--frames", "0"), ["max_frames", "at least 1, not 0"]),
-        (("--height", "0"), ["resolution", "at least 8, not 0"]),
+        (("--frames", "0"), ["num_frames", "at least 1, not 0"]),
+        (("--height", "0"), ["height", "at least 8, not 0"]),
         (("--dtype", "int8"), ["dtype", "float16, not int8"]),
     ],
 )

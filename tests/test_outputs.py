@@ -26,7 +26,14 @@ from demo_t2v.inference.outputs import (
     slug,
 )
 
-SETTINGS = {"fps": 8, "format": "mp4", "resolution": [32, 32], "guide_scale": 7.5, "dtype": "auto"}
+SETTINGS = {
+    "fps": 8,
+    "format": "mp4",
+    "height": 32,
+    "width": 32,
+    "guidance_scale": 7.5,
+    "dtype": "auto",
+}
 FRAMES: NDArray[np.uint8] = np.full((3, 32, 32, 3), 90, dtype=np.uint8)
 ROCKET = Job("7", "A rocket moves up, quickly!", 0, 123)
 FISH = Job("8", "A fish", 1, 456)
@@ -117,11 +124,22 @@ def test_what_is_damaged_is_missing(tmp_path: Path, format: str) -> None:  # noq
 
 
 def test_settings_have_a_hash_of_their_own(folder: OutputFolder) -> None:
-    other = replace(folder, settings={**SETTINGS, "guide_scale": 3.0})
+    other = replace(folder, settings={**SETTINGS, "guidance_scale": 3.0})
     turned = replace(folder, settings=dict(reversed(SETTINGS.items())))
     hashes = [f.save(ROCKET, FRAMES, 1.0)["settings_hash"] for f in (folder, other, turned)]
     assert hashes[0] == hashes[2] != hashes[1]
     assert re.fullmatch("[0-9a-f]{16}", hashes[0])
+
+
+def test_a_manifest_with_the_names_of_the_release(folder: OutputFolder) -> None:
+    settings = {"seed": 3, **SETTINGS}
+    entry = replace(folder, settings=settings).write(ROCKET, FRAMES, 1.0, "cpu")
+    entry["settings"] = {"inference_seed": 3, "guide_scale": 7.5, "resolution": [32, 32]}
+    entry["settings"] |= {"fps": 8, "format": "mp4", "dtype": "float32"}
+    folder.record(entry)
+    assert replace(folder, settings=settings).missing([ROCKET]) == []
+    with pytest.raises(OutputError, match="made with seed 3, not 4"):
+        replace(folder, settings=settings | {"seed": 4}).missing([ROCKET])
 
 
 def test_the_same_model_under_another_name(folder: OutputFolder) -> None:
@@ -176,7 +194,7 @@ def test_what_the_manifest_does_not_know_is_missing(folder: OutputFolder) -> Non
     [
         (replace(ROCKET, seed=5), {}, "seed 123, not 5"),
         (replace(ROCKET, prompt="a rocket moves up quickly"), {}, "prompt 'A rocket"),
-        (ROCKET, {"settings": {**SETTINGS, "guide_scale": 3.0}}, "guide_scale 7.5, not 3.0"),
+        (ROCKET, {"settings": {**SETTINGS, "guidance_scale": 3.0}}, "guidance_scale 7.5, not 3.0"),
         (ROCKET, {"model": "other", "model_hash": "34cd"}, "model 'sprites', not 'other'"),
         (ROCKET, {"model_hash": "34cd"}, "model_hash '12ab', not '34cd'"),
     ],

@@ -270,7 +270,7 @@ def test_an_actor_finds_what_was_named_from_here(
     monkeypatch.chdir(place)
     config = from_anywhere(InferenceConfig(pretrained="model", lora="six.jsonl"))
     model = str((place / "model").resolve())
-    assert (config.pretrained, config.lora) == (model, f"{place}/six.jsonl")
+    assert (config.model, config.lora) == (model, f"{place}/six.jsonl")
     on_the_hub = InferenceConfig(pretrained="org/name", lora="org/other")
     assert from_anywhere(on_the_hub) == on_the_hub
 

@@ -112,12 +112,12 @@ def test_overrides_take_the_keys_of_both(files: tuple[Path, Path]) -> None:
         ["Pretrain.resume_checkpoint=a.pth", "use_fp16=false", "log_dir=b", "ddim_timesteps=3"],
         {"batch_size": 2, "infer_dataset.csv_path": "c.csv"},
     )
-    assert config.pretrained == f"a.pth,{VAE},{CLIP},models/demo/motion_encoder.pth"
+    assert config.model == f"a.pth,{VAE},{CLIP},models/demo/motion_encoder.pth"
     assert (config.out, config.dtype) == ("b/DEMO_InferenceDatasetRepeat", "float32")
-    assert (config.ddim_timesteps, config.batch_size) == (3, 2)
+    assert (config.num_inference_steps, config.batch_size) == (3, 2)
     assert (config.infer_dataset.csv_path, config.infer_dataset.repeat_times) == (Path("c.csv"), 5)
     config = load(InferenceConfig, files[0], ["pretrained=sprites", "out=d", "dtype=bfloat16"])
-    assert (config.pretrained, config.out, config.dtype) == ("sprites", "d", "bfloat16")
+    assert (config.model, config.out, config.dtype) == ("sprites", "d", "bfloat16")
     config = load(
         AnyTraining,
         files[1],
@@ -265,8 +265,8 @@ def test_what_a_file_leaves_out_is_as_in_the_published_code(tmp_path: Path) -> N
         "Pretrain: {resume_checkpoint: a.pth}\ninfer_dataset: {csv_path: a.csv}\nlog_dir: b\n"
     )
     config = load(InferenceConfig, file)
-    assert (config.guide_scale, config.infer_dataset.repeat_times) == (3.0, 5)
-    assert (config.pretrained, config.out) == ("a.pth", "b")
+    assert (config.guidance_scale, config.infer_dataset.repeat_times) == (3.0, 5)
+    assert (config.model, config.out) == ("a.pth", "b")
 
 
 def test_keys_of_this_project_may_stand_among_them(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_files_of_a_name(here: Path, name: str, files: tuple[str, ...]) -> N
     assert found is not None
     assert [file.absolute() for file in found] == [here / file for file in files]
     config = from_anywhere(InferenceConfig(pretrained=name))  # for an actor in another folder
-    assert config.pretrained == ",".join(str(here / file) for file in files)
+    assert config.model == ",".join(str(here / file) for file in files)
 
 
 def test_a_clone_from_the_hub_beside_it(here: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from demo_t2v.data.video import read_video
 from demo_t2v.inference.outputs import MANIFEST, Job, OutputError, OutputFolder
 from demo_t2v.inference.storage import RemoteFolder, open_folder
 
-SETTINGS = {"fps": 8, "format": "mp4", "resolution": [32, 32], "dtype": "auto"}
+SETTINGS = {"fps": 8, "format": "mp4", "height": 32, "width": 32, "dtype": "auto"}
 FRAMES = np.full((3, 32, 32, 3), 90, dtype=np.uint8)
 ROCKET, FISH = Job("7", "A rocket", 0, 123), Job("8", "A fish", 1, 456)
 

@@ -49,7 +49,7 @@ def maker(tiny_folder: Path, tmp_path: Path) -> Maker:
     config = InferenceConfig(
         pretrained=str(tiny_folder), device="cpu", ddim_timesteps=2, guide_scale=3.0, batch_size=4
     )
-    settings = {"fps": 8, "format": "mp4", "resolution": [32, 32]}
+    settings = {"fps": 8, "format": "mp4", "height": 32, "width": 32}
     folder = OutputFolder(tmp_path / "out", "tiny", settings)
     folder.prepare()
     return Maker.load(JOBS, config, Plan(16, drop_text=True), folder)

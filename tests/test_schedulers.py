@@ -1,10 +1,11 @@
-"""Any of diffusers' compatible schedulers can take a saved one's place, and others are refused."""
+"""Schedulers of diffusers for the noise of a saved one; those of other processes are refused."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from demo_t2v.checkpoints.original.importer import published_scheduler
 from demo_t2v.checkpoints.resolve import BUILT_IN
-from demo_t2v.diffusion.schedulers import check_scheduler, save_unclipped
+from demo_t2v.config import SchedulerName
+from demo_t2v.diffusion.schedulers import (
+    check_scheduler,
+    make_scheduler,
+    save_unclipped,
+)
 from demo_t2v.pipeline import DemoPipeline
 
 NEEDS = {"LMSDiscreteScheduler": "scipy", "DPMSolverSDEScheduler": "torchsde"}
@@ -23,36 +29,43 @@ OTHERS = ["DDIMParallelScheduler", "DDPMParallelScheduler", "LCMScheduler", "TCD
 
 
 def saved(scheduler: Any, folder: Path) -> Any:
-    """The scheduler as it comes back from a file."""
+    """The scheduler, saved and loaded."""
     scheduler.save_pretrained(folder)
     return type(scheduler).from_pretrained(folder)
 
 
 def sources(folder: Path) -> dict[str, Any]:
-    """The schedulers of the built-in model and of converted ones, as they are saved."""
+    """The schedulers of the built-in model and of converted models, as loaded from files."""
     built_in = BUILT_IN["sprites"] / "scheduler"
     known = diffusers.DPMSolverMultistepScheduler.from_pretrained(built_in)
     return {"sprites": known, "converted": saved(published_scheduler(), folder / "converted")}
 
 
-def sampled(scheduler: Any, clean: Tensor, steps: int = 20) -> Tensor:
-    """What becomes of noise by a network that knows the clean latents."""
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(noisy latents a x0 + a sigma epsilon, a, sigma) -> the clean latents x0."""
+
+
+def sampled(
+    scheduler: Any, denoise: Denoise, shape: tuple[int, ...] = (1, 4, 4, 8, 8), steps: int = 20
+) -> Tensor:
+    """Latents of a network whose predictions mean what `denoise` returns."""
     scheduler.set_timesteps(steps)
     rng = torch.Generator().manual_seed(1)
-    latents = torch.randn(clean.shape, generator=rng) * scheduler.init_noise_sigma
+    latents = torch.randn(shape, generator=rng) * scheduler.init_noise_sigma
     takes = inspect.signature(scheduler.step).parameters
     extra = {"generator": rng} if "generator" in takes else {}
     sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt().log()
     for timestep in scheduler.timesteps:
         noisy = scheduler.scale_model_input(latents, timestep)
-        place, rest = divmod(float(timestep), 1)  # some schedulers evaluate between two timesteps
-        after = sigmas[min(int(place) + 1, 999)]
-        sigma = (sigmas[int(place)] * (1 - rest) + after * rest).exp()
+        whole, rest = divmod(float(timestep), 1)  # some schedulers evaluate between two timesteps
+        after = sigmas[min(int(whole) + 1, 999)]
+        sigma = (sigmas[int(whole)] * (1 - rest) + after * rest).exp()
         a = 1 / (1 + sigma**2).sqrt()
+        clean = denoise(noisy, a, sigma)
         epsilon = (noisy - a * clean) / (sigma * a)
         velocity = scheduler.config.prediction_type == "v_prediction"
-        answer = a * epsilon - sigma * a * clean if velocity else epsilon
-        latents = scheduler.step(answer, timestep, latents, **extra).prev_sample
+        prediction = a * epsilon - sigma * a * clean if velocity else epsilon
+        latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample
     return latents
 
 
@@ -61,10 +74,10 @@ CLEAN = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0)) *
 
 
 def assert_samples(name: str, config: Any) -> None:
-    """Whether a scheduler that is made of another one's configuration gives the clean latents."""
+    """A scheduler from another one's configuration samples the clean latents."""
     scheduler = getattr(diffusers, name).from_config(config)
     check_scheduler(scheduler)
-    error = sampled(scheduler, CLEAN) - CLEAN
+    error = sampled(scheduler, lambda *_: CLEAN) - CLEAN
     assert abs(float(error.mean())) < 0.05
     assert float(error.abs().mean()) < 0.05
 
@@ -75,6 +88,74 @@ def test_each_from_what_is_saved(name: str, source: str, tmp_path: Path) -> None
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     assert_samples(name, sources(tmp_path)[source].config)
+
+
+MEAN, SPREAD = 2.0, 0.5
+
+
+def posterior_mean(noisy: Tensor, a: Tensor, sigma: Tensor) -> Tensor:
+    """The exact denoiser of latents from a Gaussian: E[x0 | noisy]."""
+    variance = (a * SPREAD) ** 2 + (a * sigma) ** 2
+    return MEAN + a * SPREAD**2 / variance * (noisy - a * MEAN)
+
+
+def consistency(noisy: Tensor, a: Tensor, sigma: Tensor) -> Tensor:
+    """The end of the probability-flow path through `noisy`, as a consistency model predicts it."""
+    variance = (a * SPREAD) ** 2 + (a * sigma) ** 2
+    return MEAN + SPREAD / variance.sqrt() * (noisy - a * MEAN)
+
+
+@pytest.mark.parametrize("source", ["sprites", "converted"])
+@pytest.mark.parametrize("name", get_args(SchedulerName))
+def test_each_by_name_samples_a_gaussian(name: SchedulerName, source: str, tmp_path: Path) -> None:
+    saved_config = sources(tmp_path)[source].config
+    scheduler = make_scheduler(name, saved_config)
+    for key in ("beta_start", "beta_end", "prediction_type", "timestep_spacing"):
+        assert scheduler.config[key] == saved_config[key]
+    denoise = consistency if name == "lcm" else posterior_mean
+    latents = sampled(scheduler, denoise, (1, 4, 4, 32, 32), steps=50)
+    assert float(latents.mean()) == pytest.approx(MEAN, abs=0.1)
+    assert float(latents.std()) == pytest.approx(SPREAD, abs=0.08)
+
+
+def test_options_of_a_saved_scheduler_that_would_change_the_result_are_not_taken_over() -> None:
+    """From a saved configuration that clips, leaves noise and divides by zero."""
+    config = {
+        **DDIMScheduler(clip_sample=True, thresholding=True).config,
+        "final_sigmas_type": "sigma_min",
+        "lower_order_final": False,
+        "algorithm_type": "sde-dpmsolver++",
+    }
+    for name in get_args(SchedulerName):
+        made = make_scheduler(name, config).config
+        assert not made.get("clip_sample")
+        assert not made.get("thresholding")
+        assert made["final_sigmas_type"] == "zero"
+    assert make_scheduler("unipc", config).config["lower_order_final"]
+    assert make_scheduler("dpm++", config).config["algorithm_type"] == "dpmsolver++"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "line"),
+    [
+        ("dpm", DDIMScheduler().config, r"^scheduler 'dpm': must be one of dpm\+\+, ddim, unipc"),
+        ("ddim", diffusers.FlowMatchEulerDiscreteScheduler().config, "does not sample a network"),
+        ("euler", diffusers.EDMEulerScheduler().config, "does not sample a network"),
+        ("unipc", DDIMScheduler(prediction_type="sample").config, "does not sample a network"),
+        (
+            "dpm++",
+            diffusers.UniPCMultistepScheduler(
+                use_flow_sigmas=True, prediction_type="flow_prediction"
+            ).config,
+            "does not sample a network",
+        ),
+        ("heun", {}, "does not sample a network"),
+    ],
+)
+def test_configurations_of_other_processes_are_refused(name: Any, config: Any, line: str) -> None:
+    with pytest.raises(ValueError, match=line) as error:
+        make_scheduler(name, config)
+    assert "\n" not in str(error.value)
 
 
 # These two do not convert in diffusers: its error says which option would be right.
@@ -102,7 +183,7 @@ def test_each_from_each(first: str, tmp_path: Path) -> None:
 def test_a_pipeline_saves_its_scheduler_so_that_others_do_not_clip(
     tiny_pipeline: DemoPipeline, tmp_path: Path
 ) -> None:
-    """Also where a folder of before does not say so."""
+    """Also where an older folder has no such option."""
     bare = diffusers.EulerDiscreteScheduler(beta_start=0.001, beta_end=0.02)
     assert DDIMScheduler.from_config(bare.config).config.clip_sample
     DemoPipeline(**{**tiny_pipeline.components, "scheduler": bare}).save_pretrained(tmp_path)

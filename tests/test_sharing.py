@@ -16,7 +16,7 @@ from demo_t2v.inference.backends.processes import LostProcessError, Share, Shari
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.inference.outputs import OutputFolder
 
-SETTINGS = {"fps": 8, "format": "mp4", "resolution": [32, 32]}
+SETTINGS = {"fps": 8, "format": "mp4", "height": 32, "width": 32}
 JOBS = make_jobs([("a", "a car"), ("b", "a fish"), ("c", "a pear")], repeat=2, seed=0)
 WORLD = 3
 

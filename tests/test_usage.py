@@ -71,7 +71,7 @@ GENERATE = ("generate", "--model", "model", "--steps", "1", "--frames", "2")
         ("generate --prompts dir.parquet", "dir.parquet: cannot be read (Is a directory"),
         ("generate --prompts empty.parquet", "empty.parquet: cannot be read (it is not Parquet)"),
         (f"generate --prompts {'a' * 300}", "aaa: cannot be read (File name too long)"),
-        ("generate --height 1000000 car", "resolution: should be at most 8192, not 1000000"),
+        ("generate --height 1000000 car", "height: should be at most 8192, not 1000000"),
         ("generate car deepspeed_config=deep.json", "deep.json: is not valid JSON"),
         ("data shards --csv ids.csv --videos dir --out new --megabytes -1", "more than 0, not -1"),
         ("data shards --csv ids.csv --videos dir --out new --megabytes nan", "more than 0, not n"),

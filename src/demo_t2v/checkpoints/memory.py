@@ -134,7 +134,7 @@ def choose(
     raise ModelError(
         f"max_memory {show(limit)}: the least for this model is {show(least)} "
         f"({request.batch} videos of {request.frames} frames, {request.height}x{request.width}); "
-        "lower batch_size, max_frames or resolution"
+        "lower batch_size, num_frames, height or width"
     )
 
 
@@ -144,26 +144,25 @@ def pick(config: InferenceConfig, videos: int) -> tuple[Plan, str]:
     Raises ModelError where nothing fits, ConfigError where offloading was asked for too.
     """
     if config.max_memory is None:
-        return Plan(config.decoder_bs, offload=config.offload), ""
+        return Plan(config.decode_chunk_size, offload=config.offload), ""
     if config.offload != "none":
         raise ConfigError("max_memory: picks the offload by itself; leave offload out")
     device, dtype = settle(config.device, config.dtype)
-    parts, request = read_parts(resolve(config.pretrained)), requested(config, videos)
-    plan, need = choose(parts, request, config.decoder_bs, device, config.max_memory)
+    parts, request = read_parts(resolve(config.model)), requested(config, videos)
+    plan, need = choose(parts, request, config.decode_chunk_size, device, config.max_memory)
     line = f"{plan}: about {show(need)} of {show(config.max_memory)}"
     return plan, f"max_memory on {device}, {dtype}: {line}"
 
 
 def requested(config: InferenceConfig, videos: int) -> Request:
     """What `config` makes at once of so many videos; the model's own values where it has none."""
-    defaults = read_defaults(resolve(config.pretrained))
-    height, width = config.resolution or (defaults.side, defaults.side)
-    guidance = defaults.guidance if config.guide_scale is None else config.guide_scale
+    defaults = read_defaults(resolve(config.model))
+    guidance = defaults.guidance if config.guidance_scale is None else config.guidance_scale
     return Request(
         batch=min(config.batch_size, videos),
-        frames=config.max_frames or defaults.frames,
-        height=height,
-        width=width,
+        frames=config.num_frames or defaults.frames,
+        height=config.height or defaults.side,
+        width=config.width or defaults.side,
         guided=guidance > 1,
         item=ITEM_BYTES[settle(config.device, config.dtype)[1]],
     )

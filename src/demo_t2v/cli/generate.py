@@ -17,8 +17,10 @@ import typer
 
 from demo_t2v.checkpoints.memory import pick
 from demo_t2v.checkpoints.resolve import fingerprint, read_defaults, resolve
+from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import settle
 from demo_t2v.core.launch import is_launched, world_size
@@ -37,14 +39,9 @@ _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 _FILE_OPTIONS: Final = dict.fromkeys(
     (".csv", ".jsonl", ".parquet", ".tsv", ".txt"), "--prompts"
 ) | dict.fromkeys((".yaml", ".yml"), "--config")
-# What shapes the videos: a second run with other values would make other ones.
-_SETTINGS: Final = {
-    *("inference_seed", "ddim_timesteps", "guide_scale", "negative_prompt", "max_frames"),
-    *("motion_prompt", "motion_strength"),
-    *("resolution", "fps", "format", "dtype", "lora"),
-}
 
 
+@takes_options()
 def generate(
     words: Annotated[
         list[str] | None,
@@ -54,57 +51,12 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE|-", help="id,prompt as CSV, JSON lines or Parquet."),
-    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "--cfg", metavar="FILE", help="YAML file.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: the built-in model, sprites."),
-    ] = None,
-    lora: Annotated[
-        str | None, typer.Option(metavar="FILE|FOLDER|HUB_ID", help="An adapter for the model.")
-    ] = None,
-    out: Annotated[str | None, typer.Option(metavar="DIR|URL", help="Default: outputs.")] = None,
-    repeat: Annotated[int | None, typer.Option(help="Videos for each prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Each video's own comes from it.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    negative: Annotated[
-        str | None, typer.Option(help="What it should not show; default: the model's.")
-    ] = None,
-    motion_prompt: Annotated[
-        str | None, typer.Option(help="What the motion encoder hears in the prompt's stead.")
-    ] = None,
-    motion_strength: Annotated[
-        float | None, typer.Option(help="0: the base network; 1: as trained.")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames in a video.")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
-    format: Annotated[  # noqa: A002
-        str | None, typer.Option(metavar="mp4|webm|gif|png", help="png: a folder of frames.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Videos at a time.")] = None,
-    decode_batch: Annotated[int | None, typer.Option(help="Frames decoded at a time.")] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu ...")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
-    offload: Annotated[
-        str | None, typer.Option(metavar="none|model|sequential", help="What a GPU need not hold.")
-    ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Such as 8GB: pick how to stay below it.")
-    ] = None,
+    *,
+    options: Mapping[str, Any],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all of them anew.")] = False,
-    engine: Annotated[
-        str | None, typer.Option(metavar="local|ray", help="ray: a cluster, by Ray Data.")
-    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout, events on stderr.")
     ] = False,
@@ -113,38 +65,15 @@ def generate(
 
     What is in the output folder already is not made again.
     """
-    options = {
-        "infer_dataset.csv_path": prompts,
-        "infer_dataset.repeat_times": repeat,
-        "pretrained": model,
-        "lora": lora,
-        "out": out,
-        "inference_seed": seed,
-        "ddim_timesteps": steps,
-        "guide_scale": guidance,
-        "negative_prompt": negative,
-        "motion_prompt": motion_prompt,
-        "motion_strength": motion_strength,
-        "max_frames": frames,
-        "fps": fps,
-        "format": format,
-        "batch_size": batch_size,
-        "decoder_bs": decode_batch,
-        "device": device,
-        "dtype": dtype,
-        "offload": offload,
-        "max_memory": max_memory,
-        "engine": engine,
-    }
     with one_line_errors():
         text, overrides = _split(words or [])
         if text is not None:
             _check_no_file(text)
-        if text is not None and prompts:
+        prompts = options.get("infer_dataset.csv_path")
+        if text is not None and prompts is not None:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
-        given = {key: value for key, value in options.items() if value is not None}
-        asked = load(InferenceConfig, config, overrides, given)
-        _generate(_jobs(text, asked), _complete(asked, height, width), overwrite, as_json)
+        asked = load(InferenceConfig, config, overrides, options)
+        _generate(_jobs(text, asked), _complete(asked), overwrite, as_json)
 
 
 @dataclass
@@ -226,40 +155,37 @@ def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
         prompts = read_prompts(source.csv_path)
     else:
         raise PromptError("no prompt: give one in quotes, or --prompts FILE.csv, or --config FILE")
-    return make_jobs(prompts, source.repeat_times, config.inference_seed)
+    return make_jobs(prompts, source.repeat_times, config.seed)
 
 
-def _complete(config: InferenceConfig, height: int | None, width: int | None) -> InferenceConfig:
-    """The configuration with the model's own values where nothing was asked for."""
-    defaults = read_defaults(resolve(config.pretrained))
-    before = config.resolution or (defaults.side, defaults.side)
-    known = {
-        "resolution": tuple(
-            old if new is None else new for old, new in zip(before, (height, width), strict=True)
-        ),
-        "max_frames": config.max_frames or defaults.frames,
-        "ddim_timesteps": config.ddim_timesteps or defaults.steps,
-        "guide_scale": defaults.guidance if config.guide_scale is None else config.guide_scale,
-        "negative_prompt": defaults.negative_prompt
-        if config.negative_prompt is None
-        else config.negative_prompt,
+def _complete(config: InferenceConfig) -> InferenceConfig:
+    """The configuration with the model's own values where none are given."""
+    defaults = read_defaults(resolve(config.model))
+    own = {
+        "height": defaults.side,
+        "width": defaults.side,
+        "num_frames": defaults.frames,
+        "num_inference_steps": defaults.steps,
+        "guidance_scale": defaults.guidance,
+        "negative_prompt": defaults.negative_prompt,
     }
-    complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | known)
+    missing = {key: value for key, value in own.items() if getattr(config, key) is None}
+    complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | missing)
     return complete
 
 
 def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json: bool) -> None:
     """Make what is missing of the jobs, or this process's share of it, and report on all."""
     settings = _shaping(config)
-    model_hash = fingerprint(resolve(config.pretrained))
-    folder = open_folder(config.out, config.pretrained, settings, model_hash)
+    model_hash = fingerprint(resolve(config.model))
+    folder = open_folder(config.out, config.model, settings, model_hash)
     if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
         raise ConfigError(f"out: {config.out}: several processes need a folder; or use engine=ray")
     share = Share.join() if world_size() > 1 else None
     missing = share.agree(folder, jobs, overwrite) if share else folder.missing(jobs, overwrite)
     if not missing:
         if not share or share.main:
-            _report(config.pretrained, [], len(jobs), 0, as_json)
+            _report(config.model, [], len(jobs), 0, as_json)
         return
     if not share:
         folder.prepare()
@@ -276,7 +202,7 @@ def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json
                 for entry in made
             ]
             lost = len(missing) - len(videos)
-            _report(config.pretrained, videos, len(jobs) - len(missing), lost, as_json)
+            _report(config.model, videos, len(jobs) - len(missing), lost, as_json)
     if share.main and lost:
         if failed := share.reports("failed"):
             leave(f"{len(failed)} of {len(missing)} videos failed, first {_name(failed[0])}", 1)
@@ -284,12 +210,12 @@ def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json
 
 
 def _shaping(config: InferenceConfig) -> dict[str, Any]:
-    """What shapes the videos, for the manifest. Raises adapters.LoraError."""
-    if not config.lora:
-        return config.model_dump(mode="json", include=_SETTINGS)
+    """What shapes the videos, for the manifest. Raises lora.LoraError."""
+    settings = video_settings(config)
+    if config.lora is None:
+        return settings
     from demo_t2v.lora import adapter_file  # diffusers loads slowly
 
-    settings = config.model_dump(mode="json", include=_SETTINGS | {"lora_strength"})
     return settings | {"lora_hash": digest(adapter_file(config.lora))[:16]}
 
 
@@ -297,7 +223,7 @@ def _make(
     folder: OutputFolder, jobs: list[Job], config: InferenceConfig, share: Share, as_json: bool
 ) -> None:
     """Make this process's share of the jobs; in the first process, wait for the others' too."""
-    steps = config.ddim_timesteps or 1
+    steps = config.num_inference_steps or 1
     name = f"{len(jobs)} video{'s' * (len(jobs) != 1)}"
     # Whatever a library prints, stdout is for the report alone.
     with redirect_stdout(sys.stderr), progress(name, len(jobs) * steps) as bar:

@@ -9,40 +9,22 @@ from typing import Annotated, Any
 import typer
 
 from demo_t2v.checkpoints.memory import peak, plans, read_parts, requested, show
-from demo_t2v.checkpoints.resolve import read_defaults, resolve
+from demo_t2v.checkpoints.resolve import resolve
+from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.core.devices import name_and_memory, settle
 
 
+@takes_options("model", "num_frames", "height", "width", "device", "dtype", batch_size=1)
 def info(
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: sprites.")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames in a video.")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Videos at a time.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu ...")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
+    *,
+    options: Mapping[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """What a model is made of, and the memory that a video takes; nothing is loaded."""
-    given = {
-        "pretrained": model,
-        "max_frames": frames,
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-    }
     with one_line_errors():
-        options = {key: value for key, value in given.items() if value is not None}
-        config: InferenceConfig = load(InferenceConfig, None, (), options)
-        side = read_defaults(resolve(config.pretrained)).side
-        sizes = {"resolution": [side if size is None else size for size in (height, width)]}
-        report = _report(load(InferenceConfig, None, (), config.model_dump() | sizes))
+        report = _report(load(InferenceConfig, None, (), options))
         if as_json:
             typer.echo(json.dumps(report))
         else:
@@ -51,15 +33,16 @@ def info(
 
 def _report(config: InferenceConfig) -> dict[str, Any]:
     """The figures: sizes in bytes."""
-    parts = read_parts(resolve(config.pretrained))
+    parts = read_parts(resolve(config.model))
     request = requested(config, config.batch_size)
     device, dtype = settle(config.device, config.dtype)
     name, memory = name_and_memory(device)
     peaks = [
-        (plan, peak(parts, request, plan, device)) for plan in plans(config.decoder_bs, device)
+        (plan, peak(parts, request, plan, device))
+        for plan in plans(config.decode_chunk_size, device)
     ]
     return {
-        "model": config.pretrained,
+        "model": config.model,
         "dtype": dtype,
         "parts": [
             {

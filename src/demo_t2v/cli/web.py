@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from demo_t2v.checkpoints.resolve import read_defaults, resolve
+from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.web.proxies import direct
 
 
+@takes_options("model", "lora", "scheduler", "device", "dtype")
 def web(
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER|HUB_ID", help="Default: sprites.")
-    ] = None,
-    lora: Annotated[
-        str | None, typer.Option(metavar="FILE|FOLDER|HUB_ID", help="An adapter for the model.")
-    ] = None,
+    *,
+    options: Mapping[str, Any],
     host: Annotated[
         str, typer.Option(help="Who may come: 0.0.0.0 for all of the network.")
     ] = "127.0.0.1",
@@ -30,20 +29,14 @@ def web(
     root_path: Annotated[
         str | None, typer.Option(metavar="/PATH", help="Where a proxy serves the page.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu ...")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16|float16")] = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Visitors who may wait.")] = 20,
 ) -> None:
     """Generate, compare and take motion apart in the browser."""
-    options = {"pretrained": model, "lora": lora, "device": device, "dtype": dtype}
     with one_line_errors():
-        given = {key: value for key, value in options.items() if value is not None}
-        config: InferenceConfig = load(InferenceConfig, None, (), given)
+        config: InferenceConfig = load(InferenceConfig, None, (), options)
         login = None if auth is None else _login(auth)
         # What may have to be downloaded comes first: before the slow imports, by any proxy.
-        read_defaults(resolve(config.pretrained))
+        read_defaults(resolve(config.model))
         if config.lora:
             from demo_t2v.lora import adapter_file
 

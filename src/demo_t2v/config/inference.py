@@ -1,14 +1,20 @@
-"""Everything that making videos can be told. Every default stands here and nowhere else."""
+"""The options of making videos. Each is declared once, here.
+
+The command line's flags, the page's form, the YAML keys and the documents' table derive from
+`InferenceConfig`. The names are those of diffusers; those of the paper's release are aliases.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from demo_t2v.config.loader import Strict
+from demo_t2v.config.loader import Aliases, Option, Strict
 from demo_t2v.config.yaml_text import PlaceName, PlaceOrNone, Plain, switched
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
@@ -27,64 +33,160 @@ def parse_size(text: Any) -> Any:
     return int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(letter.upper()) + 1))
 
 
-Side = Annotated[int, Field(ge=8, le=8192)]
-"""Of a video, in pixels."""
-
-
-class InferDataset(Strict):
-    """Where the prompts come from: a file with the columns `id,prompt`, seen from here.
-
-    CSV, JSON lines or Parquet, by its name; `type` and `csv_path` are called so in the release.
-    """
-
-    type: Literal["csv"] = "csv"
-    csv_path: PlaceOrNone = None
-    repeat_times: Annotated[int, Field(ge=1)] = 1
-
-
-def _names_device(name: str) -> str:
+def _check_device(name: str) -> str:
     if not re.fullmatch(r"[a-z]+(:\d{1,4})?", name, re.ASCII):
         raise ValueError(f"should be auto, cpu, cuda, cuda:1, mps, xpu or alike, not {name!r}")
     return name
 
 
+Side = Annotated[int, Field(ge=8, le=8192)]
+"""Of a video, in pixels."""
+SchedulerName = Literal["dpm++", "ddim", "unipc", "euler", "euler_a", "heun", "lcm", "ddpm"]
+"""Names of `demo_t2v.diffusion.schedulers.make_scheduler`."""
+
+
+class InferDataset(Strict):
+    """The file of prompts, with the columns `id,prompt`: CSV, JSON lines or Parquet.
+
+    The keys are those of the release.
+    """
+
+    type: Literal["csv"] = "csv"
+    csv_path: Annotated[
+        PlaceOrNone, Option("File with id,prompt: CSV, JSON lines or Parquet.", "prompts", "FILE|-")
+    ] = None
+    repeat_times: Annotated[int, Field(ge=1), Option("Videos for each prompt.", "repeat")] = 1
+
+
 class InferenceConfig(Strict):
-    """Everything that `demo-t2v generate` can be told. None means: as the model was trained."""
+    """Everything that `demo-t2v generate` takes. None is the model's own value."""
 
     infer_dataset: InferDataset = InferDataset()
-    pretrained: PlaceName = "sprites"
-    out: PlaceName = "outputs"
-    """A folder; with Ray, also one that fsspec knows, as in `s3://bucket/videos`."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    decoder_bs: Annotated[int, Field(ge=1)] = 16
-    max_frames: Annotated[int, Field(ge=1, le=256)] | None = None
-    resolution: tuple[Side, Side] | None = None
-    """Height and width in pixels. The release writes a list of two, and so do we."""
-    guide_scale: Annotated[float, Field(ge=0)] | None = None
-    ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    negative_prompt: str | None = None
-    """The prompt of both encoders on guidance's unconditional side."""
-    motion_prompt: str | None = None
-    """What the motion encoder hears; None: each video's own prompt."""
-    motion_strength: Annotated[float, Field(ge=0)] = 1.0
-    """How much of the motion branch is added: 1 as trained, 0 the base network."""
-    inference_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    fps: Annotated[int, Field(ge=1, le=120)] = 8
-    format: Literal["mp4", "webm", "gif", "png"] = "mp4"
-    device: Annotated[str, AfterValidator(_names_device)] = "auto"
-    """`auto`, `cpu` or an accelerator of torch's, as in cuda, cuda:1, mps or xpu."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    offload: Literal["none", "model", "sequential"] = "none"
-    """What waits in the CPU's memory while a GPU computes: whole networks, or every layer."""
-    max_memory: Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None = None
-    """Bytes on the device, written as 8GB; picks what to offload and how to decode."""
-    lora: Annotated[PlaceName | None, BeforeValidator(switched)] = None
-    """An adapter to put on the model: a file, a folder or a hub repository."""
-    lora_strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    """0 is the model without it, 1 the adapter as it was trained."""
-    engine: Literal["local", "ray"] = "local"
-    """Who starts the processes: a launcher, if there are several, or Ray Data on its cluster."""
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """Actors on Ray; None: one for each GPU that the cluster has, or for each CPU."""
-    deepspeed_config: PlaceOrNone = None
-    """DeepSpeed's JSON (`configs/deepspeed/inference*.json`); None: without it."""
+    model: Annotated[
+        PlaceName,
+        Option("Model: built in, a folder, or a hub repository.", metavar="NAME|FOLDER|HUB_ID"),
+        Aliases("pretrained"),
+    ] = "sprites"
+    lora: Annotated[
+        PlaceName | None,
+        BeforeValidator(switched),
+        Option("Adapter for the model.", metavar="FILE|FOLDER|HUB_ID", shapes_video=True),
+    ] = None
+    lora_strength: Annotated[
+        float,
+        Field(allow_inf_nan=False),
+        Option("Strength of the adapter: 0 is none, 1 as trained."),
+    ] = 1.0
+    out: Annotated[
+        PlaceName, Option("Output folder; with Ray also a URL of fsspec.", metavar="DIR|URL")
+    ] = "outputs"
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=2**63),
+        Option("Seed. Each video's own seed comes from it.", shapes_video=True),
+        Aliases("inference_seed"),
+    ] = 0
+    scheduler: Annotated[
+        SchedulerName | None, Option("Sampler of the noise process.", shapes_video=True)
+    ] = None
+    num_inference_steps: Annotated[
+        Annotated[int, Field(ge=1, le=1000)] | None,
+        Option("Denoising steps.", "steps", shapes_video=True),
+        Aliases("ddim_timesteps"),
+    ] = None
+    guidance_scale: Annotated[
+        Annotated[float, Field(ge=0)] | None,
+        Option("Guidance scale; 1 or less is no guidance.", "guidance", shapes_video=True),
+        Aliases("guide_scale"),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        Option("Prompt of both encoders on the unconditional side.", "negative", shapes_video=True),
+    ] = None
+    motion_prompt: Annotated[
+        str | None,
+        Option("Prompt for the motion encoder (default: PROMPT).", shapes_video=True),
+    ] = None
+    motion_strength: Annotated[
+        float,
+        Field(ge=0),
+        Option(
+            "Scale of the motion branch: 0 is the base network, 1 as trained.", shapes_video=True
+        ),
+    ] = 1.0
+    num_frames: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | None,
+        Option("Frames in a video.", "frames", shapes_video=True),
+        Aliases("max_frames"),
+    ] = None
+    height: Annotated[Side | None, Option("Height in pixels.", shapes_video=True)] = None
+    width: Annotated[Side | None, Option("Width in pixels.", shapes_video=True)] = None
+    fps: Annotated[
+        int, Field(ge=1, le=120), Option("Frames per second of the file.", shapes_video=True)
+    ] = 8
+    format: Annotated[
+        Literal["mp4", "webm", "gif", "png"],
+        Option("File format; png is a folder of frames.", shapes_video=True),
+    ] = "mp4"
+    batch_size: Annotated[int, Field(ge=1), Option("Videos at a time.")] = 4
+    decode_chunk_size: Annotated[
+        int, Field(ge=1), Option("Frames decoded at a time.", "decode-batch"), Aliases("decoder_bs")
+    ] = 16
+    device: Annotated[
+        str,
+        AfterValidator(_check_device),
+        Option("Device: auto, cpu, or an accelerator as cuda, cuda:1, mps, xpu.", metavar="NAME"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option("Precision; auto is float16 on an accelerator.", shapes_video=True),
+    ] = "auto"
+    offload: Annotated[
+        Literal["none", "model", "sequential"],
+        Option("Networks (model) or layers (sequential) that wait in the CPU's memory."),
+    ] = "none"
+    max_memory: Annotated[
+        Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None,
+        Option("Limit of the device's memory, such as 8GB.", metavar="SIZE"),
+    ] = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        Option("What starts the processes: a launcher (local), or a Ray cluster."),
+    ] = "local"
+    workers: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Option("Actors on Ray (default: one for each GPU, or for each CPU)."),
+    ] = None
+    deepspeed_config: Annotated[
+        PlaceOrNone, Option("DeepSpeed's JSON (configs/deepspeed/inference*.json).", metavar="FILE")
+    ] = None
+
+    pairs: ClassVar = {"resolution": ("height", "width")}
+
+
+def inference_options() -> dict[str, tuple[FieldInfo, Option]]:
+    """The options of `InferenceConfig` by dotted key, in the order of the schema."""
+    return dict(_options(InferenceConfig, ""))
+
+
+def flag(key: str) -> str:
+    """The command line's flag of an option, such as `--steps` of `num_inference_steps`."""
+    _, option = inference_options()[key]
+    return f"--{option.flag or key.replace('_', '-')}"
+
+
+def video_settings(config: InferenceConfig) -> dict[str, Any]:
+    """The options that shape a video, as JSON values, for the manifest."""
+    shaping = {key for key, (_, option) in inference_options().items() if option.shapes_video}
+    if config.lora is not None:
+        shaping.add("lora_strength")
+    return config.model_dump(mode="json", include=shaping)
+
+
+def _options(model: type[BaseModel], above: str) -> Iterator[tuple[str, tuple[FieldInfo, Option]]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _options(field.annotation, f"{above}{name}.")
+        for part in field.metadata:
+            if isinstance(part, Option):
+                yield f"{above}{name}", (field, part)

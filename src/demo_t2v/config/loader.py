@@ -9,16 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Final, Literal, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from demo_t2v.config.release import ReleaseError, is_release, is_release_key, translate
@@ -34,10 +30,32 @@ from demo_t2v.core.errors import UserError
 from demo_t2v.core.launch import rank
 
 _log = logging.getLogger(__name__)
+_COMMAND: Final = "the command line"
 
 
 class ConfigError(UserError):
     """A configuration that cannot be used; the message is one line for a person."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is offered: on the command line, on the page and in the documents.
+
+    `flag` is the command line's name without dashes (default: the field's name). `shapes_video`
+    fields belong to a video's entry in the manifest, since other values make another video.
+    """
+
+    help: str
+    flag: str = ""
+    metavar: str | None = None
+    shapes_video: bool = False
+
+
+class Aliases(tuple[str, ...]):
+    """Other names of a field, as the release has them: `Annotated[int, Aliases("max_frames")]`."""
+
+    def __new__(cls, *names: str) -> Aliases:
+        return super().__new__(cls, names)
 
 
 class Strict(BaseModel):
@@ -46,6 +64,54 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    pairs: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Keys whose value is a list of two, and the fields that get one each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_canonical_keys(cls, data: Any) -> Any:
+        return canonical_keys(data, cls)[0] if isinstance(data, dict) else data
+
+
+def canonical_keys(
+    tree: Mapping[str, Any], kind: Any, source: str = ""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree with its first keys' aliases replaced, and the keys that fields were given by.
+
+    `kind` is a Strict model or a union of some. Raises ConfigError, whose message begins with
+    `source`, for a key that is given by two names, and for a pair that is no list of two.
+    """
+    models = _models(kind)
+    names: dict[str, tuple[str, ...]] = {}
+    for model in models:
+        for name, field in model.model_fields.items():
+            names |= dict.fromkeys(aliases_of(field), (name,))
+        names |= getattr(model, "pairs", {})
+    canonical: dict[str, Any] = {}
+    given_by: dict[str, str] = {}
+    where = f"{source}: " if source else ""
+    for key, value in tree.items():
+        fields = names.get(key, (key,))
+        values = [value]
+        if len(fields) == 2:
+            values = [None, None] if value is None else value
+            if not isinstance(values, (list, tuple)) or len(values) != 2:
+                raise ConfigError(
+                    f"{where}{key}: should be [{', '.join(fields)}], not {typed(value)!r}"
+                )
+        for name, one in zip(fields, values, strict=True):
+            if name in canonical:
+                raise ConfigError(
+                    f"{where}{given_by[name]} and {key} are two names of one key; keep {name}"
+                )
+            canonical[name], given_by[name] = one, key
+    return canonical, given_by
+
+
+def aliases_of(field: FieldInfo) -> tuple[str, ...]:
+    """The other names of a field."""
+    return tuple(name for part in field.metadata if isinstance(part, Aliases) for name in part)
 
 
 def load(
@@ -62,13 +128,16 @@ def load(
     the published code is translated, with a warning that names what has no counterpart. Raises
     ConfigError.
     """
-    tree: dict[str, Any] = {} if file is None else _read_yaml(file)
-    given = dict(options or {})
+    tree, in_file = canonical_keys({} if file is None else _read_yaml(file), kind, str(file))
+    written = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{override!r} is no override: write key=value, as in seed=7")
-        given[key.strip()] = _value(override, text.strip(), _takes_text(kind, key.strip()))
+        written[key.strip()] = _value(override, text.strip(), _takes_text(kind, key.strip()))
+    written, by_override = canonical_keys(written, kind, _COMMAND)
+    given = {**(options or {}), **written}
+    given_by = in_file | by_override
     if is_release(tree):
         tree = _from_release(typed(tree), kind, str(file), given)
     for key, value in given.items():
@@ -76,7 +145,7 @@ def load(
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error, kind, file, given)) from None
+        raise ConfigError(_first_problem(error, kind, file, given, given_by)) from None
 
 
 def _from_release(
@@ -149,7 +218,7 @@ def _takes_text(kind: Any, dotted: str) -> bool:
 def _fields(models: Iterable[type[BaseModel]], key: str) -> list[FieldInfo]:
     """The fields that the models have under a key."""
     fields = [pair for model in models for pair in model.model_fields.items()]
-    return [field for name, field in fields if (field.alias or name) == key]
+    return [field for name, field in fields if key in (field.alias or name, *aliases_of(field))]
 
 
 def _is_text(annotation: Any) -> bool:
@@ -174,14 +243,19 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _first_problem(
-    error: ValidationError, kind: Any, file: Path | None, given: Mapping[str, Any]
+    error: ValidationError,
+    kind: Any,
+    file: Path | None,
+    given: Mapping[str, Any],
+    given_by: Mapping[str, str],
 ) -> str:
     """One line on the first thing that is wrong: where, which key, what would be right."""
     problem = error.errors()[0]
     models = _models(kind)
     key = ".".join(_keys([part for part in problem["loc"] if isinstance(part, str)], models))
     from_command = file is None or any(f"{name}.".startswith(f"{key}.") for name in given if key)
-    source = "the command line" if from_command else str(file)
+    source = _COMMAND if from_command else str(file)
+    key = given_by.get(key, key)
     if problem["type"] == "extra_forbidden":
         tagged = [model for model in models if _has_tag(model, problem["loc"][0])]
         models = tagged or models
@@ -224,11 +298,13 @@ def _models(kind: Any) -> list[type[BaseModel]]:
 
 def _suggest(key: str, models: list[type[BaseModel]]) -> str:
     known = []
+    others: list[str] = []
     for name, field in {n: f for m in models for n, f in m.model_fields.items()}.items():
         nested = _models(field.annotation)
         inner = dict.fromkeys(
             field.alias or inner for model in nested for inner, field in model.model_fields.items()
         )
         known += [f"{name}.{key}" for key in inner] or [name]
-    close = get_close_matches(key, known, n=1)
+        others += aliases_of(field)
+    close = get_close_matches(key, known + others, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"

@@ -147,12 +147,12 @@ def translate(
 
 
 def _inference(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
-    new: dict[str, Any] = {"guide_scale": flat.pop("guide_scale", 3.0)}
+    new: dict[str, Any] = {"guidance_scale": flat.pop("guidance_scale", 3.0)}
     if flat.pop("Pretrain.from_modelscope", False):
         raise ReleaseError("Pretrain.from_modelscope: true begins a training; write false")
     files = _files(flat)
-    if "pretrained" not in given:
-        new["pretrained"] = _listed(files)
+    if "model" not in given:
+        new["model"] = _listed(files)
     if "use_fp16" in flat:
         new["dtype"] = "auto" if flat.pop("use_fp16") else "float32"
     if "log_dir" in flat:

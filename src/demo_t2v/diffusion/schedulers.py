@@ -1,23 +1,53 @@
-"""Schedulers: the published one, which of diffusers' fit, and what they are given."""
+"""Schedulers by name, the release's own, and checks of the ones that a pipeline is given."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+
+_CLASSES: Final[dict[str, Any]] = {
+    "dpm++": DPMSolverMultistepScheduler,  # arXiv 2211.01095
+    "ddim": DDIMScheduler,  # arXiv 2010.02502
+    "unipc": UniPCMultistepScheduler,  # arXiv 2302.04867
+    "euler": EulerDiscreteScheduler,  # arXiv 2206.00364, algorithm 2 without noise
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,  # arXiv 2206.00364, algorithm 1
+    "lcm": LCMScheduler,  # arXiv 2310.04378
+    "ddpm": DDPMScheduler,  # arXiv 2006.11239
+}
+_OPTIONS: Final[dict[str, Any]] = {
+    "clip_sample": False,  # latents go beyond [-1, 1]
+    "thresholding": False,
+    "algorithm_type": "dpmsolver++",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+}
+"""Options that `make_scheduler` sets where a class or a saved configuration has them."""
 
 
-# diffusers looks in this module for the base class that says how it is loaded.
+# diffusers finds the loading methods by the base class SchedulerMixin, named in this module.
 class ModelScopeDDIMScheduler(DDIMScheduler, SchedulerMixin):
     """DDIM with the timesteps of ModelScopeT2V and DEMO (arXiv 2308.06571, 2410.24219).
 
-    With the stride `num_train_timesteps // num_inference_steps` they are 1, 1 + stride, ... up to
-    the last one of the training, from the top. Where the stride leaves a rest, these are more than
-    `num_inference_steps`, and begin higher than those of diffusers: 31 from 991 for 30 steps.
+    With the stride `num_train_timesteps // num_inference_steps` they are 1, 1 + stride, ... below
+    `num_train_timesteps`, in falling order. Where the division leaves a remainder, there are more
+    timesteps than `num_inference_steps`, and the first is higher than in diffusers: 31 timesteps
+    from 991 for 30 steps.
     """
 
     def set_timesteps(
@@ -30,20 +60,38 @@ class ModelScopeDDIMScheduler(DDIMScheduler, SchedulerMixin):
         self.timesteps = timesteps.clamp(max=count - 1).flip(0)
 
 
-def save_unclipped(scheduler: Any) -> None:
-    """Add `clip_sample: false` to the configuration of a scheduler without such an option.
+def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+    """The scheduler `name` for the noise process in the configuration of another scheduler.
 
-    Latents go beyond [-1, 1]. A scheduler that is made by `from_config` of this configuration, and
-    clips by default, then does not.
+    It keeps the betas, `num_train_timesteps`, `prediction_type` and `timestep_spacing` of
+    `config`, and never clips latents. Raises ValueError for an unknown name, and for the
+    configuration of a process that is not variance preserving (flow matching, EDM).
+    """
+    if name not in _CLASSES:
+        raise ValueError(f"scheduler {name!r}: must be one of {', '.join(_CLASSES)}")
+    if "beta_schedule" not in config:
+        raise _wrong_process(config.get("_class_name", "without a class name"))
+    kind = _CLASSES[name]
+    known = _parameters(kind.__init__).keys() | config.keys()
+    options = {key: value for key, value in _OPTIONS.items() if key in known}
+    scheduler: SchedulerMixin = kind.from_config({**config, **options})
+    check_scheduler(scheduler)
+    return scheduler
+
+
+def save_unclipped(scheduler: Any) -> None:
+    """Add `clip_sample: false` to the configuration of a scheduler without this option.
+
+    Latents go beyond [-1, 1], and some schedulers clip by default. Those that `from_config` makes
+    from this configuration do not.
     """
     if "clip_sample" not in _parameters(type(scheduler).__init__):
         scheduler.register_to_config(clip_sample=False)
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise ValueError for a scheduler of another noise process, or one that clips the latents."""
+    """Raise ValueError for a scheduler of another noise process, or one that clips latents."""
     name, config = type(scheduler).__name__, scheduler.config
-    right = "take one of pipe.scheduler.compatibles, by its from_config(pipe.scheduler.config)"
     predicts = config.get("prediction_type")
     required = {
         key
@@ -57,10 +105,7 @@ def check_scheduler(scheduler: Any) -> None:
         or not required <= {"model_output", "timestep", "sample"}
         or "Inverse" in name
     ):
-        raise ValueError(
-            f"scheduler {name}: does not sample a network that predicts epsilon or v from "
-            f"variance-preserving noise (flow matching and EDM are other processes); {right}"
-        )
+        raise _wrong_process(name)
     for option in ("clip_sample", "thresholding"):
         if config.get(option):
             raise ValueError(
@@ -78,7 +123,11 @@ def check_scheduler(scheduler: Any) -> None:
 def set_timesteps(
     scheduler: Any, steps: int, timesteps: Sequence[int] | None, device: torch.device
 ) -> None:
-    """Set so many steps, or exactly these. Raises ValueError for timesteps that cannot be."""
+    """Set `steps` timesteps on the scheduler, or exactly `timesteps`.
+
+    Raises ValueError for a list that the scheduler does not take, or that is not falling within
+    [0, num_train_timesteps).
+    """
     if timesteps is None:
         scheduler.set_timesteps(steps, device=device)
         return
@@ -88,11 +137,11 @@ def set_timesteps(
             f"timesteps: {name} takes num_inference_steps only; EulerDiscreteScheduler and "
             "DPMSolverMultistepScheduler take a list"
         )
-    ours = [int(step) for step in timesteps]
-    falling = all(first > second for first, second in pairwise(ours))
-    if not ours or not falling or ours[0] >= count or ours[-1] < 0:
-        raise ValueError(f"timesteps {ours}: must fall, from {count - 1} at most to 0 at least")
-    scheduler.set_timesteps(timesteps=ours, device=device)
+    given = [int(step) for step in timesteps]
+    falling = all(first > second for first, second in pairwise(given))
+    if not given or not falling or given[0] >= count or given[-1] < 0:
+        raise ValueError(f"timesteps {given}: must fall, from {count - 1} at most to 0 at least")
+    scheduler.set_timesteps(timesteps=given, device=device)
 
 
 def step_options(
@@ -100,9 +149,10 @@ def step_options(
     generator: torch.Generator | list[torch.Generator] | None,
     eta: float | None,
 ) -> dict[str, Any]:
-    """What the scheduler's `step` takes of these. Raises ValueError for an `eta` it has no use for.
+    """Keyword arguments for the scheduler's `step`: those of `generator` and `eta` that it takes.
 
-    `eta` is DDIM's (arXiv 2010.02502): the share of DDPM's noise that a step adds.
+    `eta` in [0, 1] scales the noise that DDIM adds in a step (arXiv 2010.02502, eq. 16): 0 is
+    deterministic, 1 is DDPM. Raises ValueError for an `eta` that the scheduler does not take.
     """
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta {eta}: must be between 0 and 1")
@@ -111,6 +161,14 @@ def step_options(
         raise ValueError(f"eta {eta}: {type(scheduler).__name__} has none; DDIMScheduler does")
     options = {"generator": generator, "eta": eta}
     return {key: value for key, value in options.items() if key in known and value is not None}
+
+
+def _wrong_process(name: str) -> ValueError:
+    return ValueError(
+        f"scheduler {name}: does not sample a network that predicts epsilon or v from "
+        "variance-preserving noise (flow matching and EDM are other processes); take one of "
+        "pipe.scheduler.compatibles, by its from_config(pipe.scheduler.config)"
+    )
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -50,7 +50,7 @@ def load_for(
     and the encoded prompts of `jobs` with it; the denoiser is loaded after they are gone. Raises
     ConfigError for an adapter where not all parts are in memory.
     """
-    load = partial(load_pipeline, config.pretrained, config.device, config.dtype)
+    load = partial(_load, config)
     if config.lora is not None:
         if plan.drop_text or plan.offload != "none":
             raise ConfigError("lora: needs all parts in memory; raise max_memory, or no offload")
@@ -65,12 +65,22 @@ def load_for(
     return load(without=TEXT), encoded
 
 
+def _load(config: InferenceConfig, **options: Any) -> DemoPipeline:
+    """The pipeline with the scheduler that is asked for."""
+    pipeline = load_pipeline(config.model, config.device, config.dtype, **options)
+    if config.scheduler is not None:
+        from demo_t2v.diffusion.schedulers import make_scheduler  # diffusers loads slowly
+
+        pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    return pipeline
+
+
 def encode(
     pipeline: DemoPipeline, prompts: Iterable[str], config: InferenceConfig
 ) -> dict[str, Encoded]:
     """What the text encoders say of each prompt, kept on the CPU."""
     known, negative = pipeline.config, config.negative_prompt
-    scale = known.guidance_scale if config.guide_scale is None else config.guide_scale
+    scale = known.guidance_scale if config.guidance_scale is None else config.guidance_scale
     if negative is None:
         negative = known.negative_prompt
     kept: dict[str, Encoded] = {}
@@ -134,7 +144,7 @@ def denoise(
     """One batch's clean latents (B, C, F, h, w); arguments as of `generate`."""
     import torch
 
-    asked = config.ddim_timesteps or pipeline.config.num_inference_steps
+    asked = config.num_inference_steps or pipeline.config.num_inference_steps
 
     def step_done(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         total = len(pipe.scheduler.timesteps)
@@ -144,14 +154,13 @@ def denoise(
             watch(Step(step + 1, total, tensors["latents"], tensors["clean"]))
         return tensors
 
-    height, width = config.resolution or (None, None)
     latents: Any = pipeline(
         **_texts(jobs, config, encoded),
-        num_frames=config.max_frames,
-        height=height,
-        width=width,
-        num_inference_steps=config.ddim_timesteps,
-        guidance_scale=config.guide_scale,
+        num_frames=config.num_frames,
+        height=config.height,
+        width=config.width,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
         motion_strength=config.motion_strength,
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
         output_type="latent",
@@ -184,24 +193,25 @@ def _motion_prompts(count: int, config: InferenceConfig) -> list[str] | None:
 
 
 def decode(pipeline: DemoPipeline, latents: Tensor, config: InferenceConfig) -> NDArray[np.float32]:
-    """Latents (B, C, F, h, w) to frames (B, F, H, W, 3) in [0, 1], `decoder_bs` at once."""
+    """Latents (B, C, F, h, w) to frames (B, F, H, W, 3) in [0, 1], `decode_chunk_size` at once."""
     import torch
 
     with torch.no_grad():  # per thread, and this may be another one
-        frames: NDArray[np.float32] = pipeline.decode(latents, config.decoder_bs).cpu().numpy()
+        frames: NDArray[np.float32] = (
+            pipeline.decode(latents, config.decode_chunk_size).cpu().numpy()
+        )
     pipeline.maybe_free_model_hooks()
     return frames
 
 
 def check_size(pipeline: DemoPipeline, config: InferenceConfig) -> None:
     """Raise ConfigError for a size that the network cannot take."""
-    height, width = config.resolution or (None, None)
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    frames = config.max_frames or pipeline.unet.config.sample_frames
+    frames = config.num_frames or pipeline.unet.config.sample_frames
     try:
-        pipeline.check_size(frames, height or side, width or side)
+        pipeline.check_size(frames, config.height or side, config.width or side)
     except ValueError as error:
-        raise ConfigError(f"max_frames, resolution: {error}") from None
+        raise ConfigError(str(error)) from None
 
 
 def to_bytes(video: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from demo_t2v.config import InferenceConfig, canonical_keys
 from demo_t2v.core.atomic_io import beside, digest, make_folder, sync, sync_all
 from demo_t2v.core.errors import UserError
 
@@ -76,8 +77,8 @@ def file_name(job: Job, format: str) -> str:  # noqa: A002
 class OutputFolder:
     """One folder of videos made by one model with one set of settings.
 
-    `settings` is what shapes the videos, JSON values only: `fps`, `format`, `resolution` (height
-    and width in pixels) and whatever else the maker names. A `dtype` of "auto" asks for nothing.
+    `settings` is what shapes the videos, JSON values only: `fps`, `format`, `height` and
+    `width` in pixels and whatever else the maker names. A `dtype` of "auto" asks for nothing.
     `model_hash` tells a model's weights from others of the same name.
     """
 
@@ -113,17 +114,17 @@ class OutputFolder:
         file = self.file(job)
         if entry is None or not self._exists(file):
             return False
-        asked: dict[str, Any] = {"prompt": job.prompt, "model": self.model}
-        asked |= {"model_hash": self.model_hash, **self.settings, "seed": job.seed}
-        settings = entry.get("settings")
-        made = {**entry, **settings} if isinstance(settings, dict) else entry
-        for key, value in asked.items():
-            unasked = (key, value) == ("dtype", "auto") or _same_files(key, asked, made)
-            if made.get(key) != value and not unasked:
-                raise OutputError(
-                    f"{self.shown(file)}: is there already, made with {key} "
-                    f"{made.get(key)!r:.60}, not {value!r:.60}: give --overwrite, or another --out"
-                )
+        facts: dict[str, Any] = {"prompt": job.prompt, "seed": job.seed}
+        facts |= {"model": self.model, "model_hash": self.model_hash}
+        for asked, made in ((facts, entry), (self.settings, _settings(entry))):
+            for key, value in asked.items():
+                unasked = (key, value) == ("dtype", "auto") or _same_files(key, asked, made)
+                if made.get(key) != value and not unasked:
+                    raise OutputError(
+                        f"{self.shown(file)}: is there already, made with {key} "
+                        f"{made.get(key)!r:.60}, not {value!r:.60}: give --overwrite, or another "
+                        "--out"
+                    )
         return self._digest(file) == entry.get("sha256")
 
     def shown(self, file: Path) -> str:
@@ -147,7 +148,12 @@ class OutputFolder:
         """
         from demo_t2v.data.video import check_format  # FFmpeg loads slowly, and only to write
 
-        check_format(self.settings["format"], self.settings["fps"], *self.settings["resolution"])
+        check_format(
+            self.settings["format"],
+            self.settings["fps"],
+            self.settings["height"],
+            self.settings["width"],
+        )
         make_folder(self.path)
 
     def save(
@@ -215,6 +221,14 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         if isinstance(entry, dict) and isinstance(entry.get("file"), str):
             entries[entry["file"]] = entry
     return entries
+
+
+def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a manifest's entry by their canonical names."""
+    settings = entry.get("settings")
+    if not isinstance(settings, dict):  # beside the job's own facts, among them its seed
+        settings = {key: value for key, value in entry.items() if key != "seed"}
+    return canonical_keys(settings, InferenceConfig)[0]
 
 
 def _same_files(key: str, asked: Mapping[str, Any], made: Mapping[str, Any]) -> bool:

@@ -103,7 +103,7 @@ class Maker:
         cls, jobs: Sequence[Job], config: InferenceConfig, plan: Plan, folder: OutputFolder
     ) -> Maker:
         """Load the model as `plan` has it. Raises ModelError, ConfigError."""
-        config = config.model_copy(update={"decoder_bs": plan.decode_chunk})
+        config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk})
         pipeline, encoded = load_for(jobs, config, plan)
         check_size(pipeline, config)
         dtype = str(pipeline.dtype).removeprefix("torch.")
@@ -184,10 +184,10 @@ class Maker:
             try:
                 return decode(self.pipeline, latents, config)
             except Exception as error:
-                if config.decoder_bs == 1 or not out_of_memory(error):
+                if config.decode_chunk_size == 1 or not out_of_memory(error):
                     raise
             free_memory()
-            config = config.model_copy(update={"decoder_bs": config.decoder_bs // 2})
+            config = config.model_copy(update={"decode_chunk_size": config.decode_chunk_size // 2})
 
 
 def make(maker: Maker, jobs: Sequence[Job], share: Share, watcher: Watcher) -> None:

@@ -117,12 +117,12 @@ class _Page:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.history = gr.State(History(), delete_callback=History.forget)
-        _head(studio.config.pretrained)
+        _head(studio.config.model)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 examples = self._prompt()
                 self._numbers()
-                if studio.config.pretrained in BUILT_IN:
+                if studio.config.model in BUILT_IN:
                     _vocabulary()
             with gr.Column(scale=3, min_width=300), gr.Tabs(selected="generate") as self.tabs:
                 self._tabs()
@@ -137,7 +137,7 @@ class _Page:
         )
 
     def _prompt(self) -> dict[str, gr.Button]:
-        built_in = self.studio.config.pretrained in BUILT_IN
+        built_in = self.studio.config.model in BUILT_IN
         texts = _SPRITE_EXAMPLES if built_in else _EXAMPLES
         self.prompt = gr.Textbox(
             label="Prompt",

@@ -133,12 +133,13 @@ class Wish:
         """`base`, which names model and device, with this wish's settings."""
         return base.model_copy(
             update={
-                "inference_seed": self.seed,
-                "ddim_timesteps": self.steps,
-                "max_frames": self.frames,
-                "resolution": (self.height, self.width),
+                "seed": self.seed,
+                "num_inference_steps": self.steps,
+                "num_frames": self.frames,
+                "height": self.height,
+                "width": self.width,
                 "fps": self.fps,
-                "guide_scale": self.guidance,
+                "guidance_scale": self.guidance,
                 "motion_prompt": self.motion_prompt or None,
                 "motion_strength": strength,
             }
@@ -173,7 +174,7 @@ class Wish:
             yield from ("--out", f"outputs/motion-{strength:g}")
         default = InferenceConfig()
         for option, key in (
-            ("model", "pretrained"),
+            ("model", "model"),
             *((k, k) for k in ("lora", "device", "dtype")),
         ):
             if getattr(base, key) != getattr(default, key):

@@ -42,7 +42,7 @@ def make_studio(
     Raises what loading a model raises.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # files made there are served without a copy
-    pipeline, _ = load_for([], config, Plan(config.decoder_bs))
+    pipeline, _ = load_for([], config, Plan(config.decode_chunk_size))
     return Studio(pipeline, config, folder, on_gpu)
 
 

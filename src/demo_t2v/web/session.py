@@ -206,7 +206,7 @@ class _Run:
     def _previews(self, step: Step) -> tuple[str, ...]:
         """Every video as it can be told by now, some of its frames."""
         stride = -(-self.wish.frames // _PREVIEW_FRAMES)
-        videos = self.pipeline.decode(step.clean[:, :, ::stride], self.base.decoder_bs)
+        videos = self.pipeline.decode(step.clean[:, :, ::stride], self.base.decode_chunk_size)
         frames = (videos * 255).round().byte().cpu().numpy()  # (B, F', H, W, 3)
         return tuple(pictures.preview(video, self.wish.fps / stride) for video in frames)
 

@@ -120,35 +120,35 @@ def evaluate(
     weights.hub.ModelError.
     """
     settings = settings or InferenceConfig(batch_size=16)
-    cases = list_prompts(trained, held, settings.inference_seed)
+    cases = list_prompts(trained, held, settings.seed)
     models = {"model": model} | ({"base": base} if base else {})
     sizes = {role: _check_size(name, settings) for role, name in models.items()}
     frames, side = sizes["model"]
     subjects = []
     for role, name in models.items():
-        made = _generate(cases, settings.model_copy(update={"pretrained": name}))
+        made = _generate(cases, settings.model_copy(update={"model": name}))
         subjects.append(Subject(role, name, _judge(cases, made, role, on_video)))
     drawn = (_draw(case, frames, side) for case in cases)
     subjects.append(Subject(CEILING, "sprite world", _judge(cases, drawn, CEILING, on_video)))
-    return Report(settings.inference_seed, subjects)
+    return Report(settings.seed, subjects)
 
 
 def _check_size(name: str, settings: InferenceConfig) -> tuple[int, int]:
     """Frames and side of the videos that the model will make."""
     defaults = read_defaults(resolve(name))
-    height, width = settings.resolution or (defaults.side, defaults.side)
+    height, width = settings.height or defaults.side, settings.width or defaults.side
     if height != width or height % SIDE:
         raise EvaluationError(
             f"{name}: makes videos of {height}x{width} pixels; "
             f"the sprite score needs squares of a multiple of {SIDE}"
         )
-    return settings.max_frames or defaults.frames, height
+    return settings.num_frames or defaults.frames, height
 
 
 def _generate(cases: list[Case], settings: InferenceConfig) -> Iterator[NDArray[np.uint8]]:
     prompts = [(case.id, case.prompt) for case in cases]
-    pipeline = load_pipeline(settings.pretrained, settings.device, settings.dtype)
-    jobs = make_jobs(prompts, 1, settings.inference_seed)
+    pipeline = load_pipeline(settings.model, settings.device, settings.dtype)
+    jobs = make_jobs(prompts, 1, settings.seed)
     return (frames for _, frames, _ in generate(pipeline, jobs, settings))
 
 

@@ -73,7 +73,7 @@ def make_on_ray(
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         for result in _results(ray, folder, jobs, config):
-            share.count(config.ddim_timesteps or 1)
+            share.count(config.num_inference_steps or 1)
             if "failed" in result:
                 share.report("failed", result["failed"])
                 watcher.failed(result["failed"])
@@ -116,11 +116,11 @@ def _results(ray: Any, folder: OutputFolder, jobs: Sequence[Job], config: Infere
 
 def from_anywhere(config: InferenceConfig) -> InferenceConfig:
     """The configuration for an actor, which may stand in another folder."""
-    named = {"pretrained": config.pretrained, "lora": config.lora}
+    named = {"model": config.model, "lora": config.lora}
     places = {key: Path(name) for key, name in named.items() if name}
     here = {key: str(place.resolve()) for key, place in places.items() if place.exists()}
-    if is_published(config.pretrained) and (files := PublishedFiles.find(Path(config.pretrained))):
-        here["pretrained"] = ",".join(str(file.resolve()) for file in files)
+    if is_published(config.model) and (files := PublishedFiles.find(Path(config.model))):
+        here["model"] = ",".join(str(file.resolve()) for file in files)
     return config.model_copy(update=here)
 
 

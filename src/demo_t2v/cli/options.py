@@ -1,0 +1,85 @@
+"""Flags of commands, derived from the options of `InferenceConfig`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from demo_t2v.config import Option
+from demo_t2v.config.inference import flag, inference_options
+
+OPTIONS: Final = "options"
+"""The parameter of a command that gets the flags' values by dotted key."""
+
+
+Command = Callable[..., None]
+
+
+def takes_options(*keys: str, **defaults: Any) -> Callable[[Command], Command]:
+    """Give a command the flags of these options (default: all), in place of its `options`.
+
+    The command's parameter `options` gets the values that are given, by dotted key. `defaults` are
+    further options, whose default differs from the schema's.
+    """
+
+    def decorate(command: Command) -> Command:
+        known = inference_options()
+        flags = {_name(flag(key)): key for key in (*keys, *defaults) or known}
+
+        @functools.wraps(command)
+        def run(**words: Any) -> None:
+            given = {key: words.pop(name) for name, key in flags.items()}
+            given = defaults | {key: value for key, value in given.items() if value is not None}
+            command(**words, **{OPTIONS: given})
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            if parameter.name == OPTIONS:
+                parameters += [
+                    _parameter(name, *known[key], defaults.get(key)) for name, key in flags.items()
+                ]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo, option: Option, default: Any) -> inspect.Parameter:
+    """The parameter of a command that Typer makes a flag of; None where it is not given."""
+    plain = _without_none(field.annotation)
+    metavar = option.metavar
+    if get_origin(plain) is Literal:
+        metavar = "|".join(get_args(plain))
+    kind = plain if plain in (int, float) and metavar is None else str
+    default = field.get_default() if default is None else default
+    text = option.help
+    if default is not None and "(default" not in text:
+        text = f"{text.removesuffix('.')} (default: {default})."
+    declared = typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, declared],
+    )
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type of an option that may be None, without its constraints."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _name(written: str) -> str:
+    return written.removeprefix("--").replace("-", "_")
