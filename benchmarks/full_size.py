@@ -31,8 +31,8 @@ from rich.console import Console
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo_t2v.checkpoints.memory import pick
-from demo_t2v.checkpoints.original.importer import published_scheduler
-from demo_t2v.checkpoints.original.key_maps import published_autoencoder
+from demo_t2v.checkpoints.original.importer import modelscope_scheduler
+from demo_t2v.checkpoints.original.key_maps import modelscope_autoencoder
 from demo_t2v.checkpoints.original.openclip import clip_tokenizer
 from demo_t2v.config import InferenceConfig
 from demo_t2v.inference.batches import decode, denoise, load_for
@@ -68,11 +68,11 @@ def make_model(folder: Path) -> None:
     with torch.device("meta"), torch.no_grad():
         parts = {
             "unet": DemoUNet(),
-            "vae": published_autoencoder(),
+            "vae": modelscope_autoencoder(),
             "content_encoder": CLIPTextModel(TEXT),
             "motion_encoder": CLIPTextModel(TEXT),
         }
-    others = {"tokenizer": clip_tokenizer(), "scheduler": published_scheduler()}
+    others = {"tokenizer": clip_tokenizer(), "scheduler": modelscope_scheduler()}
     DemoPipeline(**parts, **others).save_config(folder)
     for name, part in others.items():
         part.save_pretrained(folder / name)

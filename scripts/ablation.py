@@ -41,6 +41,7 @@ from demo_t2v.evaluation.sprites.benchmark import list_prompts
 from demo_t2v.evaluation.sprites.scoring import score_video
 from demo_t2v.inference.batches import generate
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.model_folder import init_arguments
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 
@@ -65,8 +66,7 @@ def start(folder: Path) -> Path:
     with FileLock(folder.with_suffix(".lock")):  # of scripts side by side one makes it
         if not folder.exists():
             trained = load_pipeline("sprites", "cpu")
-            sizes = {k: v for k, v in trained.unet.config.items() if not k.startswith("_")}
-            unet = DemoUNet(**sizes | {"motion": False})
+            unet = DemoUNet(**init_arguments(trained.unet) | {"motion": False})
             learned = trained.unet.state_dict()
             unet.load_state_dict({name: learned[name] for name in unet.state_dict()})
             trained.register_modules(unet=unet)

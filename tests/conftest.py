@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.data import sources
@@ -111,7 +111,7 @@ def tiny_pipeline() -> DemoPipeline:
         content_encoder=content.eval(),
         motion_encoder=motion.eval(),
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler.from_config(published_scheduler().config),
+        scheduler=DDIMScheduler.from_config(modelscope_scheduler().config),
         num_inference_steps=3,
         guidance_scale=3.0,
     )

@@ -18,9 +18,9 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from conftest import shake, tiny_unet
 from demo_t2v.checkpoints.original.exporter import export
-from demo_t2v.checkpoints.original.files import read_published
+from demo_t2v.checkpoints.original.files import read_torch_file
 from demo_t2v.checkpoints.original.importer import convert
-from demo_t2v.checkpoints.original.key_maps import autoencoder_to_published, denoiser_to_published
+from demo_t2v.checkpoints.original.key_maps import autoencoder_from_original, denoiser_to_original
 from demo_t2v.checkpoints.original.openclip import to_openclip
 from demo_t2v.checkpoints.resolve import ModelError, load_pipeline, read_defaults, resolve
 from demo_t2v.models.text import penultimate_states
@@ -71,8 +71,8 @@ def test_every_tensor_of_the_published_files_arrives(
     _, files = demo
     loaded = DemoPipeline.from_pretrained(converted, dtype=torch.float16)
     unet, vae = loaded.unet, loaded.vae
-    assert same(denoiser_to_published(unet.state_dict(), unet), files["demo.pth"])
-    assert same(autoencoder_to_published(vae.state_dict()), files["VQGAN_autoencoder.pth"])
+    assert same(denoiser_to_original(unet.state_dict(), unet), files["demo.pth"])
+    assert same(vae.state_dict(), autoencoder_from_original(files["VQGAN_autoencoder.pth"], vae))
     clip = files["open_clip_pytorch_model.bin"]
     for encoder, theirs in (
         (loaded.content_encoder, clip),
@@ -124,7 +124,7 @@ def test_the_base_model_alone(base: tuple[Path, Files], tmp_path: Path) -> None:
     loaded = DemoPipeline.from_pretrained(tmp_path / "model")
     assert loaded.motion_encoder is None
     assert loaded.unet.dtype == torch.float32
-    back = denoiser_to_published(loaded.unet.half().state_dict(), loaded.unet)
+    back = denoiser_to_original(loaded.unet.half().state_dict(), loaded.unet)
     assert same(back, base[1]["text2video_pytorch_model.pth"])
 
 
@@ -135,11 +135,11 @@ def test_a_folder_goes_back_to_the_published_files(
     export(converted, tmp_path / "back", folder / "open_clip_pytorch_model.bin")
     assert set(os.listdir(tmp_path / "back")) == {"demo.pth", "motion_encoder.pth"}
     assert torch.load(tmp_path / "back/demo.pth", weights_only=True).keys() == {"unet_state_dict"}
-    assert same(read_published(tmp_path / "back/demo.pth"), files["demo.pth"])
+    assert same(read_torch_file(tmp_path / "back/demo.pth"), files["demo.pth"])
     # The head behind the tower is the base's: training does not touch it.
     head = files["open_clip_pytorch_model.bin"]
     wanted = files["motion_encoder.pth"] | {n: head[n] for n in ("text_projection", "logit_scale")}
-    assert same(read_published(tmp_path / "back/motion_encoder.pth"), wanted)
+    assert same(read_torch_file(tmp_path / "back/motion_encoder.pth"), wanted)
     with pytest.raises(ModelError, match=r"motion_encoder\.pth: holds logit_scale and text_proj"):
         export(converted, tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -160,14 +160,14 @@ def test_a_checkpoint_goes_back_as_the_finished_run_does(
     export(tmp_path / "run", tmp_path / "finished", clip)
     export(checkpoint, tmp_path / "back", clip, started)
     for name in ("demo.pth", "motion_encoder.pth"):
-        finished = read_published(tmp_path / "finished" / name)
-        assert same(read_published(tmp_path / "back" / name), finished)
+        finished = read_torch_file(tmp_path / "finished" / name)
+        assert same(read_torch_file(tmp_path / "back" / name), finished)
     export(started, tmp_path / "before", clip)
-    changed = read_published(tmp_path / "before/motion_encoder.pth")
+    changed = read_torch_file(tmp_path / "before/motion_encoder.pth")
     assert not same({n: w.float() for n, w in changed.items()}, finished)
-    with pytest.raises(ModelError, match=r"has no published layout .* see --base$"):
+    with pytest.raises(ModelError, match=r"not have the published layout .* see --base$"):
         export(checkpoint, tmp_path / "other", clip)
-    with pytest.raises(ModelError, match="--base is what the training began from"):
+    with pytest.raises(ModelError, match="--base is the model that the training started from"):
         export(checkpoint, tmp_path / "other", clip, tmp_path)
     shutil.copytree(started / "unet", tmp_path / "other-noise/unet")
     shutil.copytree(started / "scheduler", tmp_path / "other-noise/scheduler")

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
-from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.checkpoints.resolve import read_defaults
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import motion_phrase
@@ -219,7 +219,7 @@ def test_the_final_model_has_the_base_s_sampler(stages: Path, tmp_path: Path, ki
     shutil.copytree(stages / "base/final", base)
     own = DemoPipeline.from_pretrained(base)
     spacing = {"timestep_spacing": "leading", "steps_offset": 1, "prediction_type": "epsilon"}
-    own.scheduler = kind.from_config(published_scheduler().config, **spacing)
+    own.scheduler = kind.from_config(modelscope_scheduler().config, **spacing)
     own.save_pretrained(base)
     task = make_task(load(stages, DENOISER, "sampler", f"base={base}", "beta_end=0.02"))
     task.export(tmp_path / "final")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo_t2v.checkpoints.original.key_maps import autoencoder_to_published, denoiser_to_published
+from demo_t2v.checkpoints.original.key_maps import autoencoder_from_original, denoiser_to_original
 from demo_t2v.checkpoints.original.openclip import to_openclip
 from demo_t2v.pipeline import DemoPipeline
 from helpers.published_layout import write_published
@@ -38,11 +38,10 @@ def test_it_is_converted_whole_and_in_little_memory(
     print(f"peak {peak / 2**30:.2f} GiB, written {written / 2**30:.2f} GiB: {peak / written:.2f}")
     assert peak < 1.3 * written
     loaded = DemoPipeline.from_pretrained(out, dtype=torch.float16)
-    state = denoiser_to_published(loaded.unet.state_dict(), loaded.unet)
+    state = denoiser_to_original(loaded.unet.state_dict(), loaded.unet)
     assert len(state) == tensors
     parts = {
         "demo.pth" if motion else "text2video_pytorch_model.pth": state,
-        "VQGAN_autoencoder.pth": autoencoder_to_published(loaded.vae.state_dict()),
         "open_clip_pytorch_model.bin": to_openclip(loaded.content_encoder.state_dict()),
     }
     if motion:
@@ -50,3 +49,6 @@ def test_it_is_converted_whole_and_in_little_memory(
     for name, ours in parts.items():
         assert ours
         assert [key for key in ours if not torch.equal(ours[key], files[name][key])] == []
+    ours = loaded.vae.state_dict()
+    theirs = autoencoder_from_original(files["VQGAN_autoencoder.pth"], loaded.vae)
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []

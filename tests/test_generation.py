@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.inference.batches import Step, encode, generate
@@ -275,7 +275,7 @@ def test_steps_are_counted_as_asked_for_where_the_scheduler_takes_more(
     tiny_folder: Path, config: InferenceConfig
 ) -> None:
     pipeline = load_pipeline(str(tiny_folder), "cpu")
-    pipeline.scheduler = published_scheduler()
+    pipeline.scheduler = modelscope_scheduler()
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
     uneven = config.model_copy(
         update={"num_inference_steps": 6}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.diffusion.guidance import classifier_free_guidance
 from helpers.golden import make_input, recorded, relative_error
 
@@ -22,7 +22,7 @@ def toy_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
 
 def sample(steps: int) -> Tensor:
     """The published sampler's latents from the recorded noise, under guidance 9."""
-    sampler = published_scheduler()
+    sampler = modelscope_scheduler()
     sampler.set_timesteps(steps)
     denoise = classifier_free_guidance(toy_denoiser, 9.0)
     latents = make_input("noise", (2, 4, 8, 16, 16))
@@ -33,7 +33,7 @@ def sample(steps: int) -> Tensor:
 
 def test_the_published_noise_schedule() -> None:
     torch.testing.assert_close(
-        published_scheduler().alphas_cumprod.double(),
+        modelscope_scheduler().alphas_cumprod.double(),
         recorded("ddim.safetensors")["alphas_cumprod"],
         rtol=1e-5,
         atol=0,
@@ -41,7 +41,7 @@ def test_the_published_noise_schedule() -> None:
 
 
 def test_the_published_timesteps() -> None:
-    sampler = published_scheduler()
+    sampler = modelscope_scheduler()
     sampler.set_timesteps(50)
     assert sampler.timesteps.tolist() == list(range(981, 0, -20))
     assert sampler.final_alpha_cumprod == sampler.alphas_cumprod[0]
@@ -62,7 +62,7 @@ def test_the_published_timesteps() -> None:
 def test_steps_that_do_not_divide_the_training_s(
     steps: int, count: int, first: int, last: int
 ) -> None:
-    sampler = published_scheduler()
+    sampler = modelscope_scheduler()
     sampler.set_timesteps(steps)
     timesteps = sampler.timesteps.tolist()
     assert (len(timesteps), timesteps[0], timesteps[-1]) == (count, first, last)
@@ -72,7 +72,7 @@ def test_steps_that_do_not_divide_the_training_s(
 
 def test_more_steps_than_the_training_has_are_refused() -> None:
     with pytest.raises(ValueError, match="1001 cannot be larger than"):
-        published_scheduler().set_timesteps(1001)
+        modelscope_scheduler().set_timesteps(1001)
 
 
 @pytest.mark.parametrize("steps", [30, 150, 1000])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.losses.motion import diffusion, regularization, text_motion, video_motion
 from demo_t2v.losses.optical_flow import lucas_kanade, video_flow
 from helpers.golden import make_input, recorded
@@ -23,7 +23,7 @@ def toy_prediction() -> tuple[Tensor, Tensor]:
     shape = (2, 4, 8, 16, 16)
     latents, noise = make_input("x0", shape), make_input("eps", shape)
     timesteps = torch.tensor([3, 700])
-    noisy = published_scheduler().add_noise(latents, noise, timesteps)
+    noisy = modelscope_scheduler().add_noise(latents, noise, timesteps)
     assert_close(noisy, recorded("losses.safetensors")["xt"], atol=1e-5, rtol=1e-5)
     return 0.8 * torch.sin(0.7 * noisy + 0.001 * timesteps.view(2, 1, 1, 1, 1)), noise
 

@@ -20,13 +20,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from demo_t2v.checkpoints.original.openclip import (
     clip_from_openclip,
     clip_tokenizer,
-    published_clip,
-    published_encoder,
+    infer_clip,
+    infer_text_encoder,
     text_from_openclip,
     to_openclip,
 )
 from demo_t2v.checkpoints.resolve import BUILT_IN
-from demo_t2v.models.state_dicts import NamesError
+from demo_t2v.models.state_dicts import StateDictError
 from demo_t2v.models.text import TextConditioner, penultimate_states, token_ids
 from demo_t2v.models.tokenizer import OpenCLIPTokenizer
 from demo_t2v.training.data.features import load_tokenizer
@@ -181,7 +181,7 @@ def test_wrong_tensors_are_named(theirs: OpenClip) -> None:
     state["transformer.resblocks.0.attn.in_proj_bias"] = torch.zeros(3)
     del state["ln_final.bias"]
     state["extra"] = torch.zeros(1)
-    with pytest.raises(NamesError) as caught:
+    with pytest.raises(StateDictError) as caught:
         text_from_openclip(state, CLIPTextModel(CLIPTextConfig(**TEXT)))
     assert "1 missing: ln_final.bias; 1 surplus: extra; 1 misshapen: " in str(caught.value)
     assert "in_proj_bias (3,) should be (96,)" in str(caught.value)
@@ -238,7 +238,7 @@ def test_vit_h_14_says_what_its_own_package_says(tmp_path: Path) -> None:
     state = load_file(tmp_path / "weights.safetensors")
     theirs = load_file(tmp_path / "answers.safetensors")
     with init_empty_weights():
-        encoder, both = published_encoder(state).eval(), published_clip(state).eval()
+        encoder, both = infer_text_encoder(state).eval(), infer_clip(state).eval()
     encoder.load_state_dict(text_from_openclip(state, encoder), assign=True)
     both.load_state_dict(clip_from_openclip(state, both), assign=True)
     tokenizer = clip_tokenizer()

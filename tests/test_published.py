@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from demo_t2v.checkpoints.original.files import read_published
+from demo_t2v.checkpoints.original.files import read_torch_file
 from demo_t2v.checkpoints.resolve import ModelError
 
 STATE = {"out.2.weight": torch.arange(6.0).reshape(2, 3), "out.2.bias": torch.ones(2).half()}
@@ -30,7 +30,7 @@ class Harmful:
 def test_a_whole_file(tmp_path: Path, below: str | None, zipped: bool) -> None:
     content = STATE if below is None else {below: STATE, "epoch": 3}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    found = read_published(tmp_path / "a.pth")
+    found = read_torch_file(tmp_path / "a.pth")
     assert found.keys() == STATE.keys()
     for name, tensor in STATE.items():
         assert found[name].dtype == tensor.dtype
@@ -40,7 +40,7 @@ def test_a_whole_file(tmp_path: Path, below: str | None, zipped: bool) -> None:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
 def test_tensors_are_mapped_not_read(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
-    found = read_published(tmp_path / "a.pth")
+    found = read_torch_file(tmp_path / "a.pth")
     assert str(tmp_path / "a.pth") in Path("/proc/self/maps").read_text()
     assert found["a"].sum() == 0
 
@@ -48,7 +48,7 @@ def test_tensors_are_mapped_not_read(tmp_path: Path) -> None:
 def test_code_is_not_run(tmp_path: Path) -> None:
     torch.save({"a": Harmful(tmp_path / "trace")}, tmp_path / "a.pth")
     with pytest.raises(ModelError, match=r"a\.pth: would run code when it is read.*; refused$"):
-        read_published(tmp_path / "a.pth")
+        read_torch_file(tmp_path / "a.pth")
     assert not (tmp_path / "trace").exists()
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_was_cut_short(tmp_path: Path, zipped: bool, share: float) -
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(ModelError, match=r"a\.pth: is damaged.*; download it again$") as caught:
-        read_published(file)
+        read_torch_file(file)
     assert "\n" not in str(caught.value)
 
 
@@ -77,12 +77,12 @@ def test_a_file_that_was_cut_short(tmp_path: Path, zipped: bool, share: float) -
 def test_a_file_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ModelError, match=message):
-        read_published(tmp_path / "a.pth")
+        read_torch_file(tmp_path / "a.pth")
 
 
 def test_no_file_and_a_file_that_is_no_pickle(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"a\.pth: there is no such file"):
-        read_published(tmp_path / "a.pth")
+        read_torch_file(tmp_path / "a.pth")
     (tmp_path / "a.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
     with pytest.raises(ModelError, match=r"a\.pth: is damaged, or no file of weights"):
-        read_published(tmp_path / "a.pth")
+        read_torch_file(tmp_path / "a.pth")

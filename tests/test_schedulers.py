@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from demo_t2v.checkpoints.original.importer import published_scheduler
+from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.checkpoints.resolve import BUILT_IN
 from demo_t2v.config import SchedulerName
 from demo_t2v.diffusion.schedulers import (
@@ -38,7 +38,7 @@ def sources(folder: Path) -> dict[str, Any]:
     """The schedulers of the built-in model and of converted models, as loaded from files."""
     built_in = BUILT_IN["sprites"] / "scheduler"
     known = diffusers.DPMSolverMultistepScheduler.from_pretrained(built_in)
-    return {"sprites": known, "converted": saved(published_scheduler(), folder / "converted")}
+    return {"sprites": known, "converted": saved(modelscope_scheduler(), folder / "converted")}
 
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]

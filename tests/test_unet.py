@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import tiny_unet
-from demo_t2v.checkpoints.original.key_maps import denoiser_from_published, denoiser_to_published
+from demo_t2v.checkpoints.original.key_maps import denoiser_from_original, denoiser_to_original
 from demo_t2v.models.unet import DemoUNet
 from helpers.golden import make_input, make_state, manifest, recorded, relative_error, weight
 
@@ -21,13 +21,13 @@ def small_network() -> DemoUNet:
 
 def published_state(unet: DemoUNet) -> dict[str, torch.Tensor]:
     """Weights made from the published names, in the published shapes, for `unet`'s sizes."""
-    published = denoiser_to_published(unet.state_dict(), unet)
+    published = denoiser_to_original(unet.state_dict(), unet)
     return {key: weight(key, tensor.shape) for key, tensor in published.items()}
 
 
 def test_small_network_matches_the_recorded_figures() -> None:
     unet = small_network()
-    unet.load_state_dict(denoiser_from_published(published_state(unet), unet))
+    unet.load_state_dict(denoiser_from_original(published_state(unet), unet))
     figures = recorded("unet_small.safetensors")
     with torch.no_grad():
         output = unet(
@@ -48,7 +48,7 @@ def test_full_network_matches_the_recorded_figures() -> None:
     with torch.device("meta"):
         unet = DemoUNet().eval()
     state = make_state("demo_unet_keys.json")
-    unet.load_state_dict(denoiser_from_published(state, unet), assign=True)
+    unet.load_state_dict(denoiser_from_original(state, unet), assign=True)
     with torch.no_grad():
         output = unet(
             make_input("full.x", (1, 4, 4, 16, 16)),
@@ -67,11 +67,11 @@ def test_every_published_name_and_shape_has_its_place(keys_json: str, motion: bo
     with torch.device("meta"):
         unet = DemoUNet(motion=motion)
         published = {key: torch.empty(shape) for key, shape in manifest(keys_json).items()}
-    converted = denoiser_from_published(published, unet)
+    converted = denoiser_from_original(published, unet)
     assert {k: v.shape for k, v in converted.items()} == {
         k: v.shape for k, v in unet.state_dict().items()
     }
-    back = denoiser_to_published(converted, unet)
+    back = denoiser_to_original(converted, unet)
     assert {k: v.shape for k, v in back.items()} == {k: v.shape for k, v in published.items()}
 
 
@@ -89,11 +89,11 @@ def test_conversion_names_missing_surplus_and_misshapen_tensors() -> None:
     state = published_state(unet)
     state["surplus.weight"] = state.pop("out.2.bias")
     with pytest.raises(ValueError, match=r"out\.2\.bias"):
-        denoiser_from_published(state, unet)
+        denoiser_from_original(state, unet)
     with pytest.raises(ValueError, match=r"surplus\.weight"):
-        denoiser_from_published(published_state(unet) | {"surplus.weight": torch.zeros(1)}, unet)
+        denoiser_from_original(published_state(unet) | {"surplus.weight": torch.zeros(1)}, unet)
     with pytest.raises(ValueError, match=r"out\.2\.bias"):
-        denoiser_from_published(published_state(unet) | {"out.2.bias": torch.zeros(5)}, unet)
+        denoiser_from_original(published_state(unet) | {"out.2.bias": torch.zeros(5)}, unet)
 
 
 def inputs(batch: int = 2) -> tuple[torch.Tensor, ...]:

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 from demo_t2v.core.atomic_io import make_folder
 from demo_t2v.core.errors import UserError
 from demo_t2v.models.lora_targets import LoraTarget, lora_layers
-from demo_t2v.models.state_dicts import Shape, below, check
+from demo_t2v.models.state_dicts import Shape, check_state_dict, select_component
 from demo_t2v.models.unet import DemoUNet
 
 WEIGHT_NAME: Final = "pytorch_lora_weights.safetensors"
@@ -101,12 +101,12 @@ class LoraMixin(LoraBaseMixin):
         adapters, expected = [], dict[str, Shape]()
         try:
             for part in self._lora_loadable_modules:
-                module, own = getattr(self, part), below(part, tensors)
+                module, own = getattr(self, part), select_component(part, tensors)
                 if module is not None and own:
-                    config, shapes = _fit(module, own, below(part, settings))
+                    config, shapes = _fit(module, own, select_component(part, settings))
                     adapters.append((module, own, config))
                     expected |= {f"{part}.{key}": shape for key, shape in shapes.items()}
-            check(tensors, expected)
+            check_state_dict(tensors, expected)
         except (TypeError, ValueError) as error:  # of peft's, for settings that make no sense
             raise LoraError(f"{where}: {' '.join(str(error).split())}") from None
         if not adapters:

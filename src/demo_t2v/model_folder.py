@@ -1,7 +1,7 @@
-"""Model folders: read whole or not at all, and laid out as diffusers finds custom classes.
+"""Model folders: complete or refused, and saved so that plain diffusers can load them.
 
-diffusers and transformers fill in what a folder lacks: weights with random numbers, a tokenizer
-with an empty one. Here such a folder is refused.
+diffusers and transformers replace what a folder lacks: missing weights by random numbers, a missing
+tokenizer by an empty one. This module raises ModelError instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OWN_CLASSES: Final[Mapping[str, str]] = {
     "ModelScopeDDIMScheduler": "demo_t2v.diffusion.schedulers",
     "OpenCLIPTokenizer": "demo_t2v.models.tokenizer",
 }
-"""This package's classes among a pipeline's components, and their modules."""
+"""This package's classes among a pipeline's components: class name -> module."""
 _SHIM: Final = '''"""{name} for diffusers' from_pretrained with trust_remote_code=True."""
 
 try:
@@ -36,39 +36,42 @@ _WEIGHTS: Final = re.compile(r"[^.]+?(\.(?P<variant>[^.]+?))?(-\d+-of-\d+)?\.(sa
 
 
 class ModelError(UserError):
-    """A model that is not there or not whole; one line for a person."""
+    """A model that is missing or incomplete; the message is one line."""
 
 
 class FolderMixin:
-    """A pipeline that loads whole folders only, and saves them for `DiffusionPipeline` too.
+    """A pipeline that loads complete folders only, and saves them for `DiffusionPipeline` too.
 
-    `DiffusionPipeline.from_pretrained` finds the pipeline's class and those of `OWN_CLASSES` by
-    small files in the folder, which import them and which it runs with `trust_remote_code=True`.
-    The pipeline's own `from_pretrained` never runs a file of the folder.
+    A saved folder has small Python files that import the pipeline's class and those of
+    `OWN_CLASSES`. `DiffusionPipeline.from_pretrained` runs them with `trust_remote_code=True`; the
+    pipeline's own `from_pretrained` runs no file of the folder.
     """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """As in diffusers; where all weights are of one variant, that one is the default.
+        """As in diffusers. If all weights of a network are of one variant, it is the default.
 
         Raises ModelError for a folder in which a component's files or weights are missing.
         """
-        name, kind = pretrained_model_name_or_path, _diffusers(cls)
-        folder = Path(name) if Path(name).is_dir() else Path(kind.download(name, **options))
-        check_files(folder, kind.load_config(folder), options.keys())
+        name = pretrained_model_name_or_path
+        diffusers_class: Any = cls  # the mixin's type lacks the methods of DiffusionPipeline
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = Path(diffusers_class.download(name, **options))
+        check_files(folder, diffusers_class.load_config(folder), options.keys())
         options = {"variant": only_variant(folder), **options}
         pipeline: Any = super().from_pretrained(folder, **options)  # type: ignore[misc]
         pipeline.register_to_config(_name_or_path=str(name))
         if not options.keys() & {"device_map", "quantization_config"}:  # these change the tensors
-            for part, network in pipeline.components.items():
-                if part not in options and hasattr(network, "state_dict"):
-                    check_weights(folder / part, network, options["variant"])
+            for component, network in pipeline.components.items():
+                if component not in options and hasattr(network, "state_dict"):
+                    check_weights(folder / component, network, options["variant"])
         loaded: Self = pipeline
         return loaded
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
-        """The index with classes of this package in place of the files that import them."""
+        """The index, naming this package's modules instead of the folder's Python files."""
         index: dict[str, Any] = super()._dict_from_json_file(json_file)  # type: ignore[misc]
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
@@ -78,7 +81,7 @@ class FolderMixin:
         return index
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Write the index, and beside it the files by which diffusers finds this package."""
+        """Write the index and the Python files by which diffusers finds this package's classes."""
         super().to_json_file(json_file_path)  # type: ignore[misc]
         file = Path(json_file_path)
         index = json.loads(file.read_text(encoding="utf-8"))
@@ -102,7 +105,7 @@ class FolderMixin:
 
 
 def register_classes() -> None:
-    """Have diffusers take `OWN_CLASSES` from this package, as it takes transformers' classes."""
+    """Let diffusers load and save `OWN_CLASSES` from this package, like transformers' classes."""
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
     for name, module in OWN_CLASSES.items():
@@ -110,44 +113,46 @@ def register_classes() -> None:
 
 
 def class_name(index: Mapping[str, Any]) -> str:
-    """The pipeline's class that an index names, with or without the file that it is in."""
+    """The pipeline's class that an index names, alone or as [file, class]."""
     name = index.get("_class_name", "nothing known")
     return str(name[-1] if isinstance(name, list) else name)
 
 
 def check_files(folder: Path, index: Mapping[str, Any], without: Collection[str] = ()) -> None:
-    """Raise ModelError unless each component but those `without` has its files.
+    """Raise ModelError unless each component, except those in `without`, has its files.
 
-    A tokenizer without its files would be an empty one, in which every prompt is the same.
+    transformers makes an empty tokenizer of missing files, to which all prompts are the same.
     """
     for name, _, kind in _components(index):
         if name in without:
             continue
         if not (folder / name).is_dir():
-            raise ModelError(f"{folder / name}: is missing; the folder is no whole model")
+            raise ModelError(f"{folder / name}: is missing; the model folder is incomplete")
         if "Tokenizer" in kind:
             check_tokenizer(folder / name)
             continue
         config = "scheduler_config.json" if "Scheduler" in kind else "config.json"
         if not (folder / name / config).is_file():
-            raise ModelError(f"{folder / name / config}: is missing; the folder is no whole model")
+            raise ModelError(
+                f"{folder / name / config}: is missing; the model folder is incomplete"
+            )
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise ModelError unless the files of a tokenizer are there."""
+    """Raise ModelError unless a tokenizer's folder has its files."""
     if not any(all((folder / file).is_file() for file in files) for files in _TOKENIZER):
         raise ModelError(
             f"{folder}: has no tokenizer.json (nor vocab.json with merges.txt); "
-            "the tokenizer is not whole, get it again"
+            "the tokenizer is incomplete, get it again"
         )
 
 
 def load_network(kind: Any, folder: Path, **options: Any) -> Any:
-    """A network by `kind.from_pretrained`. Raises ModelError unless all of its weights are there.
+    """A network by `kind.from_pretrained`; of its only variant (`fp16`), if it has no other files.
 
-    Where all files are of one variant (`fp16`), that one is read.
+    Raises ModelError if the folder cannot be loaded or a weight is missing.
     """
-    variant = _lone_variant(folder)
+    variant = _only_variant_of_network(folder)
     try:
         network, found = kind.from_pretrained(
             folder, variant=variant, output_loading_info=True, **options
@@ -158,53 +163,61 @@ def load_network(kind: Any, folder: Path, **options: Any) -> Any:
     return network
 
 
+def init_arguments(network: Any) -> dict[str, Any]:
+    """The arguments that a diffusers network was built with, to build a changed one.
+
+    diffusers' own entries begin with `_`; one of them would reset changed arguments to defaults.
+    """
+    return {key: value for key, value in network.config.items() if not key.startswith("_")}
+
+
 def check_fit(unet: Any, tokenizer: Any, content_encoder: Any, motion_encoder: Any) -> None:
-    """Raise ModelError for components that do not belong together; None are left out on purpose."""
+    """Raise ModelError for components that do not fit each other; a component may be None."""
     if content_encoder is None:
         return
     if unet is not None and unet.config.motion and motion_encoder is None:
         raise ModelError("motion_encoder: is missing; the denoiser has motion transformers")
-    known, wanted = len(tokenizer), content_encoder.config.vocab_size
-    if known != wanted:
+    tokens, expected = len(tokenizer), content_encoder.config.vocab_size
+    if tokens != expected:
         raise ModelError(
-            f"tokenizer: has {known} tokens, and the content encoder {wanted}; "
+            f"tokenizer: has {tokens} tokens, and the content encoder {expected}; "
             "files of the tokenizer are missing or another model's"
         )
 
 
 def only_variant(folder: Path) -> str | None:
-    """The variant (`fp16`) of a model in which a network has weights of that one alone."""
-    lone = {_lone_variant(part) for part in folder.glob("*/")}
-    return min((variant for variant in lone if variant), default=None)
+    """The variant (`fp16`) of a model in which some network has weights of no other variant."""
+    variants = {_only_variant_of_network(network) for network in folder.glob("*/")}
+    return min((variant for variant in variants if variant), default=None)
 
 
-def _lone_variant(folder: Path) -> str | None:
-    """The variant of a network's weights where they are there in no other."""
+def _only_variant_of_network(folder: Path) -> str | None:
+    """The variant of a network's weights, if they have only one."""
     variants = {variant for _, variant in _weights(folder)}
     return variants.pop() if len(variants) == 1 else None
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The files that a network of a variant is loaded from; safetensors where there are some."""
+    """The files that a network of a variant is loaded from; safetensors if there are any."""
     found = _weights(folder)
-    files = [file for file, its in found if its == variant]
-    files = files or [file for file, its in found if its is None]
+    files = [file for file, each in found if each == variant]
+    files = files or [file for file, each in found if each is None]
     return [file for file in files if file.suffix == ".safetensors"] or files
 
 
 def check_weights(folder: Path, network: Any, variant: str | None = None) -> None:
-    """Raise ModelError unless every weight of a loaded network came from a file, and is a number.
+    """Raise ModelError unless every weight of a loaded network comes from a file and is finite.
 
-    The libraries would draw what is missing at random, with a warning at most.
+    The libraries draw missing weights at random, with a warning at most.
     """
     stored = _stored(folder, variant)
     weights = network.state_dict()
     _check_missing(folder, [name for name in weights if name not in stored])
-    spoilt = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    if spoilt:
+    damaged = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if damaged:
         raise ModelError(
-            f"{folder}: {spoilt[0]} has numbers that are not finite; the weights are "
-            "spoilt, or too large for float16: try --dtype float32"
+            f"{folder}: {damaged[0]} has numbers that are not finite; the weights are "
+            "damaged, or too large for float16: try --dtype float32"
         )
 
 
@@ -212,7 +225,7 @@ def _check_missing(folder: Path, missing: list[str]) -> None:
     if missing:
         raise ModelError(
             f"{folder}: {len(missing)} tensors are missing, {', '.join(missing[:10])}; "
-            "the model is not whole, get it again"
+            "the model is incomplete, get it again"
         )
 
 
@@ -232,7 +245,7 @@ def _stored(folder: Path, variant: str | None) -> set[str]:
 
 
 def _weights(folder: Path) -> list[tuple[Path, str | None]]:
-    """The files of a network's weights, each with its variant."""
+    """The weight files of a network, each with its variant."""
     found = [(file, _WEIGHTS.fullmatch(file.name)) for file in sorted(folder.glob("*"))]
     return [(file, match["variant"]) for file, match in found if match]
 
@@ -243,12 +256,7 @@ def first_line(error: Exception) -> str:
 
 
 def _components(index: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """An index's components that are not left out: name, module and class."""
+    """The name, module and class of an index's components; those that are null are skipped."""
     for name, value in index.items():
         if isinstance(value, list | tuple) and name != "_class_name" and value[0] is not None:
             yield name, str(value[0]), str(value[1])
-
-
-def _diffusers(pipeline: Any) -> Any:
-    """The class as diffusers makes it, which a mixin's type does not know."""
-    return pipeline

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from demo_t2v.checkpoints.original.key_maps import (
-    autoencoder_to_published,
-    denoiser_to_published,
-    published_autoencoder,
-)
+from demo_t2v.checkpoints.original.key_maps import AUTOENCODER_PREFIX, denoiser_to_original
 from demo_t2v.checkpoints.original.openclip import to_openclip
 from demo_t2v.models.unet import DemoUNet
+from helpers.golden import manifest
 
 SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 1}
 SMALL_PICTURE = {"hidden_size": 80, "intermediate_size": 160, "num_attention_heads": 1}
@@ -35,6 +32,20 @@ def denoiser(motion: bool, full: bool) -> DemoUNet:
     small = {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 64}
     with torch.device("meta"):
         return DemoUNet(motion=motion, **({} if full else small))
+
+
+def autoencoder_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of an autoencoder whose first level has `width` channels, not 128.
+
+    Colours, latents, their moments and 1x1 kernels are not scaled.
+    """
+
+    def scaled(shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels = tuple(c if c in (3, 4, 8, 1) else c * width // 128 for c in shape[:2])
+        return (*channels, *shape[2:])
+
+    shapes = manifest("vae_keys.json").items()
+    return {AUTOENCODER_PREFIX + key: scaled(shape) for key, shape in shapes}
 
 
 def values(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -69,14 +80,15 @@ def write_published(folder: Path, motion: bool, full: bool = False) -> dict[str,
     """All files of the base model or of DEMO; what they hold, by file name."""
     unet = denoiser(motion, full)
     with torch.device("meta"):
-        vae = autoencoder_to_published(published_autoencoder(128 if full else 32).state_dict())
+        shapes = autoencoder_shapes(128 if full else 32)
+        vae = {name: torch.empty(shape) for name, shape in shapes.items()}
         towers = to_openclip(clip(full).state_dict())
     files = {
         "VQGAN_autoencoder.pth": values(vae, 2),
         "open_clip_pytorch_model.bin": values(towers, 3),
     }
     main = "demo.pth" if motion else "text2video_pytorch_model.pth"
-    files[main] = values(denoiser_to_published(unet.state_dict(), unet), 1)
+    files[main] = values(denoiser_to_original(unet.state_dict(), unet), 1)
     if motion:
         text = {name: w for name, w in towers.items() if not name.startswith("visual.")}
         files["motion_encoder.pth"] = values(text, 4)

@@ -1,4 +1,4 @@
-"""The commands for weights of others: `demo-t2v download` and `convert`."""
+"""`demo-t2v download` and `demo-t2v convert`: the published weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from demo_t2v.cli.terminal import one_line_errors
 weights = typer.Typer()
 
 
-class Which(StrEnum):
-    """The published models."""
+class PublishedModel(StrEnum):
+    """The models of the published weights."""
 
     base = "base"
     demo = "demo"
 
 
 class Precision(StrEnum):
-    """Of what is written."""
+    """Precision of the written weights."""
 
     float32 = "float32"
     float16 = "float16"
@@ -29,47 +29,53 @@ class Precision(StrEnum):
 
 @weights.command()
 def download(
-    which: Annotated[Which, typer.Argument(help="DEMO, or the base model alone.")] = Which.demo,
+    model: Annotated[
+        PublishedModel, typer.Argument(help="DEMO, or the base model alone.")
+    ] = PublishedModel.demo,
 ) -> None:
-    """Download the published weights into the hub's cache; goes on where it stopped.
+    """Download the published weights into the hub's cache; resumes a partial download.
 
-    Prints the files. They are then the model `--model Ryan-PR/DEMO`, or the base model's name.
+    Prints the files. `--model Ryan-PR/DEMO`, or the base model's repository, then loads them.
     """
     with one_line_errors():
-        from demo_t2v.checkpoints.original.download import WANTED, licences
-        from demo_t2v.checkpoints.original.download import download as run
+        from demo_t2v.checkpoints.original.download import HUB_FILES, licences
+        from demo_t2v.checkpoints.original.download import download as download_files
 
-        wanted = WANTED[which.value]
-        for line in licences(wanted):
+        files = HUB_FILES[model.value]
+        for line in licences(files):
             typer.echo(line, err=True)
-        for file in run(wanted):
+        for file in download_files(files):
             typer.echo(file)
 
 
 @weights.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Published files, or a folder of a model.")],
+    source: Annotated[Path, typer.Argument(help="Published files, or a model folder.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
-    dtype: Annotated[Precision | None, typer.Option(help="Default: as it is.")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Default: that of SOURCE.")] = None,
     start_motion: Annotated[
-        bool, typer.Option("--start-motion", help="Make a base model a DEMO to be trained.")
+        bool, typer.Option("--start-motion", help="Make a base model a DEMO to train.")
     ] = False,
     published: Annotated[
-        bool, typer.Option("--published", help="The way back: write the published .pth files.")
+        bool,
+        typer.Option("--published", help="Write the published .pth files instead."),
     ] = False,
     clip: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="For the way back: open_clip_pytorch_model.bin."),
+        typer.Option(metavar="FILE", help="With --published: open_clip_pytorch_model.bin."),
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="For a checkpoint's way back: where training began."),
+        typer.Option(
+            metavar="FOLDER",
+            help="With --published and a checkpoint: the model that its training started from.",
+        ),
     ] = None,
 ) -> None:
-    """Make a folder of this project's from published files, or published files from a folder.
+    """Convert published files to a model folder, or a model folder to published files.
 
-    SOURCE is a folder with the published .pth files or one of them, a folder of diffusers'
-    text-to-video-ms-1.7b, or, with --published, a model's folder, a training's log_dir or a
+    SOURCE is a folder with the published .pth files, one of these files, or a folder of diffusers'
+    text-to-video-ms-1.7b. With --published, it is a model folder, a training's log_dir or a
     checkpoint.
     """
     with one_line_errors():
@@ -78,7 +84,7 @@ def convert(
 
             export(source, out, clip, base)
         else:
-            from demo_t2v.checkpoints.original.importer import convert as run
+            from demo_t2v.checkpoints.original.importer import convert as convert_files
 
-            run(source, out, dtype.value if dtype else None, start_motion)
+            convert_files(source, out, dtype.value if dtype else None, start_motion)
         typer.echo(out)

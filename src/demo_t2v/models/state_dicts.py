@@ -1,4 +1,4 @@
-"""Whether tensors that came from somewhere are the ones of a network."""
+"""Checks and selections on state dicts: tensors by parameter name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ Shape = tuple[int, ...]
 _T = TypeVar("_T")
 
 
-class NamesError(UserError):
-    """Tensors that are not the ones of the network; the message is one line for a person."""
+class StateDictError(UserError):
+    """Tensors that do not belong to a network; the message lists them on one line."""
 
 
-def check(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
-    """Raise NamesError, naming the first ten, unless `state` has exactly the expected tensors."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """The shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check_state_dict(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
+    """Raise StateDictError unless `state` has exactly the expected names and shapes.
+
+    The message lists the first ten tensors of each kind: missing, surplus, misshapen.
+    """
+    shapes = shapes_of(state)
     problems = {
         "missing": [name for name in expected if name not in shapes],
         "surplus": [name for name in shapes if name not in expected],
@@ -29,15 +37,19 @@ def check(state: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> None:
             if shapes.get(name, shape) != shape
         ],
     }
-    found = [f"{len(them)} {kind}: {_first_ten(them)}" for kind, them in problems.items() if them]
+    found = [
+        f"{len(names)} {problem}: {_first_ten(names)}"
+        for problem, names in problems.items()
+        if names
+    ]
     if found:
-        raise NamesError("these are not the network's tensors; " + "; ".join(found))
+        raise StateDictError("these are not the network's tensors; " + "; ".join(found))
 
 
-def below(part: str, names: Mapping[str, _T]) -> dict[str, _T]:
-    """What belongs to a part of a model, `part.name`, without its prefix."""
-    prefix = f"{part}."
-    return {k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)}
+def select_component(component: str, entries: Mapping[str, _T]) -> dict[str, _T]:
+    """The entries `component.name` as `name`: one network of a pipeline's state dict."""
+    prefix = f"{component}."
+    return {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
 
 
 def _first_ten(names: list[str]) -> str:

@@ -49,3 +49,13 @@ def clean(text: str) -> str:
     """Text as OpenCLIP reads it: mojibake repaired, HTML unescaped twice, in lower case."""
     repaired: str = ftfy.fix_text(text)
     return " ".join(unescape(unescape(repaired)).split()).lower()
+
+
+def clip_vocabulary(merges: list[tuple[str, ...]], start: str, end: str) -> dict[str, int]:
+    """Token numbers as CLIP counts them: bytes, bytes that end a word, `merges`, start, end.
+
+    A byte is a token within and at the end of a word, so no word is unknown.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), start, end]
+    return {token: number for number, token in enumerate(dict.fromkeys(tokens))}

@@ -1,4 +1,4 @@
-"""The published weights from the Hugging Face Hub, by its own client, cache and progress bars."""
+"""The original checkpoint files from the Hugging Face Hub, through its client and its cache."""
 
 from __future__ import annotations
 
@@ -20,72 +20,71 @@ from demo_t2v.checkpoints.original.files import (
 )
 from demo_t2v.checkpoints.resolve import ModelError, first_line
 
-Which = Literal["base", "demo"]
-Wanted = Mapping[str, tuple[str, ...]]
-"""Names of files by the repository that they are in."""
-WANTED: Final[Mapping[Which, Wanted]] = {
+HubFiles = Mapping[str, tuple[str, ...]]
+"""File names by repository."""
+HUB_FILES: Final[Mapping[Literal["base", "demo"], HubFiles]] = {
     "base": {BASE_REPOSITORY: (BASE, AUTOENCODER, CLIP)},
     "demo": {BASE_REPOSITORY: (AUTOENCODER, CLIP), DEMO_REPOSITORY: (DEMO, MOTION_ENCODER)},
 }
+"""The files of each model."""
 
 
-def which(place: str) -> Which:
-    """The model that one of the published repositories is of."""
-    return "demo" if place == DEMO_REPOSITORY else "base"
-
-
-def licences(wanted: Wanted) -> Iterator[str]:
-    """For each repository a line that says under which licence it gives its files."""
-    for place in wanted:
+def licences(files: HubFiles) -> Iterator[str]:
+    """One line for each repository: the licence of its files."""
+    for repository in files:
         licence = "CC BY-NC 4.0: no commercial use"
-        if place == DEMO_REPOSITORY:
-            licence = f"{_stated(place)}; its weights began as the base model's, so the above holds"
-        yield f"{place}: licence {licence}"
+        if repository == DEMO_REPOSITORY:
+            licence = (
+                f"{_stated_licence(repository)}; its weights began as the base model's, "
+                "so the above holds"
+            )
+        yield f"{repository}: licence {licence}"
 
 
-def _stated(place: str) -> str:
+def _stated_licence(repository: str) -> str:
     try:
-        card = HfApi().model_info(place).card_data
-    except Exception as error:  # whatever is wrong with the network: the download says so
+        card = HfApi().model_info(repository).card_data
+    except Exception as error:  # the download reports what is wrong with the network
         return f"not known ({first_line(error)})"
     licence = card.get("license") if card else None
     return str(licence or "not stated by its authors")
 
 
-def download(wanted: Wanted) -> Iterator[Path]:
-    """Yield the files one after another as they are there.
+def download(files: HubFiles) -> Iterator[Path]:
+    """Download the files and yield each one's path.
 
-    Raises ConnectionError, with one line that names the files and where to put them by hand.
+    Raises ConnectionError, with one line that lists the files and says where to put them by hand.
     """
-    for place, names in wanted.items():
+    for repository, names in files.items():
         for name in names:
             try:
-                yield Path(hf_hub_download(place, name))
-            except Exception as error:  # the client passes on whatever its network library raises
-                raise ConnectionError(_by_hand(wanted, error)) from None
+                yield Path(hf_hub_download(repository, name))
+            except Exception as error:  # the client passes on any error of its network library
+                raise ConnectionError(_manual_download(files, error)) from None
 
 
-def downloaded(place: str) -> PublishedFiles:
-    """The files of a repository's model, found in the hub's cache.
+def downloaded(repository: str) -> PublishedFiles:
+    """The files of a repository's model in the hub's cache.
 
-    Raises ModelError if not all of them are there.
+    Raises ModelError if one of them is missing.
     """
-    model = which(place)
+    model: Literal["base", "demo"] = "demo" if repository == DEMO_REPOSITORY else "base"
     found: dict[str, Path] = {}
-    for repository, names in WANTED[model].items():
+    for source, names in HUB_FILES[model].items():
         for name in names:
-            cached = try_to_load_from_cache(repository, name)
+            cached = try_to_load_from_cache(source, name)
             if not isinstance(cached, str):
                 raise ModelError(
-                    f"{place}: {name} is not downloaded; run `demo-t2v download {model}`"
+                    f"{repository}: {name} is not downloaded; run `demo-t2v download {model}`"
                 )
             found[name] = Path(cached)
     return PublishedFiles.of(found[DEMO if model == "demo" else BASE], found)
 
 
-def _by_hand(wanted: Wanted, error: Exception) -> str:
+def _manual_download(files: HubFiles, error: Exception) -> str:
     links = "; ".join(
-        f"{', '.join(names)} from https://huggingface.co/{place}" for place, names in wanted.items()
+        f"{', '.join(names)} from https://huggingface.co/{repository}"
+        for repository, names in files.items()
     )
     return (
         f"the hub does not answer ({first_line(error)}): put {links} into one folder, "

@@ -1,6 +1,6 @@
-"""Checkpoints of others -> a folder of this project's: the published files, and diffusers' base.
+"""Original checkpoint files, or diffusers' folder of the base model -> a DemoPipeline folder.
 
-Tensors go from file to file a few at a time, so that a network never has to fit into memory.
+Tensors are copied file by file, a few at a time, so no network has to fit into memory.
 """
 
 from __future__ import annotations
@@ -19,52 +19,53 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
-from demo_t2v.checkpoints.original.files import PublishedFiles, read_published
+from demo_t2v.checkpoints.original.files import PublishedFiles, read_torch_file
 from demo_t2v.checkpoints.original.key_maps import (
-    autoencoder_from_published,
-    denoiser_from_published,
-    published_autoencoder,
-    published_autoencoder_width,
-    published_denoiser,
+    autoencoder_from_original,
+    denoiser_from_original,
+    infer_autoencoder,
+    infer_denoiser_from_original,
 )
 from demo_t2v.checkpoints.original.openclip import (
     clip_from_openclip,
     clip_tokenizer,
-    preprocessing,
-    published_clip,
-    published_encoder,
+    infer_clip,
+    infer_text_encoder,
+    preprocessor_config,
     text_from_openclip,
 )
 from demo_t2v.checkpoints.resolve import ModelError, first_line, read_tensors
 from demo_t2v.config import read_json
 from demo_t2v.core.atomic_io import whole_or_nothing
 from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
-from demo_t2v.model_folder import load_network
-from demo_t2v.models.state_dicts import NamesError, check
+from demo_t2v.model_folder import init_arguments, load_network
+from demo_t2v.models.state_dicts import StateDictError, check_state_dict, shapes_of
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 
 ConvertedDtype = Literal["float32", "float16"]
-_SHARD: Final = 500_000_000  # bytes of a file of tensors
+_SHARD_BYTES: Final = 500_000_000
 NEGATIVE_PROMPT: Final = (
     "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
     "disconnected limbs, Ugly faces, incomplete arms"
 )
-"""The content prompt of the samples that DEMO's published training dropped for guidance."""
+"""DEMO's published training uses this prompt in place of a dropped one, for guidance."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A network on the meta device, and its tensors in a file of somebody else's."""
+    """A network to convert: its class and sizes, and where its tensors come from."""
 
     network: Any
+    """On the meta device."""
     file: Path
+    """The file or folder of the tensors, for messages."""
     read: Callable[[], Mapping[str, Tensor]]
-    """The network's state dict, mapped into memory: touched tensor by tensor."""
+    """Returns the network's state dict, mapped into memory."""
 
 
-Parts = dict[str, Source]
-"""Sources by the names that they have in a pipeline: `unet`, `vae`, ..."""
+Sources = dict[str, Source]
+"""By component name: `unet`, `vae`, `content_encoder`, `motion_encoder`, and `clip`."""
 
 
 def convert(
@@ -74,83 +75,79 @@ def convert(
     start_motion: bool = False,
     image_tower: bool = False,
 ) -> None:
-    """Write a DemoPipeline folder from published files, or from a folder that holds some.
+    """Convert published files, or a folder with some, to a DemoPipeline folder.
 
     `source` may also be a folder of diffusers' `TextToVideoSDPipeline`
-    (`text-to-video-ms-1.7b`). `dtype` None keeps what each file has. With `start_motion` a base
-    model becomes a DEMO to be trained: motion transformers and motion encoder are copies of their
-    content neighbours. With it or with `image_tower`, `clip/` has the image tower for the
-    regularization loss, where the source has one. DEMO's weights get its published negative prompt,
-    the base model the empty text, as its own published pipeline. Raises ModelError, and then writes
-    nothing.
+    (`text-to-video-ms-1.7b`). `dtype` None keeps the precision of each file. `start_motion` makes a
+    base model a DEMO to train: motion transformers and motion encoder start as copies of the
+    content transformers and the content encoder. With `start_motion` or `image_tower`, OpenCLIP's
+    image tower is written to `clip/` for the regularization loss, if the source has one. DEMO gets
+    its published negative prompt, the base model the empty text, as in its own pipeline.
+
+    Raises ModelError, and then writes nothing; PathError if `out` exists.
     """
-    parts = _open(source)
-    negative_prompt = NEGATIVE_PROMPT if "motion_encoder" in parts else ""
+    sources = _open(source)
+    negative_prompt = NEGATIVE_PROMPT if "motion_encoder" in sources else ""
     if start_motion:
-        if "motion_encoder" in parts:
-            raise ModelError(f"{parts['unet'].file}: is a DEMO already; its motion has started")
-        parts = _with_motion(parts)
+        if "motion_encoder" in sources:
+            raise ModelError(f"{sources['unet'].file}: is a DEMO already; its motion has started")
+        sources = _with_motion(sources)
     elif not image_tower:
-        parts.pop("clip", None)
-    write_pipeline(parts, out, dtype, negative_prompt)
+        sources.pop("clip", None)
+    write_pipeline(sources, out, dtype, negative_prompt)
 
 
-def _open(source: Path | PublishedFiles) -> Parts:
+def _open(source: Path | PublishedFiles) -> Sources:
     if isinstance(source, PublishedFiles):
-        return published_parts(source)
+        return _open_published(source)
     if (source / "model_index.json").is_file():
-        return diffusers_parts(source)
+        return _open_diffusers(source)
     files = PublishedFiles.find(source)
     if files is None:
         raise ModelError(
             f"{source}: holds neither published .pth files nor a folder of diffusers' "
             "text-to-video-ms-1.7b"
         )
-    return published_parts(files)
+    return _open_published(files)
 
 
-def published_parts(files: PublishedFiles) -> Parts:
-    """The networks of published files; their widths and depths are read from the tensors."""
-    clip = read_published(files.clip)
+def _open_published(files: PublishedFiles) -> Sources:
+    """The networks of published files; their widths and depths are those of the tensors."""
     with torch.device("meta"):
-        unet = _named(files.denoiser, published_denoiser, read_published(files.denoiser))
-        pictures = read_published(files.autoencoder)
-        vae = published_autoencoder(
-            _named(files.autoencoder, published_autoencoder_width, pictures)
-        )
-        encoder = _named(files.clip, published_encoder, clip)
-        both = _named(files.clip, published_clip, clip)
-    parts = {
-        "unet": _published(files.denoiser, denoiser_from_published, unet),
-        "vae": _published(files.autoencoder, lambda s, _: autoencoder_from_published(s), vae),
-        "content_encoder": _published(files.clip, text_from_openclip, encoder),
-        "clip": _published(files.clip, clip_from_openclip, both),
+        unet = _infer(infer_denoiser_from_original, files.denoiser)
+        vae = _infer(infer_autoencoder, files.autoencoder)
+        encoder = _infer(infer_text_encoder, files.clip)
+        clip = _infer(infer_clip, files.clip)
+    sources = {
+        "unet": _source(files.denoiser, denoiser_from_original, unet),
+        "vae": _source(files.autoencoder, autoencoder_from_original, vae),
+        "content_encoder": _source(files.clip, text_from_openclip, encoder),
+        "clip": _source(files.clip, clip_from_openclip, clip),
     }
     if files.motion_encoder is not None:
-        file = files.motion_encoder
-        parts["motion_encoder"] = _published(file, text_from_openclip, encoder)
-    return parts
+        sources["motion_encoder"] = _source(files.motion_encoder, text_from_openclip, encoder)
+    return sources
 
 
-def _published(
-    file: Path, rename: Callable[[dict[str, Tensor], Any], dict[str, Tensor]], network: nn.Module
-) -> Source:
-    return Source(network, file, lambda: rename(read_published(file), network))
-
-
-def _named(file: Path, make: Callable[[Any], Any], state: Mapping[str, Tensor]) -> Any:
-    """What `make` makes of a file's tensors, or an error with the file's name."""
+def _infer(infer: Callable[[Mapping[str, Tensor]], Any], file: Path) -> Any:
+    """The network that `infer` makes for a file's tensors. Raises ModelError."""
     try:
-        return make(state)
-    except NamesError as error:
+        return infer(read_torch_file(file))
+    except StateDictError as error:
         raise ModelError(f"{file}: {error}") from None
 
 
-def diffusers_parts(folder: Path) -> Parts:
+def _source(
+    file: Path, key_map: Callable[[dict[str, Tensor], Any], dict[str, Tensor]], network: nn.Module
+) -> Source:
+    return Source(network, file, lambda: key_map(read_torch_file(file), network))
+
+
+def _open_diffusers(folder: Path) -> Sources:
     """The networks of a `TextToVideoSDPipeline` folder (`text-to-video-ms-1.7b`).
 
-    The text encoder has lost its last layer there, which is never heard; here it is kept, so one
-    of zeros, which does nothing, takes its place.
+    Its text encoder lacks OpenCLIP's last layer, whose output no model uses. A layer of zeros,
+    which is the identity, takes its place.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     if index.get("_class_name") != "TextToVideoSDPipeline":
@@ -159,57 +156,61 @@ def diffusers_parts(folder: Path) -> Parts:
         )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        check_published_noise(scheduler)
+        check_noise_schedule(scheduler)
     file = _weights_file(folder / "unet")
     try:
-        sizes = DemoUNet.load_config(folder / "unet")
-        keys = {"block_out_channels", "layers_per_block", "cross_attention_dim"}
-        keys |= {"attention_head_dim", "norm_num_groups", "in_channels", "out_channels"}
-        attention = ["CrossAttn" in block for block in sizes["down_block_types"]]
         with torch.device("meta"):
-            unet = DemoUNet(
-                sample_size=sizes.get("sample_size") or 32,
-                attention=attention,
-                motion=False,
-                **{key: sizes[key] for key in keys},
-            )
+            unet = _diffusers_denoiser(folder / "unet")
         vae = load_network(AutoencoderKL, folder / "vae")
-        heard = load_network(CLIPTextModel, folder / "text_encoder")
+        shorter = load_network(CLIPTextModel, folder / "text_encoder")
     except ModelError:
         raise
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be read ({first_line(error)})") from None
-    encoder, states = _with_last_layer(heard)
+    encoder, encoder_state = _with_last_layer(shorter)
 
-    def denoiser() -> Mapping[str, Tensor]:
+    def read_denoiser() -> Mapping[str, Tensor]:
         state = _read_weights(file)
-        check(state, {name: tuple(w.shape) for name, w in unet.state_dict().items()})
+        check_state_dict(state, shapes_of(unet.state_dict()))
         return state
 
     return {
-        "unet": Source(unet, file, denoiser),
+        "unet": Source(unet, file, read_denoiser),
         "vae": Source(vae, folder / "vae", vae.state_dict),
-        "content_encoder": Source(encoder, folder / "text_encoder", lambda: states),
+        "content_encoder": Source(encoder, folder / "text_encoder", lambda: encoder_state),
     }
 
 
-def _with_last_layer(heard: CLIPTextModel) -> tuple[CLIPTextModel, dict[str, Tensor]]:
-    """The encoder on the meta device with one layer more, and tensors for all of it."""
-    layers = heard.config.num_hidden_layers
-    sizes = {**heard.config.to_dict(), "num_hidden_layers": layers + 1, "pad_token_id": 0}
+def _diffusers_denoiser(folder: Path) -> DemoUNet:
+    """The DemoUNet without motion that has the sizes of a `UNet3DConditionModel`."""
+    sizes = DemoUNet.load_config(folder)
+    keys = {"block_out_channels", "layers_per_block", "cross_attention_dim"}
+    keys |= {"attention_head_dim", "norm_num_groups", "in_channels", "out_channels"}
+    unet: DemoUNet = DemoUNet(
+        sample_size=sizes.get("sample_size") or 32,
+        attention=["CrossAttn" in block for block in sizes["down_block_types"]],
+        motion=False,
+        **{key: sizes[key] for key in keys},
+    )
+    return unet
+
+
+def _with_last_layer(shorter: CLIPTextModel) -> tuple[CLIPTextModel, dict[str, Tensor]]:
+    """The encoder with one layer more, on the meta device, and the tensors of all its layers."""
+    layers = shorter.config.num_hidden_layers
+    sizes = {**shorter.config.to_dict(), "num_hidden_layers": layers + 1, "pad_token_id": 0}
     with torch.device("meta"):
         encoder = CLIPTextModel(CLIPTextConfig(**sizes))
-    added = f".layers.{layers}."
     zeros = {
-        name: torch.zeros(tensor.shape, dtype=heard.dtype)
+        name: torch.zeros(tensor.shape, dtype=shorter.dtype)
         for name, tensor in encoder.state_dict().items()
-        if added in name
+        if f".layers.{layers}." in name
     }
-    return encoder, heard.state_dict() | zeros
+    return encoder, shorter.state_dict() | zeros
 
 
 def _weights_file(folder: Path) -> Path:
-    """The file of a diffusers network's tensors, or of their index where there are several."""
+    """The file of a diffusers network's weights, or the index of its shards."""
     stem = "diffusion_pytorch_model"
     ends = ("safetensors", "safetensors.index.json", "fp16.safetensors", "bin", "fp16.bin")
     found = [folder / f"{stem}.{end}" for end in ends if (folder / f"{stem}.{end}").is_file()]
@@ -220,20 +221,19 @@ def _weights_file(folder: Path) -> Path:
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".bin":
-        return read_published(file)
+        return read_torch_file(file)
     files = {file}
     if file.suffix == ".json":
-        known = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        files = {file.with_name(Path(name).name) for name in known.values()}
+        shards = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        files = {file.with_name(Path(name).name) for name in shards.values()}
     return {name: w for shard in sorted(files) for name, w in read_tensors(shard).items()}
 
 
-def _with_motion(parts: Parts) -> Parts:
-    """DEMO before its training: what hears of motion is a copy of what hears of content."""
-    base = parts["unet"]
-    sizes = {name: size for name, size in base.network.config.items() if name[0] != "_"}
+def _with_motion(sources: Sources) -> Sources:
+    """DEMO before its training: copies of the content networks are its motion networks."""
+    base = sources["unet"]
     with torch.device("meta"):
-        unet = DemoUNet(**{**sizes, "motion": True})
+        unet = DemoUNet(**{**init_arguments(base.network), "motion": True})
 
     def read() -> Mapping[str, Tensor]:
         state = base.read()
@@ -245,28 +245,29 @@ def _with_motion(parts: Parts) -> Parts:
         return {**state, **copies}
 
     return {
-        **parts,
+        **sources,
         "unet": Source(unet, base.file, read),
-        "motion_encoder": parts["content_encoder"],
+        "motion_encoder": sources["content_encoder"],
     }
 
 
 def write_pipeline(
-    parts: Parts, out: Path, dtype: ConvertedDtype | None, negative_prompt: str
+    sources: Sources, out: Path, dtype: ConvertedDtype | None, negative_prompt: str
 ) -> None:
-    """Write the folder of a pipeline with the published sampler; all of it or nothing.
+    """Write a complete pipeline folder with ModelScopeT2V's scheduler, or nothing.
 
     Raises ModelError for tensors that do not belong to their network, are not finite, or do not
-    fit into float16; outputs.OutputError if `out` is there.
+    fit into float16; PathError if `out` exists.
     """
-    networks = {name: part.network for name, part in parts.items() if name != "clip"}
+    networks = {name: source.network for name, source in sources.items() if name != "clip"}
     pipeline = DemoPipeline(
         **networks,
         tokenizer=clip_tokenizer(),
-        scheduler=published_scheduler(),
+        scheduler=modelscope_scheduler(),
         negative_prompt=negative_prompt,
     )
-    total = sum(w.numel() for part in parts.values() for w in part.network.state_dict().values())
+    tensors = (w for source in sources.values() for w in source.network.state_dict().values())
+    total = sum(tensor.numel() for tensor in tensors)
     with (
         whole_or_nothing(out) as folder,
         tqdm(  # type: ignore[no-untyped-call]
@@ -276,16 +277,16 @@ def write_pipeline(
         pipeline.save_config(folder)
         pipeline.tokenizer.save_pretrained(folder / "tokenizer")
         pipeline.scheduler.save_pretrained(folder / "scheduler")
-        for name, part in parts.items():
-            _write_network(part, folder / name, dtype, bar.update)
-        if "clip" in parts:
-            side = parts["clip"].network.config.vision_config.image_size
-            text = json.dumps(preprocessing(side), indent=2)
+        for name, source in sources.items():
+            _write_network(source, folder / name, dtype, bar.update)
+        if "clip" in sources:
+            side = sources["clip"].network.config.vision_config.image_size
+            text = json.dumps(preprocessor_config(side), indent=2)
             (folder / "clip" / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
-def published_scheduler() -> ModelScopeDDIMScheduler:
-    """DDIM as ModelScopeT2V samples: t = 981, ..., 21, 1 and a last step to the first noise."""
+def modelscope_scheduler() -> ModelScopeDDIMScheduler:
+    """ModelScopeT2V's DDIM: for 50 steps, t = 981, ..., 21, 1, then a step to t = 0."""
     return ModelScopeDDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -296,55 +297,62 @@ def published_scheduler() -> ModelScopeDDIMScheduler:
     )
 
 
-def check_published_noise(file: Path) -> None:
-    """Raise ModelError unless a scheduler's configuration has the noise of the published one."""
-    ours, theirs = read_json(file), published_scheduler().config
+def check_noise_schedule(file: Path) -> None:
+    """Raise ModelError unless a `scheduler_config.json` has ModelScopeT2V's noise schedule."""
+    ours, theirs = read_json(file), modelscope_scheduler().config
     for key in ("prediction_type", "beta_start", "beta_end", "beta_schedule"):
         if ours.get(key, theirs[key]) != theirs[key]:
             raise ModelError(
                 f"{file}: {key} is {ours[key]}, and the published code samples with {theirs[key]}; "
-                "train with that to publish so"
+                "only a model trained with that can be exported"
             )
 
 
 def _write_network(
-    part: Source, folder: Path, dtype: ConvertedDtype | None, done: Callable[[int], Any]
+    source: Source, folder: Path, dtype: ConvertedDtype | None, progress: Callable[[int], Any]
 ) -> None:
-    """Settings and tensors of one network, as its own library would save them."""
-    if isinstance(part.network, PreTrainedModel):
-        part.network.config.architectures = [type(part.network).__name__]
-        part.network.config.save_pretrained(folder)
+    """Write a network's configuration and weights as its own library saves them.
+
+    Calls `progress` with the number of parameters in each file that is written.
+    """
+    if isinstance(source.network, PreTrainedModel):
+        source.network.config.architectures = [type(source.network).__name__]
+        source.network.config.save_pretrained(folder)
         stem = "model"
     else:
-        part.network.save_config(folder)
+        source.network.save_config(folder)
         stem = "diffusion_pytorch_model"
-    state = _named(part.file, lambda _: part.read(), {})
-    kind = getattr(torch, dtype) if dtype else next(iter(state.values())).dtype
-    planned = {name: tensor.to("meta", kind) for name, tensor in state.items()}
+    try:
+        state = source.read()
+    except StateDictError as error:
+        raise ModelError(f"{source.file}: {error}") from None
+    target = getattr(torch, dtype) if dtype else next(iter(state.values())).dtype
     plan = split_torch_state_dict_into_shards(
-        planned, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=_SHARD
+        {name: tensor.to("meta", target) for name, tensor in state.items()},
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=_SHARD_BYTES,
     )
     del state
     for file, names in plan.filename_to_tensors.items():
-        source = part.read()  # anew for each file, so that what was read before is let go
-        tensors = {name: _cast(source[name], kind, f"{part.file}: {name}") for name in names}
+        state = source.read()  # read again for each file: this frees the pages of the last one
+        tensors = {name: _cast(state[name], target, f"{source.file}: {name}") for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        done(sum(tensor.numel() for tensor in tensors.values()))
-        del source, tensors
+        progress(sum(tensor.numel() for tensor in tensors.values()))
+        del state, tensors
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         text = json.dumps(index, indent=2)
         (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def _cast(tensor: Tensor, kind: torch.dtype, what: str) -> Tensor:
-    """The tensor in another precision, laid out anew; `what` names it in errors."""
+def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A contiguous copy in another precision; `name` is for errors."""
     if not tensor.isfinite().all():
         raise ModelError(
-            f"{what} has numbers that are not finite, as after an overflow of float16; "
-            "the weights are spoilt, take them in float32"
+            f"{name} has numbers that are not finite, as after an overflow of float16; "
+            "the weights are damaged, take them in float32"
         )
-    cast = tensor.to(kind, copy=True).contiguous()  # two names may have one tensor
+    cast = tensor.to(dtype, copy=True).contiguous()  # safetensors refuses shared memory
     if not cast.isfinite().all():
-        raise ModelError(f"{what} does not fit into float16; give --dtype float32")
+        raise ModelError(f"{name} does not fit into float16; give --dtype float32")
     return cast

@@ -1,48 +1,29 @@
-"""Published names and shapes <-> this project's: pure functions on state dicts.
+"""Key maps between the original checkpoints and this project's networks, on state dicts.
 
-A published name is derived from the name that the same parameter has here, and the list of names
-from the network itself; so the two directions cannot drift apart.
+They cover the autoencoder (`VQGAN_autoencoder.pth`, Latent Diffusion's names) and the denoisers
+(`text2video_pytorch_model.pth`, `demo.pth`, ModelScopeT2V's names).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-import torch
 from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from demo_t2v.models.state_dicts import NamesError, Shape, check
+from demo_t2v.models.state_dicts import Shape, StateDictError, check_state_dict, shapes_of
 from demo_t2v.models.unet import DemoUNet
 
-# The published autoencoder (Latent Diffusion's names; `state_dict` in VQGAN_autoencoder.pth)
-AUTOENCODER_PREFIX = "first_stage_model."
-AUTOENCODER_LEVELS = 4
-
-# Ours (diffusers') -> published, applied one after another.
-_AUTOENCODER_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"\bdown_blocks\.", "down."),
-    # The decoder's levels are counted from the finest.
-    (r"\bup_blocks\.(\d+)", lambda found: f"up.{AUTOENCODER_LEVELS - 1 - int(found[1])}"),
-    (r"\bmid_block\.resnets\.(\d+)", lambda found: f"mid.block_{int(found[1]) + 1}"),
-    (r"\bmid_block\.attentions\.0", "mid.attn_1"),
-    (r"\bresnets\.", "block."),
-    (r"\b(down|up)samplers\.0\.", r"\1sample."),
-    (r"\bconv_shortcut\b", "nin_shortcut"),
-    (r"\bgroup_norm\b", "norm"),
-    (r"\bto_out\.0\b", "proj_out"),
-    (r"\bto_([qkv])\b", r"\1"),
-    (r"\bconv_norm_out\b", "norm_out"),
-)
+AUTOENCODER_PREFIX: Final = "first_stage_model."
 
 
-def published_autoencoder(width: int = 128) -> AutoencoderKL:
-    """The published autoencoder's network, untrained; `width` is its first level's channels."""
+def modelscope_autoencoder(width: int = 128) -> AutoencoderKL:
+    """ModelScopeT2V's autoencoder, untrained; `width` is the channels of its first level."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * AUTOENCODER_LEVELS,
-        up_block_types=("UpDecoderBlock2D",) * AUTOENCODER_LEVELS,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(width, 2 * width, 4 * width, 4 * width),
         layers_per_block=2,
         latent_channels=4,
@@ -50,205 +31,193 @@ def published_autoencoder(width: int = 128) -> AutoencoderKL:
     )
 
 
-def published_autoencoder_width(state: Mapping[str, Tensor]) -> int:
-    """The `width` of a published autoencoder's tensors, or NamesError."""
+def infer_autoencoder(state: Mapping[str, Tensor]) -> AutoencoderKL:
+    """The untrained network of an original autoencoder's tensors, in their width.
+
+    Raises StateDictError for tensors of something else.
+    """
     first = state.get(AUTOENCODER_PREFIX + "encoder.conv_in.weight")
     if first is None:
-        raise NamesError(f"is no published autoencoder; it has no {AUTOENCODER_PREFIX}encoder")
-    return first.shape[0]
+        raise StateDictError(f"is no published autoencoder; it has no {AUTOENCODER_PREFIX}encoder")
+    return modelscope_autoencoder(first.shape[0])
 
 
-def autoencoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published file's `state_dict` as a state dict of `published_autoencoder()`.
+def autoencoder_from_original(
+    state: Mapping[str, Tensor], network: AutoencoderKL
+) -> dict[str, Tensor]:
+    """The original `state_dict` as a state dict of `network` (which may be on the meta device).
 
-    Only the names under `first_stage_model.` are looked at; the width is read from the tensors.
-    Raises NamesError for a missing, surplus or misshapen tensor.
+    Names outside `first_stage_model.` are ignored. Raises StateDictError for a missing, surplus or
+    misshapen tensor.
     """
-    published = {
+    original = {
         name.removeprefix(AUTOENCODER_PREFIX): tensor
         for name, tensor in state.items()
         if name.startswith(AUTOENCODER_PREFIX)
     }
-    ours = _autoencoder_shapes(published)
-    names = {name: _autoencoder_name(name) for name in ours}
-    check(published, {names[name]: _as_convolution(names[name], ours[name]) for name in ours})
-    return {name: published[names[name]].reshape(shape) for name, shape in ours.items()}
-
-
-def autoencoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse: the `state_dict` of the published file, every name with its prefix.
-
-    Raises NamesError for a missing, surplus or misshapen tensor.
-    """
-    check(state, _autoencoder_shapes(state))
-    published = {_autoencoder_name(name): tensor for name, tensor in state.items()}
-    return {
-        AUTOENCODER_PREFIX + name: tensor.reshape(_as_convolution(name, tuple(tensor.shape)))
-        for name, tensor in published.items()
+    # The converter reads one number of each kernel of the attention's 1x1 convolutions; as matrices
+    # (C, C), which it only renames, kernels of another size are found by their shape.
+    original = {
+        name: tensor.flatten(1) if ".attn_1." in name and tensor.ndim == 4 else tensor
+        for name, tensor in original.items()
     }
+    converted = convert_ldm_vae_checkpoint(original, network.config)
+    converted = {name: tensor for name, tensor in converted.items() if tensor is not None}
+    # It skips unknown tensors without a word.
+    known = {id(tensor) for tensor in converted.values()}
+    surplus = {name: tensor for name, tensor in original.items() if id(tensor) not in known}
+    check_state_dict(converted | surplus, shapes_of(network.state_dict()))
+    return converted
 
 
-def _autoencoder_shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Our names and shapes, for the width of the autoencoder in `state` (in either naming)."""
-    first = state.get("encoder.conv_in.weight")
-    width = 128 if first is None else first.shape[0]
-    with torch.device("meta"):
-        tensors = published_autoencoder(width).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _autoencoder_name(ours: str) -> str:
-    for pattern, replacement in _AUTOENCODER_RULES:
-        ours = re.sub(pattern, replacement, ours)
-    return ours
-
-
-def _as_convolution(published: str, shape: Shape) -> Shape:
-    """Attention's linear maps are published as 1x1 convolutions: (C, C) -> (C, C, 1, 1)."""
-    return (*shape, 1, 1) if ".attn_1." in published and len(shape) == 2 else shape
-
-
-# The denoiser: ModelScopeT2V's names, and DEMO's, which insert a motion transformer in each group
-_RESNET: Final[Mapping[str, str]] = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
+# This project's module names -> ModelScopeT2V's. A resnet's are relative to it.
+_RESNET: Final = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
 }
-_ENDS: Final[Mapping[str, str]] = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "input_blocks.0.1": "transformer_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
+_INPUT_AND_OUTPUT: Final = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "transformer_in": "input_blocks.0.1",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
-_TRANSFORMERS: Final = ("attentions", "motion_attentions", "temp_attentions")
+_LAYER: Final = ("resnets", "attentions", "motion_attentions", "temp_attentions")
+"""The modules of a layer in the original order. Only DEMO has motion transformers."""
 
 
-def has_motion(published: Iterable[str]) -> bool:
-    """Whether a denoiser's tensors, by their published names, are DEMO's: its middle is longer."""
-    return any(name.startswith("middle_block.4.") for name in published)
+def has_motion(names: Iterable[str]) -> bool:
+    """Whether the original tensor names are those of DEMO: its middle block is longer."""
+    return any(name.startswith("middle_block.4.") for name in names)
 
 
-def published_denoiser(state: Mapping[str, Tensor]) -> DemoUNet:
-    """The network of a published denoiser's tensors, untrained, in the width that they have.
+def infer_denoiser_from_original(state: Mapping[str, Tensor]) -> DemoUNet:
+    """The untrained network of an original denoiser's tensors, in their width, with 64-wide heads.
 
-    Its heads are 64 wide, as published. Raises NamesError for tensors of something else.
+    Raises StateDictError for tensors of something else.
     """
     names = (
         "input_blocks.0.0.weight",
         "input_blocks.0.1.proj_in.weight",
         "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
     )
-    return _denoiser_like(state, names, has_motion(state))
+    return _infer_denoiser(state, names, has_motion(state))
 
 
-def publishable_denoiser(state: Mapping[str, Tensor]) -> DemoUNet:
-    """The same network of the tensors of a DemoUNet, which has the published levels or none."""
+def infer_denoiser(state: Mapping[str, Tensor]) -> DemoUNet:
+    """The same for the tensors of a DemoUNet.
+
+    The original layout has four levels. Tensors of a DemoUNet with other levels do not fit the
+    result: `denoiser_to_original` refuses them.
+    """
     names = (
         "conv_in.weight",
         "transformer_in.proj_in.weight",
         "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
     )
-    return _denoiser_like(state, names, any("motion_attentions." in name for name in state))
+    return _infer_denoiser(state, names, any("motion_attentions." in name for name in state))
 
 
-def _denoiser_like(
+def _infer_denoiser(
     state: Mapping[str, Tensor], names: tuple[str, str, str], motion: bool
 ) -> DemoUNet:
-    """The network by the shapes of its first convolution, the way into its first transformer, and
-    the keys of its states.
+    """The network whose sizes the three named weights have.
+
+    They are the first convolution, the input projection of the first transformer, and the first
+    projection of text states to keys.
     """
     missing = [name for name in names if name not in state or state[name].ndim < 2]
     if missing:
-        raise NamesError(f"is no video denoiser; it has no {', '.join(missing)}")
-    first, into, listening = (state[name].shape for name in names)
+        raise StateDictError(f"is no video denoiser; it has no {', '.join(missing)}")
+    conv_in, proj_in, to_k = (state[name].shape for name in names)
     network: DemoUNet = DemoUNet(
-        in_channels=first[1],
-        out_channels=first[1],
-        block_out_channels=[first[0] * times for times in (1, 2, 4, 4)],
-        num_input_heads=into[0] // 64,
-        cross_attention_dim=listening[1],
+        in_channels=conv_in[1],
+        out_channels=conv_in[1],
+        block_out_channels=[conv_in[0] * multiple for multiple in (1, 2, 4, 4)],
+        num_input_heads=proj_in[0] // 64,
+        cross_attention_dim=to_k[1],
         motion=motion,
     )
     return network
 
 
-def denoiser_modules(unet: DemoUNet) -> dict[str, str]:
-    """Published module name -> this project's, for the modules of `unet` that hold tensors."""
-    modules = dict(_ENDS)
+def denoiser_from_original(state: Mapping[str, Tensor], unet: DemoUNet) -> dict[str, Tensor]:
+    """An original denoiser's tensors as a state dict of `unet` (which may be on the meta device).
 
-    def resnet(published: str, block: str, index: int) -> None:
-        for theirs, ours in _RESNET.items():
-            modules[f"{published}.{theirs}"] = f"{block}.resnets.{index}.{ours}"
-        # The published name is spelled like this.
-        modules[f"{published}.temopral_conv"] = f"{block}.temp_convs.{index}"
-
-    def layer(published: str, block: str, index: int) -> int:
-        """One layer in its own list; returns the first place that is free behind it."""
-        resnet(f"{published}.0", block, index)
-        kinds = [k for k in _TRANSFORMERS if len(getattr(unet.get_submodule(block), k, ())) > index]
-        for place, kind in enumerate(kinds, start=1):
-            modules[f"{published}.{place}"] = f"{block}.{kind}.{index}"
-        return len(kinds) + 1
-
-    number = 1
-    for level, down in enumerate(unet.down_blocks):
-        for index in range(len(down.resnets)):
-            layer(f"input_blocks.{number}", f"down_blocks.{level}", index)
-            number += 1
-        if hasattr(down, "downsamplers"):
-            modules[f"input_blocks.{number}.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-            number += 1
-    free = layer("middle_block", "mid_block", 0)
-    resnet(f"middle_block.{free}", "mid_block", 1)
-    number = 0
-    for level, up in enumerate(unet.up_blocks):
-        for index in range(len(up.resnets)):
-            free = layer(f"output_blocks.{number}", f"up_blocks.{level}", index)
-            number += 1
-        if hasattr(up, "upsamplers"):
-            last = f"output_blocks.{number - 1}.{free}.conv"
-            modules[last] = f"up_blocks.{level}.upsamplers.0.conv"
-    return modules
-
-
-def denoiser_from_published(state: Mapping[str, Tensor], unet: DemoUNet) -> dict[str, Tensor]:
-    """A published denoiser's tensors as a state dict of `unet` (which may be on the meta device).
-
-    Raises NamesError for a missing, surplus or misshapen tensor.
+    Raises StateDictError for a missing, surplus or misshapen tensor.
     """
-    ours = unet.state_dict()
-    names = _denoiser_names(unet)
-    check(state, {names[name]: _as_published(name, tuple(w.shape)) for name, w in ours.items()})
-    return {name: state[names[name]].reshape(w.shape) for name, w in ours.items()}
+    ours, names = shapes_of(unet.state_dict()), _original_names(unet)
+    check_state_dict(state, {names[n]: _original_shape(n, shape) for n, shape in ours.items()})
+    return {name: state[names[name]].reshape(shape) for name, shape in ours.items()}
 
 
-def denoiser_to_published(state: Mapping[str, Tensor], unet: DemoUNet) -> dict[str, Tensor]:
-    """The inverse: tensors of `unet` under their published names and in the published shapes."""
-    check(state, {name: tuple(w.shape) for name, w in unet.state_dict().items()})
-    names = _denoiser_names(unet)
-    return {names[k]: w.reshape(_as_published(k, tuple(w.shape))) for k, w in state.items()}
+def denoiser_to_original(state: Mapping[str, Tensor], unet: DemoUNet) -> dict[str, Tensor]:
+    """The inverse: tensors of `unet` under their original names and in the original shapes."""
+    ours, names = shapes_of(unet.state_dict()), _original_names(unet)
+    check_state_dict(state, ours)
+    return {names[n]: w.reshape(_original_shape(n, ours[n])) for n, w in state.items()}
 
 
-def _denoiser_names(unet: DemoUNet) -> dict[str, str]:
-    """Our parameter name -> the published one."""
-    published = {ours: theirs for theirs, ours in denoiser_modules(unet).items()}
+def _original_names(unet: DemoUNet) -> dict[str, str]:
+    """This project's parameter name -> the original one."""
+    modules = _original_modules(unet)
     names = {}
     for name in unet.state_dict():
         # The longest module name that is in the table: the rest is the same on both sides.
         module = name
-        while module not in published:
+        while module not in modules:
             module = module.rpartition(".")[0]
-        names[name] = published[module] + name.removeprefix(module)
+        names[name] = modules[module] + name.removeprefix(module)
     return names
 
 
-def _as_published(ours: str, shape: Shape) -> Shape:
-    """The temporal transformers' linear maps are published as convolutions over the frames."""
-    temporal = "temp_attentions." in ours or ours.startswith("transformer_in.")
-    projection = ours.endswith(("proj_in.weight", "proj_out.weight"))
+def _original_modules(unet: DemoUNet) -> dict[str, str]:
+    """This project's module name -> the original one, for the modules of `unet` with tensors."""
+    modules = dict(_INPUT_AND_OUTPUT)
+    layers: dict[str, list[str]] = {}
+    number = 1
+    for level, down in enumerate(unet.down_blocks):
+        for index in range(len(down.resnets)):
+            layers[f"input_blocks.{number}"] = _layer(unet, f"down_blocks.{level}", index)
+            number += 1
+        if hasattr(down, "downsamplers"):
+            modules[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.op"
+            number += 1
+    layers["middle_block"] = [*_layer(unet, "mid_block", 0), "mid_block.resnets.1"]
+    number = 0
+    for level, up in enumerate(unet.up_blocks):
+        for index in range(len(up.resnets)):
+            layers[f"output_blocks.{number}"] = _layer(unet, f"up_blocks.{level}", index)
+            number += 1
+        if hasattr(up, "upsamplers"):
+            layers[f"output_blocks.{number - 1}"].append(f"up_blocks.{level}.upsamplers.0")
+    for layer, members in layers.items():
+        for position, module in enumerate(members):
+            modules[module] = f"{layer}.{position}"
+            if ".resnets." in module:
+                ends = {f"{module}.{ours}": theirs for ours, theirs in _RESNET.items()}
+                # The original name is misspelled.
+                ends[module.replace("resnets", "temp_convs")] = "temopral_conv"
+                modules |= {ours: f"{layer}.{position}.{theirs}" for ours, theirs in ends.items()}
+    return modules
+
+
+def _layer(unet: DemoUNet, block: str, index: int) -> list[str]:
+    """The names of one layer's modules, in the original order."""
+    lists = unet.get_submodule(block)
+    return [f"{block}.{kind}.{index}" for kind in _LAYER if len(getattr(lists, kind, ())) > index]
+
+
+def _original_shape(name: str, shape: Shape) -> Shape:
+    """A parameter's original shape; `name` is this project's.
+
+    The temporal transformers' projections (C, C) are convolutions over the frames there.
+    """
+    temporal = "temp_attentions." in name or name.startswith("transformer_in.")
+    projection = name.endswith(("proj_in.weight", "proj_out.weight"))
     return (*shape, 1) if temporal and projection else shape

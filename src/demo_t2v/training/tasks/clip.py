@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import Clip, draw_clip
+from demo_t2v.models.tokenizer import clip_vocabulary
 from demo_t2v.training.config import (
     ClipTraining,
 )
@@ -131,12 +131,8 @@ def train_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTo
     As in CLIP's own vocabulary, every byte is a token inside and at the end of a word, so no
     word is unknown, and the end-of-text token has the highest number.
     """
-    end = "</w>"
     learned = CLIPTokenizer().train_new_from_iterator(captions, vocab_size)  # type: ignore[no-untyped-call]
     model = json.loads(learned.backend_tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = letters + [letter + end for letter in letters] + ["".join(pair) for pair in merges]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    vocabulary = clip_vocabulary(merges, "<|startoftext|>", "<|endoftext|>")
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)  # type: ignore[arg-type]

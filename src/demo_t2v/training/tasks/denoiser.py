@@ -24,7 +24,7 @@ from demo_t2v.config import ConfigError, read_json
 from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.diffusion.noise import offset_noise
 from demo_t2v.lora import add_lora
-from demo_t2v.model_folder import load_network
+from demo_t2v.model_folder import init_arguments, load_network
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -333,9 +333,7 @@ def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
         new: DemoUNet = build(DemoUNet, {**fixed, **config.model})
         return new
     base = load_network(DemoUNet, config.base / "unet", dtype=torch.float32)
-    # Without diffusers' own entries: one of them says which sizes to leave at their defaults.
-    sizes = {name: size for name, size in base.config.items() if not name.startswith("_")}
-    sizes |= {"sample_size": side, "sample_frames": frames}
+    sizes = init_arguments(base) | {"sample_size": side, "sample_frames": frames}
     unet: DemoUNet = build(DemoUNet, {**sizes, **config.model})
     unet.load_state_dict(base.state_dict(), strict=False)
     if unet.config.motion and not base.config.motion:
