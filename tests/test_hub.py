@@ -105,7 +105,9 @@ def test_weights_are_never_filled_in_by_chance(
     broken = tmp_path / "model"
     shutil.copytree(tiny_folder, broken)
     spoil(broken, part, lambda tensors: tensors.popitem())
-    with pytest.raises(ModelError, match=rf"{part}: 1 tensors are missing, \S+; the model is not"):
+    with pytest.raises(
+        ModelError, match=rf"{part}: 1 tensors are missing, \S+; the model is incomplete"
+    ):
         load_pipeline(str(broken), "cpu")
 
 

@@ -53,18 +53,18 @@ NEGATIVE_PROMPT: Final = (
 
 
 @dataclass(frozen=True)
-class Source:
-    """A network to convert: its class and sizes, and where its tensors come from."""
+class SourceNetwork:
+    """A network to convert, and where its tensors come from."""
 
     network: Any
-    """On the meta device."""
+    """Gives the class and the sizes; its own weights are not used."""
     file: Path
     """The file or folder of the tensors, for messages."""
     read: Callable[[], Mapping[str, Tensor]]
     """Returns the network's state dict, mapped into memory."""
 
 
-Sources = dict[str, Source]
+SourceNetworks = dict[str, SourceNetwork]
 """By component name: `unet`, `vae`, `content_encoder`, `motion_encoder`, and `clip`."""
 
 
@@ -97,7 +97,7 @@ def convert(
     write_pipeline(sources, out, dtype, negative_prompt)
 
 
-def _open(source: Path | PublishedFiles) -> Sources:
+def _open(source: Path | PublishedFiles) -> SourceNetworks:
     if isinstance(source, PublishedFiles):
         return _open_published(source)
     if (source / "model_index.json").is_file():
@@ -111,7 +111,7 @@ def _open(source: Path | PublishedFiles) -> Sources:
     return _open_published(files)
 
 
-def _open_published(files: PublishedFiles) -> Sources:
+def _open_published(files: PublishedFiles) -> SourceNetworks:
     """The networks of published files; their widths and depths are those of the tensors."""
     with torch.device("meta"):
         unet = _infer(infer_denoiser_from_original, files.denoiser)
@@ -139,11 +139,11 @@ def _infer(infer: Callable[[Mapping[str, Tensor]], Any], file: Path) -> Any:
 
 def _source(
     file: Path, key_map: Callable[[dict[str, Tensor], Any], dict[str, Tensor]], network: nn.Module
-) -> Source:
-    return Source(network, file, lambda: key_map(read_torch_file(file), network))
+) -> SourceNetwork:
+    return SourceNetwork(network, file, lambda: key_map(read_torch_file(file), network))
 
 
-def _open_diffusers(folder: Path) -> Sources:
+def _open_diffusers(folder: Path) -> SourceNetworks:
     """The networks of a `TextToVideoSDPipeline` folder (`text-to-video-ms-1.7b`).
 
     Its text encoder lacks OpenCLIP's last layer, whose output no model uses. A layer of zeros,
@@ -175,9 +175,9 @@ def _open_diffusers(folder: Path) -> Sources:
         return state
 
     return {
-        "unet": Source(unet, file, read_denoiser),
-        "vae": Source(vae, folder / "vae", vae.state_dict),
-        "content_encoder": Source(encoder, folder / "text_encoder", lambda: encoder_state),
+        "unet": SourceNetwork(unet, file, read_denoiser),
+        "vae": SourceNetwork(vae, folder / "vae", vae.state_dict),
+        "content_encoder": SourceNetwork(encoder, folder / "text_encoder", lambda: encoder_state),
     }
 
 
@@ -229,7 +229,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     return {name: w for shard in sorted(files) for name, w in read_tensors(shard).items()}
 
 
-def _with_motion(sources: Sources) -> Sources:
+def _with_motion(sources: SourceNetworks) -> SourceNetworks:
     """DEMO before its training: copies of the content networks are its motion networks."""
     base = sources["unet"]
     with torch.device("meta"):
@@ -246,13 +246,13 @@ def _with_motion(sources: Sources) -> Sources:
 
     return {
         **sources,
-        "unet": Source(unet, base.file, read),
+        "unet": SourceNetwork(unet, base.file, read),
         "motion_encoder": sources["content_encoder"],
     }
 
 
 def write_pipeline(
-    sources: Sources, out: Path, dtype: ConvertedDtype | None, negative_prompt: str
+    sources: SourceNetworks, out: Path, dtype: ConvertedDtype | None, negative_prompt: str
 ) -> None:
     """Write a complete pipeline folder with ModelScopeT2V's scheduler, or nothing.
 
@@ -309,7 +309,10 @@ def check_noise_schedule(file: Path) -> None:
 
 
 def _write_network(
-    source: Source, folder: Path, dtype: ConvertedDtype | None, progress: Callable[[int], Any]
+    source: SourceNetwork,
+    folder: Path,
+    dtype: ConvertedDtype | None,
+    progress: Callable[[int], Any],
 ) -> None:
     """Write a network's configuration and weights as its own library saves them.
 

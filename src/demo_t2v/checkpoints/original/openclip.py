@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from demo_t2v.models.state_dicts import StateDictError, check_state_dict, shapes_of
 from demo_t2v.models.tokenizer import OpenCLIPTokenizer, clip_vocabulary
@@ -135,8 +135,7 @@ def text_from_openclip(state: Mapping[str, Tensor], encoder: CLIPTextModel) -> d
     The text projection and the image tower are left out. Raises StateDictError for a missing,
     surplus or misshapen tensor.
     """
-    # diffusers' convert_open_clip_checkpoint gives the same tensors, but has no image tower and no
-    # inverse, copies each query, key and value, and skips unknown tensors.
+    # diffusers' convert_open_clip_checkpoint has no image tower and no inverse, and skips unknowns.
     return _from_openclip(text_tower(state), encoder.state_dict())
 
 
