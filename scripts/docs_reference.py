@@ -23,6 +23,8 @@ import typer
 from pydantic import BaseModel
 
 from demo_t2v.cli import app
+from demo_t2v.config import Option
+from demo_t2v.config.loader import aliases_of
 
 MARKER = re.compile(r"<!-- (options|command|api): ([\w. ]+?) -->")
 KINDS = {
@@ -56,14 +58,20 @@ def options_table(path: str) -> str:
     schema = model.model_json_schema()
     described = field_docstrings(model)
     rows = []
-    for name in model.__annotations__:
-        field = model.model_fields[name]
+    for name, field in model.model_fields.items():
+        if name not in model.__annotations__:
+            continue
         key = field.alias or name
         entry = schema["properties"][key]
+        names, meaning = f"`{key}`", described.get(name, "")
+        for option in (part for part in field.metadata if isinstance(part, Option)):
+            names += f"<br>`--{option.flag or name.replace('_', '-')}`"
+            meaning = option.help
+        for alias in aliases_of(field):
+            meaning += f" Alias: `{alias}`."
         default = "required" if field.is_required() else shown_default(entry)
-        meaning = inline(described.get(name, ""))
-        rows.append((f"`{key}`", shown_type(entry, schema), default, meaning))
-    return table(("key", "value", "default", "meaning"), rows)
+        rows.append((names, shown_type(entry, schema), default, inline(meaning)))
+    return table(("key and flag", "value", "default", "meaning"), rows)
 
 
 def field_docstrings(model: type[BaseModel]) -> dict[str, str]:

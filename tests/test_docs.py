@@ -164,7 +164,7 @@ def test_the_reference_is_filled_from_the_code(monkeypatch: pytest.MonkeyPatch) 
     assert "<!--" not in "".join(filled.values())
     for model in (InferenceConfig, DenoiserTraining, ClipTraining, WebvidDataset):
         for name, field in model.model_fields.items():
-            assert f"\n| `{field.alias or name}` |" in filled["configuration"]
+            assert f"\n| `{field.alias or name}`" in filled["configuration"]
     assert "| `lr` | number, more than 0 | required |" in filled["configuration"]
     assert (
         "| `keep_last` | whole number, at least 1 | `3` | Checkpoints that are"
