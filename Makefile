@@ -37,7 +37,7 @@ lint: $(VENV)/.dev
 # The site of the documents, in site/; a warning is an error.
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
-	$(RUN) mkdocs build --quiet
+	$(RUN) mkdocs build
 
 bench: $(VENV)/.dev
 	for script in benchmarks/*.py; do $(VENV)/bin/python "$$script" || exit 1; done
