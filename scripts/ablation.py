@@ -10,7 +10,7 @@ motions would take hours a run, so nearly all clips have one of four. The sprite
 videos of these move as asked; beside that stands the error of v on clips that no run has seen. A
 finished run is a file in --out; the script goes on where it was, and ends with the table of all
 files. Text-motion and regularization need a text tower with an image tower beside it
-(CONTRIBUTING.md).
+(docs/sprites_training.md).
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_all_that_can_be_said(place: Path) -> None:
     assert metadata["base_model"] == "org/base"
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
-        "# fish", "## Samples", "## Use", "## Training", "## Scores", "## Licence"
+        "# fish", "## Samples", "## Use", "## Training", "## Score", "## Licence"
     ]  # fmt: skip
     assert "--model somebody/fish" in text
     assert "Ten *home* videos." in text
@@ -110,7 +110,8 @@ def test_all_that_can_be_said(place: Path) -> None:
     motion = results[0]["metrics"][0]
     assert motion == {"type": "accuracy", "name": "motion right", "value": 0.0}
     assert "| this model | trained pairs | 3 | 0.0% (0% to 56%) |" in text
-    assert "| real clips | trained pairs | 3 |" in text
+    assert "| its base | held-out pairs | 2 |" in text
+    assert "real clips" not in text
 
 
 @pytest.mark.parametrize("out", ["mp4", "png"])

@@ -1,16 +1,18 @@
-"""What the documents say is tried: ```sh and ```python blocks run, in order, in a folder a file.
+"""The documents. The ```sh and ```python blocks of docs/ run, in order, in a folder a file.
 
-A ```console block holds what cannot run here (GPUs, several machines, downloads, hours); its
-commands, like all others in the documents, must at least be ones that the program takes.
+A ```console block has commands that cannot run here (GPUs, several machines, downloads, hours).
+The program must accept the commands and options of all blocks, those of README.md included.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,24 @@ from pydantic import TypeAdapter
 
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig, load
-from demo_t2v.training.config import AnyDataset, AnyTraining
+from demo_t2v.training.config import (
+    AnyDataset,
+    AnyTraining,
+    ClipTraining,
+    DenoiserTraining,
+    WebvidDataset,
+)
 from helpers.released_checkout import INFERENCE, TRAINING, write_checkout
 from test_cli import ENVIRONMENT, ROOT, TIMEOUT
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+ALL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(demo-t2v [^`]+)`")
 HERE_DOCUMENT = re.compile(r"^cat > .*?^END$", re.MULTILINE | re.DOTALL)
 LAUNCHED = {"demo-t2v", "demo_t2v", "scripts/inference_deepspeed.sh", "scripts/train_deepspeed.sh"}
-OTHERS = {"rm", "hf", "pip"}
-"""Programs of others that the documents call."""
+OTHERS = {"rm", "hf", "make", "pip", "source"}
+"""Other programs that the documents call."""
 RUN = ("sh", "python")
 SHIPPED = {
     "generate": ["--config", "configs/inference.yaml"],
@@ -88,7 +97,7 @@ def check(words: list[str], whole: bool = True) -> None:
         load(AnyTraining, ROOT / config, parsed["overrides"] or [])
 
 
-@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", ALL, ids=lambda file: file.stem)
 def test_the_program_takes_every_command(file: Path) -> None:
     for _, text in blocks(file, "sh", "console"):
         for words in commands(text):
@@ -107,11 +116,11 @@ def test_a_wrong_command_would_be_found() -> None:
         check(["nonsense"])
 
 
-@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.stem)
-def test_every_block_is_of_a_kind_that_is_tried(file: Path) -> None:
+@pytest.mark.parametrize("file", ALL, ids=lambda file: file.stem)
+def test_blocks_are_of_a_known_kind_and_links_lead_to_files(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.count("```") == 2 * len(BLOCK.findall(text))
-    assert {kind for kind, _ in BLOCK.findall(text)} <= {*RUN, "console", "yaml"}
+    assert {kind for kind, _ in BLOCK.findall(text)} <= {*RUN, "bibtex", "console", "yaml"}
     for _, block in blocks(file, "yaml"):
         TypeAdapter(AnyDataset).validate_python(yaml.safe_load(block)["train_dataset"])
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
@@ -143,6 +152,38 @@ def test_what_can_run_runs(file: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_reference_is_filled_from_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    hook = importlib.import_module("docs_reference")
+    filled = {
+        file.stem: hook.on_page_markdown(file.read_text(encoding="utf-8"))
+        for file in (ROOT / "docs" / "reference").glob("*.md")
+    }
+    assert "<!--" not in "".join(filled.values())
+    for model in (InferenceConfig, DenoiserTraining, ClipTraining, WebvidDataset):
+        for name, field in model.model_fields.items():
+            assert f"\n| `{field.alias or name}`" in filled["configuration"]
+    assert "| `lr` | number, more than 0 | required |" in filled["configuration"]
+    assert (
+        "| `keep_last` | whole number, at least 1 | `3` | Checkpoints that are"
+        in (filled["configuration"])
+    )
+    program: Any = typer.main.get_command(app)
+    for name, command in program.commands.items():
+        for words in [f"{name} {inner}" for inner in getattr(command, "commands", ())] or [name]:
+            assert f"## {words}\n\n```text\ndemo-t2v {words} " in filled["command_line"]
+    assert "| `--prompts FILE|-` | " in filled["command_line"]
+    assert "::: demo_t2v.pipeline.DemoPipeline\n" in filled["python"]
+
+
+def test_the_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## (\d\S*)", changes, re.MULTILINE)
+    assert citation["version"] == project["version"] == releases[0]
 
 
 def test_the_paper_s_functions_are_where_it_is_said() -> None:

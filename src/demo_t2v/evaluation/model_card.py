@@ -1,7 +1,7 @@
-"""The model card of a folder: README.md with front matter, as the hub shows it.
+"""The model card of a folder: README.md with front matter, in the format of the Hugging Face Hub.
 
-It says what is known from the folder's files and from what it is given, and nothing else: a section
-without facts is left out.
+Its facts come from the folder's files and from the options of `demo-t2v card`. A section without
+facts is left out.
 """
 
 from __future__ import annotations
@@ -32,30 +32,32 @@ _LICENCE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _METHOD: Final = (
     "DEMO (Ruan et al., NeurIPS 2024, [arXiv 2410.24219](https://arxiv.org/abs/2410.24219))"
 )
-_PARTS: Final = {False: "trained pairs", True: "held-out pairs"}
+_SPLITS: Final = {False: "trained pairs", True: "held-out pairs"}
 """By whether their pairs of thing and motion were held out."""
+_METRICS: Final = ("motion", "content")
+"""The figures of the sprite score that a card has."""
 
 
 class CardError(UserError):
-    """A card that cannot be written; one line for a person."""
+    """A card that cannot be written; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card is told beside the folder; None is unknown."""
+    """A card's facts that are not in the folder; None is unknown."""
 
     repo: str | None = None
     """The repository on the hub, as org/name."""
     license: str | None = None
-    """The hub's short name of it, as `mit` or `cc-by-nc-4.0`."""
+    """The hub's short name of the licence, as `mit` or `cc-by-nc-4.0`."""
     base_model: str | None = None
-    """The repository of the model that the training began with."""
+    """The repository of the model that the training started from."""
     data: str | None = None
-    """On what it was trained, as Markdown."""
+    """Description of the training data, as Markdown."""
     recipe: Path | None = None
     """The training's YAML."""
     scores: Path | None = None
-    """What `demo-t2v evaluate sprites --out` wrote."""
+    """The report of `demo-t2v evaluate sprites --out`."""
     samples: Path | None = None
     """An output folder of `demo-t2v generate`."""
 
@@ -85,7 +87,7 @@ def write_card(folder: Path, facts: Facts, overwrite: bool = False) -> list[Path
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line: its signs as numbers."""
+    """Text on one line, its signs as HTML entities, so that Markdown and HTML show it verbatim."""
     return re.sub(
         r"[!-&(-+./:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split())
     )
@@ -106,12 +108,12 @@ def front_matter(facts: Facts, report: Report | None) -> str:
 
 
 def _results(subject: Subject) -> Iterator[dict[str, Any]]:
-    for held_out, label in _PARTS.items():
+    for held_out, label in _SPLITS.items():
         shares = figures(subject.part(held_out))
         metrics = [
             {"type": "accuracy", "name": f"{name} right", "value": share.right / share.count}
-            for name, share in shares.items()
-            if share.count
+            for name in _METRICS
+            if (share := shares[name]).count
         ]
         if metrics:
             yield {
@@ -126,7 +128,7 @@ def _results(subject: Subject) -> Iterator[dict[str, Any]]:
 
 
 def _scored(report: Report) -> Subject:
-    """The model itself among the subjects of a report."""
+    """The model among the subjects of a report."""
     return next(subject for subject in report.subjects if subject.role == "model")
 
 
@@ -141,7 +143,7 @@ def _check(facts: Facts) -> None:
 
 
 def _find_samples(folder: Path, outputs: Path) -> list[dict[str, Any]]:
-    """The manifest's entries on videos that this very model made, the first few."""
+    """The manifest's first entries whose videos this model made."""
     entries = read_manifest(outputs)
     if not entries:
         raise CardError(f"{outputs}: has no manifest.jsonl; name a folder of `demo-t2v generate`")
@@ -170,7 +172,7 @@ def _sections(
     if facts.data or facts.recipe:
         yield from _training(facts)
     if report:
-        yield from _scores(report)
+        yield from _score(report)
     if facts.license:
         yield f"## Licence\n\n`{facts.license}`"
 
@@ -180,9 +182,9 @@ def _what(folder: Path) -> Iterator[str]:
     made, parts = read_defaults(folder), read_parts(folder)
     method = _METHOD if "motion_encoder" in parts else f"the base network of {_METHOD}"
     yield (
-        f"A text-to-video model: {method}, as a diffusers pipeline of DEMO-T2V. Unless it is told "
-        f"otherwise, it makes {made.frames} frames of {made.side}x{made.side} pixels in "
-        f"{made.steps} steps with guidance {made.guidance:g}{_negative(made.negative_prompt)}."
+        f"A text-to-video model: {method}, as a diffusers pipeline of DEMO-T2V. By default it "
+        f"makes {made.frames} frames of {made.side}x{made.side} pixels in {made.steps} steps with "
+        f"guidance {made.guidance:g}{_negative(made.negative_prompt)}."
     )
     yield "\n".join([
         "| part | class | parameters | file size |",
@@ -213,19 +215,19 @@ def _shown(samples: list[dict[str, Any]]) -> Iterator[str]:
             for row, entry in enumerate(samples, start=1)
         ),
     ])  # fmt: skip
-    yield "These are the first videos of a list of prompts, made with the settings below."
+    yield "These are the first videos of a list of prompts, with these settings:"
     settings = yaml.safe_dump(samples[0]["settings"], sort_keys=False, allow_unicode=True)
     yield _indented(settings)
 
 
 def _use(facts: Facts) -> Iterator[str]:
-    place = facts.repo or "FOLDER"
-    yield f'## Use\n\n```sh\ndemo-t2v generate "what the video shows" --model {place}\n```'
+    model = facts.repo or "FOLDER"
+    yield f'## Use\n\n```sh\ndemo-t2v generate "what the video shows" --model {model}\n```'
     yield f"""\
 ```python
 from demo_t2v.pipeline import DemoPipeline
 
-pipe = DemoPipeline.from_pretrained("{place}")
+pipe = DemoPipeline.from_pretrained("{model}")
 video = pipe("what the video shows").frames  # numpy (1, frames, height, width, 3) in [0, 1]
 ```"""
 
@@ -235,13 +237,13 @@ def _training(facts: Facts) -> Iterator[str]:
     if facts.data:
         yield facts.data.strip()
     if facts.recipe:
-        yield "`demo-t2v train` was given, without the names of files and folders:"
-        asked = load(AnyTraining, facts.recipe).model_dump(exclude_unset=True, by_alias=True)
-        yield _indented(yaml.safe_dump(json.loads(json.dumps(_pathless(asked))), sort_keys=False))
+        yield "The configuration of `demo-t2v train`, without paths:"
+        given = load(AnyTraining, facts.recipe).model_dump(exclude_unset=True, by_alias=True)
+        yield _indented(yaml.safe_dump(json.loads(json.dumps(_pathless(given))), sort_keys=False))
 
 
 def _pathless(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the keys whose values name places on one machine."""
+    """Settings without the keys whose values are paths of one machine."""
     return {
         key: _pathless(value) if isinstance(value, dict) else value
         for key, value in settings.items()
@@ -249,28 +251,23 @@ def _pathless(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scores(report: Report) -> Iterator[str]:
+def _score(report: Report) -> Iterator[str]:
     yield (
-        "## Scores\n\nThe sprite score of DEMO-T2V: the share of videos in which the motion and "
-        "the thing are the ones that the prompt asks for, with 95 % intervals. Held-out pairs of "
-        f"thing and motion were never trained on. One video a prompt, seed {report.seed}."
+        "## Score\n\nThe sprite score of DEMO-T2V: the percentage of videos with the motion, and "
+        "with the thing, of the prompt, and its 95 % interval. Held-out pairs of thing and motion "
+        f"are not in the training data. One video a prompt, seed {report.seed}."
     )
-    names = list(figures([]))
+    names = {"model": "this model", "base": "its base"}
     rows = [
-        " | ".join(["", _subject(subject), label, str(len(part)), *shares, ""]).strip()
+        f"| {names[subject.role]} | {split} | {len(videos)} | {' | '.join(shares)} |"
         for subject in report.subjects
-        for held_out, label in _PARTS.items()
-        if (part := subject.part(held_out))
-        for shares in [list(map(str, figures(part).values()))]
+        if subject.role in names
+        for held_out, split in _SPLITS.items()
+        if (videos := subject.part(held_out))
+        for shares in [[str(figures(videos)[name]) for name in _METRICS]]
     ]
-    head = f"| who | prompts | videos | {' | '.join(f'{name} right' for name in names)} |"
-    yield "\n".join([head, "|---" * (3 + len(names)) + "|", *rows])
-
-
-def _subject(subject: Subject) -> str:
-    return {"model": "this model", "base": "the base compared with"}.get(
-        subject.role, escape(subject.role)
-    )
+    head = f"| model | prompts | videos | {' | '.join(f'{name} right' for name in _METRICS)} |"
+    yield "\n".join([head, "|---" * (3 + len(_METRICS)) + "|", *rows])
 
 
 def _indented(text: str) -> str:
