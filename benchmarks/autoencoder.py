@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from demo_t2v.checkpoints.resolve import BUILT_IN
 from demo_t2v.data.sprites import draw_pose, render, render_background, trajectory
-from demo_t2v.evaluation.sprites.benchmark import list_prompts
-from demo_t2v.evaluation.sprites.scoring import score_video
+from demo_t2v.evaluation.sprites.classification import classify_video
+from demo_t2v.evaluation.sprites.prompts import list_prompts
 
 FRAMES = 256
 CONTRAST = 0.08
@@ -58,7 +58,7 @@ def score(vae: AutoencoderKL, side: int, clips: int) -> tuple[int, int]:
     things = motions = 0
     for case in list_prompts()[:clips]:
         path = trajectory(case.motion, case.speed, np.random.default_rng(case.seed))
-        found = score_video(rebuild(vae, render(case.thing, case.background, path, side)))
+        found = classify_video(rebuild(vae, render(case.thing, case.background, path, side)))
         things += found.thing == case.thing
         motions += found.motion == case.motion
     return things, motions

@@ -32,7 +32,7 @@ from torch.distributed import HashStore
 
 from demo_t2v.checkpoints.memory import Plan
 from demo_t2v.config import InferenceConfig
-from demo_t2v.evaluation.sprites.benchmark import list_prompts
+from demo_t2v.evaluation.sprites.prompts import list_prompts
 from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.jobs import Job, make_jobs, read_prompts
 from demo_t2v.inference.outputs import MANIFEST, OutputFolder

@@ -37,8 +37,8 @@ from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.config import InferenceConfig
 from demo_t2v.core.atomic_io import written_whole
 from demo_t2v.data.sprites import draw_clip
-from demo_t2v.evaluation.sprites.benchmark import list_prompts
-from demo_t2v.evaluation.sprites.scoring import score_video
+from demo_t2v.evaluation.sprites.classification import classify_video
+from demo_t2v.evaluation.sprites.prompts import list_prompts
 from demo_t2v.inference.batches import generate
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.model_folder import init_arguments
@@ -138,7 +138,7 @@ def score(folder: Path) -> dict[str, object]:
     settings = InferenceConfig(batch_size=16, pretrained=str(folder), device="cpu")
     right = {"motion": 0, "content": 0, "both": 0}
     for case, (_, frames, _) in zip(cases, generate(pipe, jobs, settings), strict=True):
-        found = score_video(frames)
+        found = classify_video(frames)
         motion, content = found.motion == case.motion, found.thing == case.thing
         right["motion"] += motion
         right["content"] += content

@@ -34,7 +34,7 @@ from train_pace import measure, write_json
 from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.config import ConfigError, load
 from demo_t2v.core.atomic_io import written_whole
-from demo_t2v.evaluation.sprites.benchmark import HELD_OUT, TRAINED
+from demo_t2v.evaluation.sprites.prompts import HELD_OUT, TRAINED
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining, TrainConfig
 from demo_t2v.training.distributed.base import TrainingStopped

@@ -65,7 +65,7 @@ GENERATE = ("generate", "--model", "model", "--steps", "1", "--frames", "2")
         ("convert a b c", "c is too much; put a text into quotes"),
         ("card", "is missing (see demo-t2v card --help)"),
         ("card text", "text/model_index.json: is missing"),
-        ("card model --scores deep.json", "deep.json: is no file that"),
+        ("card model --scores deep.json", "deep.json: is not a report"),
         ("generate --prompts deep.jsonl", "deep.jsonl, row 1: is no JSON object"),
         ("generate --prompts none.parquet", "none.parquet: cannot be read (No such file"),
         ("generate --prompts dir.parquet", "dir.parquet: cannot be read (Is a directory"),

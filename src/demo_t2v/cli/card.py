@@ -1,4 +1,4 @@
-"""The command `demo-t2v card`: a model's card, as the hub shows it."""
+"""The command `demo-t2v card`: writes a model's card."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from demo_t2v.cli.terminal import one_line_errors
 
 
 def card(
-    folder: Annotated[Path, typer.Argument(help="A model's folder, with model_index.json.")],
+    folder: Annotated[Path, typer.Argument(help="Model folder with model_index.json.")],
     repo: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Where it will be on the hub.")
+        str | None, typer.Option(metavar="ORG/NAME", help="Repository on the hub.")
     ] = None,
     license: Annotated[  # noqa: A002
-        str | None, typer.Option(metavar="NAME", help="The hub's name of it, such as mit.")
+        str | None, typer.Option(metavar="NAME", help="License name of the hub, such as mit.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="What the training began with.")
+        str | None, typer.Option(metavar="ORG/NAME", help="Model that the training started from.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="On what it was trained, as Markdown.")
+        str | None, typer.Option(metavar="TEXT", help="Training data, as Markdown.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The training's YAML.")
+        Path | None, typer.Option(metavar="FILE", help="Training configuration, YAML.")
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="From `evaluate sprites --out`.")
+        Path | None, typer.Option(metavar="FILE.json", help="Report of `evaluate sprites --out`.")
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Videos that `generate` made with it.")
+        Path | None, typer.Option(metavar="DIR", help="Output folder of `generate`.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write it anew.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card.")] = False,
 ) -> None:
     """Write a model's card, FOLDER/README.md, and print the files.
 
-    The card says what the folder's files and these options say; the rest is left out.
+    Contents come from the model's files and these options; sections without contents are left out.
     """
     with one_line_errors():
-        from demo_t2v.evaluation.model_card import Facts, write_card
+        from demo_t2v.evaluation.model_card import CardInfo, write_card
 
-        facts = Facts(repo, license, base_model, data, config, scores, samples)
-        for file in write_card(folder, facts, overwrite):
+        info = CardInfo(repo, license, base_model, data, config, scores, samples)
+        for file in write_card(folder, info, overwrite):
             typer.echo(file)

@@ -1,4 +1,4 @@
-"""`demo-t2v evaluate`: how well a model does."""
+"""The commands `demo-t2v evaluate ...`: scores of a model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from demo_t2v.cli.terminal import (
-    one_line_errors,
-)
+from demo_t2v.cli.terminal import one_line_errors, progress
 
 evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
 
@@ -19,15 +17,33 @@ def sprites(
     model: Annotated[
         str, typer.Option(metavar="NAME|FOLDER|HUB_ID", help="The model to score.")
     ] = "sprites",
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The figures.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Report to write.")] = None,
     base: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="What to compare it with; '' for nothing.")
+        str, typer.Option(metavar="NAME|FOLDER", help="Model to compare with; '' for none.")
     ] = "sprites-base",
-    trained: Annotated[int, typer.Option(min=0, help="Prompts of pairs trained on.")] = 216,
-    held_out: Annotated[int, typer.Option(min=0, help="Prompts of other pairs.")] = 108,
+    trained: Annotated[int, typer.Option(min=0, help="Prompts of trained pairs.")] = 216,
+    held_out: Annotated[int, typer.Option(min=0, help="Prompts of held-out pairs.")] = 108,
 ) -> None:
-    """How often a video shows the thing and the motion that were asked for."""
+    """How often a video shows the requested thing and motion."""
     with one_line_errors():
-        from demo_t2v.evaluation.sprites.benchmark import main as run
+        from rich.console import Console
 
-        run(model, out=out, base=base or None, trained=trained, held=held_out)
+        from demo_t2v.evaluation.report import check_writable, save_report, tables
+        from demo_t2v.evaluation.sprites.benchmark import evaluate as run
+
+        if out is not None:
+            check_writable(out)
+        videos = (trained + held_out) * (3 if base else 2)
+        with progress("videos", videos) as bar:
+            report = run(
+                model,
+                base=base or None,
+                num_trained=trained,
+                num_held_out=held_out,
+                on_video=bar.advance,
+            )
+        if out is not None:
+            save_report(report, out)
+        console = Console()
+        for table in tables(report):
+            console.print(table)

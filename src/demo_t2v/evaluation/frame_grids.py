@@ -1,8 +1,8 @@
-"""Videos as still pictures: a few frames of each side by side, its prompt before them."""
+"""Grids of video frames as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,34 +12,65 @@ from PIL import Image, ImageDraw, ImageFont
 
 from demo_t2v.data.video import read_video
 
-FRAMES: Final = 6
+COLUMNS: Final = 6
+"""Frames in a row of a grid."""
 SIDE: Final = 96
+"""Height of a contact sheet's frames in pixels."""
 CAPTION: Final = 300
+"""Width of a contact sheet's captions in pixels."""
 
 
-def strip(file: Path, prompt: str) -> Image.Image:
-    """The prompt, and `FRAMES` frames spread evenly over the video, each `SIDE` pixels high.
+def spread_indices(frames: int, count: int = COLUMNS) -> list[int]:
+    """`count` indices of `frames` frames, evenly spread from the first to the last.
 
-    `file` is a video or a folder of PNG frames. Raises data.video.VideoError, OSError.
+    Indices repeat where `count` is more than `frames`.
     """
-    frames = _read(file)
-    width = max(1, round(SIDE * frames.shape[2] / frames.shape[1]))
-    picture = Image.new("RGB", (CAPTION + FRAMES * width, SIDE), "white")
-    font = ImageFont.load_default(14)
-    ImageDraw.Draw(picture).text((8, SIDE // 2), prompt, fill="black", font=font, anchor="lm")
-    for place, index in enumerate(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)):
-        frame = Image.fromarray(frames[index]).resize((width, SIDE), Image.Resampling.LANCZOS)
-        picture.paste(frame, (CAPTION + place * width, 0))
-    return picture
+    return [round(index) for index in np.linspace(0, frames - 1, count)]
+
+
+def image_grid(
+    rows: Sequence[Sequence[Image.Image]], gap: int = 0, mode: str = "RGB", fill: str = "white"
+) -> Image.Image:
+    """Rows of images of one height on one picture, `gap` pixels apart; there must be a row.
+
+    `mode` and `fill` are the picture's mode and background as Pillow names them.
+    """
+    height = rows[0][0].height
+    widths = [sum(image.width + gap for image in row) - gap for row in rows]
+    grid = Image.new(mode, (max(widths), len(rows) * (height + gap) - gap), fill)
+    for number, row in enumerate(rows):
+        left = 0
+        for image in row:
+            grid.paste(image, (left, number * (height + gap)))
+            left += image.width + gap
+    return grid
 
 
 def contact_sheet(videos: Iterable[tuple[Path, str]]) -> Image.Image:
-    """The strips of (file, prompt) pairs, of which there must be one, below each other."""
-    rows = [strip(file, " ".join(prompt.split())) for file, prompt in videos]
-    sheet = Image.new("RGB", (max(row.width for row in rows), SIDE * len(rows)), "white")
-    for place, row in enumerate(rows):
-        sheet.paste(row, (0, place * SIDE))
-    return sheet
+    """A row for each (file, prompt): the prompt, then frames spread evenly over the video.
+
+    A file is a video or a folder of PNG frames; there must be one. Raises data.video.VideoError,
+    OSError.
+    """
+    return image_grid(
+        [[_caption(" ".join(prompt.split())), *_cells(_read(file))] for file, prompt in videos]
+    )
+
+
+def _caption(prompt: str) -> Image.Image:
+    picture = Image.new("RGB", (CAPTION, SIDE), "white")
+    font = ImageFont.load_default(14)
+    ImageDraw.Draw(picture).text((8, SIDE // 2), prompt, fill="black", font=font, anchor="lm")
+    return picture
+
+
+def _cells(frames: NDArray[np.uint8]) -> list[Image.Image]:
+    """`COLUMNS` of the frames (F, H, W, 3), each `SIDE` pixels high."""
+    size = (max(1, round(SIDE * frames.shape[2] / frames.shape[1])), SIDE)
+    return [
+        Image.fromarray(frames[index]).resize(size, Image.Resampling.LANCZOS)
+        for index in spread_indices(len(frames))
+    ]
 
 
 def _read(file: Path) -> NDArray[np.uint8]:

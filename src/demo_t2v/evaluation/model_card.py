@@ -1,7 +1,7 @@
-"""The model card of a folder: README.md with front matter, in the format of the Hugging Face Hub.
+"""Writes a model's card: README.md with front matter, in the format of the Hugging Face hub.
 
-Its facts come from the folder's files and from the options of `demo-t2v card`. A section without
-facts is left out.
+Its contents come from the model's files and the given CardInfo; sections without contents are left
+out.
 """
 
 from __future__ import annotations
@@ -19,65 +19,59 @@ from PIL import Image
 from demo_t2v.checkpoints.memory import read_parts
 from demo_t2v.checkpoints.resolve import HUB_ID, fingerprint, read_defaults
 from demo_t2v.config import load
-from demo_t2v.core.errors import UserError
+from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.frame_grids import contact_sheet
-from demo_t2v.evaluation.report import Report, Subject, figures, read_report
+from demo_t2v.evaluation.report import Report, Subject, accuracies, read_report
 from demo_t2v.inference.outputs import read_manifest
 from demo_t2v.training.config import AnyTraining
 
 CARD: Final = "README.md"
 SAMPLES: Final = "samples.png"
-MOST_SAMPLES: Final = 8
-_LICENCE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
+MAX_SAMPLES: Final = 8
+_LICENSE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _METHOD: Final = (
     "DEMO (Ruan et al., NeurIPS 2024, [arXiv 2410.24219](https://arxiv.org/abs/2410.24219))"
 )
 _SPLITS: Final = {False: "trained pairs", True: "held-out pairs"}
-"""By whether their pairs of thing and motion were held out."""
-_METRICS: Final = ("motion", "content")
-"""The figures of the sprite score that a card has."""
-
-
-class CardError(UserError):
-    """A card that cannot be written; the message is one line."""
+"""Names of the subsets by VideoScore.held_out."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A card's facts that are not in the folder; None is unknown."""
+class CardInfo:
+    """What the model's files do not contain; None for unknown."""
 
     repo: str | None = None
-    """The repository on the hub, as org/name."""
+    """Repository on the hub, as org/name."""
     license: str | None = None
-    """The hub's short name of the licence, as `mit` or `cc-by-nc-4.0`."""
+    """The hub's short name of the license, such as `mit` or `cc-by-nc-4.0`."""
     base_model: str | None = None
-    """The repository of the model that the training started from."""
+    """Repository of the model that the training started from."""
     data: str | None = None
     """Description of the training data, as Markdown."""
     recipe: Path | None = None
-    """The training's YAML."""
+    """Configuration of the training, a YAML file."""
     scores: Path | None = None
-    """The report of `demo-t2v evaluate sprites --out`."""
+    """Report of `demo-t2v evaluate sprites --out`."""
     samples: Path | None = None
-    """An output folder of `demo-t2v generate`."""
+    """Output folder of `demo-t2v generate`."""
 
 
-def write_card(folder: Path, facts: Facts, overwrite: bool = False) -> list[Path]:
-    """Write the card of the model in `folder`, and its samples' picture; returns the files.
+def write_card(folder: Path, info: CardInfo, overwrite: bool = False) -> list[Path]:
+    """Write the card of the model in `folder` and a picture of its samples; returns the files.
 
-    Raises CardError, report.ReportError, config.ConfigError, weights.hub.ModelError,
-    data.video.VideoError, OSError.
+    Raises EvaluationError, config.ConfigError, model_folder.ModelError, data.video.VideoError,
+    OSError.
     """
     read_defaults(folder)
-    files = [folder / CARD, *([folder / SAMPLES] if facts.samples else [])]
+    files = [folder / CARD, *([folder / SAMPLES] if info.samples else [])]
     for file in files:
         if file.exists() and not overwrite:
-            raise CardError(f"{file}: is there already; give --overwrite to write it anew")
-    _check(facts)
-    report = read_report(facts.scores) if facts.scores else None
-    samples = _find_samples(folder, facts.samples) if facts.samples else []
+            raise EvaluationError(f"{file}: exists; give --overwrite to replace it")
+    _check(info)
+    report = read_report(info.scores) if info.scores else None
+    samples = _find_samples(folder, info.samples) if info.samples else []
     text = "\n\n".join(
-        ["---\n" + front_matter(facts, report) + "---", *_sections(folder, facts, report, samples)]
+        ["---\n" + front_matter(info, report) + "---", *_sections(folder, info, report, samples)]
     )
     if samples:
         sheet: Image.Image = contact_sheet((entry["path"], entry["prompt"]) for entry in samples)
@@ -87,33 +81,35 @@ def write_card(folder: Path, facts: Facts, overwrite: bool = False) -> list[Path
 
 
 def escape(text: str) -> str:
-    """Text on one line, its signs as HTML entities, so that Markdown and HTML show it verbatim."""
+    """Text for Markdown and HTML, on one line, its punctuation as numeric entities."""
     return re.sub(
-        r"[!-&(-+./:-@\[-`{-~]", lambda sign: f"&#{ord(sign[0])};", " ".join(text.split())
+        r"[!-&(-+./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", " ".join(text.split())
     )
 
 
-def front_matter(facts: Facts, report: Report | None) -> str:
+def front_matter(info: CardInfo, report: Report | None) -> str:
     """The card's metadata as YAML, as huggingface_hub's `ModelCardData` reads it."""
-    known: dict[str, Any] = {"license": facts.license} if facts.license else {}
-    known |= {"library_name": "diffusers", "pipeline_tag": "text-to-video"}
-    known["tags"] = ["text-to-video", "diffusers", "demo-t2v"]
-    if facts.base_model:
-        known["base_model"] = facts.base_model
+    metadata: dict[str, Any] = {"license": info.license} if info.license else {}
+    metadata |= {"library_name": "diffusers", "pipeline_tag": "text-to-video"}
+    metadata["tags"] = ["text-to-video", "diffusers", "demo-t2v"]
+    if info.base_model:
+        metadata["base_model"] = info.base_model
     if report:
-        name = (facts.repo or "demo-t2v").rpartition("/")[2]
-        known["model-index"] = [{"name": name, "results": list(_results(_scored(report)))}]
-    text: str = yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
+        name = (info.repo or "demo-t2v").rpartition("/")[2]
+        model = next(subject for subject in report.subjects if subject.role == "model")
+        metadata["model-index"] = [{"name": name, "results": list(_results(model))}]
+    text: str = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return text
 
 
 def _results(subject: Subject) -> Iterator[dict[str, Any]]:
-    for held_out, label in _SPLITS.items():
-        shares = figures(subject.part(held_out))
+    """Model-index entries of the hub, one for each subset with videos."""
+    for held_out, split in _SPLITS.items():
+        shares = accuracies(subject.subset(held_out))
         metrics = [
             {"type": "accuracy", "name": f"{name} right", "value": share.right / share.count}
-            for name in _METRICS
-            if (share := shares[name]).count
+            for name, share in shares.items()
+            if share.count
         ]
         if metrics:
             yield {
@@ -121,83 +117,78 @@ def _results(subject: Subject) -> Iterator[dict[str, Any]]:
                 "dataset": {
                     "type": "demo-t2v-sprites",
                     "name": "DEMO-T2V sprites",
-                    "split": label,
+                    "split": split,
                 },
                 "metrics": metrics,
             }
 
 
-def _scored(report: Report) -> Subject:
-    """The model among the subjects of a report."""
-    return next(subject for subject in report.subjects if subject.role == "model")
-
-
-def _check(facts: Facts) -> None:
-    for name, value in (("--repo", facts.repo), ("--base-model", facts.base_model)):
+def _check(info: CardInfo) -> None:
+    for name, value in (("--repo", info.repo), ("--base-model", info.base_model)):
         if value is not None and not HUB_ID.fullmatch(value):
-            raise CardError(f"{name} {value}: should be a repository on the hub, as org/name")
-    if facts.license is not None and not _LICENCE.fullmatch(facts.license):
-        raise CardError(f"--license {facts.license}: should be the hub's name of it, as in mit")
-    if facts.data is not None and not facts.data.strip():
-        raise CardError("--data is empty; say on what the model was trained, or leave it out")
+            raise EvaluationError(f"{name} {value}: should be a repository on the hub, as org/name")
+    if info.license is not None and not _LICENSE.fullmatch(info.license):
+        raise EvaluationError(f"--license {info.license}: should be a name of the hub, such as mit")
+    if info.data is not None and not info.data.strip():
+        raise EvaluationError("--data: is empty; describe the training data, or leave it out")
 
 
 def _find_samples(folder: Path, outputs: Path) -> list[dict[str, Any]]:
-    """The manifest's first entries whose videos this model made."""
-    entries = read_manifest(outputs)
-    if not entries:
-        raise CardError(f"{outputs}: has no manifest.jsonl; name a folder of `demo-t2v generate`")
+    """Manifest entries of the first videos that this model made, all with the same settings."""
+    manifest = read_manifest(outputs)
+    if not manifest:
+        raise EvaluationError(
+            f"{outputs}: has no manifest.jsonl; name an output folder of `demo-t2v generate`"
+        )
     model = fingerprint(folder)
-    found = [
+    entries = [
         entry | {"path": outputs / file}
-        for file, entry in entries.items()
+        for file, entry in manifest.items()
         if (outputs / file).exists()
         and entry.get("model_hash") == model
         and not (entry.get("settings") or {}).get("lora")
     ]
-    if not found:
-        raise CardError(f"{outputs}: none of its videos was made by {folder} alone")
-    alike = [entry for entry in found if entry["settings"] == found[0]["settings"]]
-    return alike[:MOST_SAMPLES]
+    if not entries:
+        raise EvaluationError(f"{outputs}: has no video that {folder} made without an adapter")
+    settings = entries[0]["settings"]
+    return [entry for entry in entries if entry["settings"] == settings][:MAX_SAMPLES]
 
 
 def _sections(
-    folder: Path, facts: Facts, report: Report | None, samples: list[dict[str, Any]]
+    folder: Path, info: CardInfo, report: Report | None, samples: list[dict[str, Any]]
 ) -> Iterator[str]:
-    yield f"# {escape((facts.repo or folder.resolve().name).rpartition('/')[2])}"
-    yield from _what(folder)
+    yield f"# {escape((info.repo or folder.resolve().name).rpartition('/')[2])}"
+    yield from _description(folder)
     if samples:
-        yield from _shown(samples)
-    yield from _use(facts)
-    if facts.data or facts.recipe:
-        yield from _training(facts)
+        yield from _samples(samples)
+    yield from _use(info)
+    if info.data or info.recipe:
+        yield from _training(info)
     if report:
-        yield from _score(report)
-    if facts.license:
-        yield f"## Licence\n\n`{facts.license}`"
+        yield from _scores(report)
+    if info.license:
+        yield f"## Licence\n\n`{info.license}`"
 
 
-def _what(folder: Path) -> Iterator[str]:
-    """The model and its parts, from its files."""
-    made, parts = read_defaults(folder), read_parts(folder)
-    method = _METHOD if "motion_encoder" in parts else f"the base network of {_METHOD}"
+def _description(folder: Path) -> Iterator[str]:
+    """The model's defaults and components, from its files."""
+    defaults, components = read_defaults(folder), read_parts(folder)
+    method = _METHOD if "motion_encoder" in components else f"the base network of {_METHOD}"
+    negative = escape(defaults.negative_prompt)
+    negative = f" and the negative prompt “{negative}”" if negative else ""
     yield (
         f"A text-to-video model: {method}, as a diffusers pipeline of DEMO-T2V. By default it "
-        f"makes {made.frames} frames of {made.side}x{made.side} pixels in {made.steps} steps with "
-        f"guidance {made.guidance:g}{_negative(made.negative_prompt)}."
+        f"makes {defaults.frames} frames of {defaults.side}x{defaults.side} pixels in "
+        f"{defaults.steps} steps with guidance {defaults.guidance:g}{negative}."
     )
     yield "\n".join([
-        "| part | class | parameters | file size |",
+        "| component | class | parameters | file size |",
         "|---|---|---:|---:|",
         *(
-            f"| `{name}` | {part.kind} | {part.numbers:,} | {_mebibytes(folder / name)} |"
-            for name, part in parts.items()
+            f"| `{name}` | {found.kind} | {found.numbers:,} | {_mebibytes(folder / name)} |"
+            for name, found in components.items()
         ),
     ])  # fmt: skip
-
-
-def _negative(prompt: str) -> str:
-    return f" and the negative prompt “{escape(prompt)}”" if prompt else ""
 
 
 def _mebibytes(folder: Path) -> str:
@@ -205,7 +196,7 @@ def _mebibytes(folder: Path) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def _shown(samples: list[dict[str, Any]]) -> Iterator[str]:
+def _samples(samples: list[dict[str, Any]]) -> Iterator[str]:
     yield f"## Samples\n\n![A row for each video, frames from first to last]({SAMPLES})"
     yield "\n".join([
         "| row | prompt | seed |",
@@ -215,13 +206,13 @@ def _shown(samples: list[dict[str, Any]]) -> Iterator[str]:
             for row, entry in enumerate(samples, start=1)
         ),
     ])  # fmt: skip
-    yield "These are the first videos of a list of prompts, with these settings:"
+    yield "These are the first videos of a list of prompts. Settings:"
     settings = yaml.safe_dump(samples[0]["settings"], sort_keys=False, allow_unicode=True)
     yield _indented(settings)
 
 
-def _use(facts: Facts) -> Iterator[str]:
-    model = facts.repo or "FOLDER"
+def _use(info: CardInfo) -> Iterator[str]:
+    model = info.repo or "FOLDER"
     yield f'## Use\n\n```sh\ndemo-t2v generate "what the video shows" --model {model}\n```'
     yield f"""\
 ```python
@@ -232,44 +223,49 @@ video = pipe("what the video shows").frames  # numpy (1, frames, height, width, 
 ```"""
 
 
-def _training(facts: Facts) -> Iterator[str]:
+def _training(info: CardInfo) -> Iterator[str]:
     yield "## Training"
-    if facts.data:
-        yield facts.data.strip()
-    if facts.recipe:
-        yield "The configuration of `demo-t2v train`, without paths:"
-        given = load(AnyTraining, facts.recipe).model_dump(exclude_unset=True, by_alias=True)
-        yield _indented(yaml.safe_dump(json.loads(json.dumps(_pathless(given))), sort_keys=False))
+    if info.data:
+        yield info.data.strip()
+    if info.recipe:
+        yield "Configuration of `demo-t2v train`, without paths:"
+        given = load(AnyTraining, info.recipe).model_dump(exclude_unset=True, by_alias=True)
+        settings = json.loads(json.dumps(_without_paths(given)))
+        yield _indented(yaml.safe_dump(settings, sort_keys=False))
 
 
-def _pathless(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the keys whose values are paths of one machine."""
+def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _pathless(value) if isinstance(value, dict) else value
+        key: _without_paths(value) if isinstance(value, dict) else value
         for key, value in settings.items()
         if not isinstance(value, Path)
     }
 
 
-def _score(report: Report) -> Iterator[str]:
+def _scores(report: Report) -> Iterator[str]:
     yield (
-        "## Score\n\nThe sprite score of DEMO-T2V: the percentage of videos with the motion, and "
-        "with the thing, of the prompt, and its 95 % interval. Held-out pairs of thing and motion "
-        f"are not in the training data. One video a prompt, seed {report.seed}."
+        "## Scores\n\nThe sprite score of DEMO-T2V: the share of videos with the requested motion "
+        "and thing (content), with 95 % intervals. Held-out pairs of thing and motion were not "
+        f"trained on. One video a prompt, seed {report.seed}."
     )
-    names = {"model": "this model", "base": "its base"}
+    names = list(accuracies([]))
     rows = [
-        f"| {names[subject.role]} | {split} | {len(videos)} | {' | '.join(shares)} |"
+        " | ".join(["", _subject(subject), split, str(len(videos)), *shares, ""]).strip()
         for subject in report.subjects
-        if subject.role in names
         for held_out, split in _SPLITS.items()
-        if (videos := subject.part(held_out))
-        for shares in [[str(figures(videos)[name]) for name in _METRICS]]
+        if (videos := subject.subset(held_out))
+        for shares in [list(map(str, accuracies(videos).values()))]
     ]
-    head = f"| model | prompts | videos | {' | '.join(f'{name} right' for name in _METRICS)} |"
-    yield "\n".join([head, "|---" * (3 + len(_METRICS)) + "|", *rows])
+    head = f"| source | pairs | videos | {' | '.join(f'{name} right' for name in names)} |"
+    yield "\n".join([head, "|---" * (3 + len(names)) + "|", *rows])
+
+
+def _subject(subject: Subject) -> str:
+    return {"model": "this model", "base": "the base network"}.get(
+        subject.role, escape(subject.role)
+    )
 
 
 def _indented(text: str) -> str:
-    """A block of code that nothing in the text can end."""
+    """An indented code block, which no contents can end."""
     return "\n".join(f"    {line}" for line in text.rstrip().splitlines())

@@ -1,4 +1,4 @@
-"""What stands before what: the background of a video, and the blob before it, knowing no sprite."""
+"""Separates the background of a sprite video from the foreground, without the sprite sheet."""
 
 from __future__ import annotations
 
@@ -9,29 +9,26 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.core.errors import UserError
 from demo_t2v.data.sprites import BACKGROUNDS, render_background
+from demo_t2v.evaluation.errors import EvaluationError
 
 Floats = NDArray[np.float32]
 
 SIDE: Final = 32
+"""Side in pixels to which videos are reduced."""
 _TOLERANCE: Final = 40 / 255
-
-
-class SceneError(UserError):
-    """A video of a shape that cannot be read; one line for a person."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A video of F frames at N by N pixels before its background; colours in [0, 1]."""
+    """A video of F frames of N by N pixels and its background; colours in [0, 1]."""
 
     pixels: Floats
     """(F, N, N, 3)"""
     rows: Floats
-    """(N, 3) the background's colour in each row, as the video shows it."""
+    """(N, 3) measured background colour of each row."""
     background: str
-    """The known background that is nearest."""
+    """Name of the nearest known background."""
 
     @property
     def difference(self) -> Floats:
@@ -39,18 +36,18 @@ class Scene:
         return self.pixels - self.rows[:, None]
 
     @cached_property
-    def behind(self) -> Floats:
-        """(N, 3) the background that a sprite is compared with.
+    def backdrop(self) -> Floats:
+        """(N, 3) background colour of each row behind a sprite that is matched.
 
-        Halfway to the known one: where they differ, either the whole picture is tinted, sprite and
-        all, or only its background is off.
+        It is the mean of the measured and the known one: where they differ, either the whole
+        picture is tinted or only its background.
         """
         known = render_background(self.background, len(self.rows))[:, 0] / 255
         return ((self.rows + known) / 2).astype(np.float32)
 
     @cached_property
     def energy(self) -> NDArray[np.float64]:
-        """<D, D> of each frame, (F,), less what is noise all over the frame."""
+        """<D, D> of each frame, (F,), less the noise of the whole frame."""
         squares = (self.difference.astype(np.float64) ** 2).sum(-1).reshape(len(self.pixels), -1)
         noise = 1.27 * np.median(squares, axis=1) * squares.shape[1]  # mean of chi2(3) / its median
         total = squares.sum(1)
@@ -58,21 +55,21 @@ class Scene:
 
     @cached_property
     def opacity(self) -> Floats:
-        """About how opaque the thing is in each pixel, (F, N, N), not to scale and never zero."""
+        """Estimated opacity of the foreground, (F, N, N), unscaled and above zero."""
         distance = np.abs(self.difference).max(-1)
         return np.asarray(np.clip(np.minimum(distance, 0.3) - 0.06, 1e-6, None), dtype=np.float32)
 
     @cached_property
     def centres(self) -> NDArray[np.float64]:
-        """The middle of what is no background, (F, 2) as y and x in frame sides."""
-        mass, at = self.opacity, _middles(self.opacity.shape[1])
+        """Centre of the foreground, (F, 2) as y and x in frame sides."""
+        mass, at = self.opacity, _pixel_centres(self.opacity.shape[1])
         total = mass.sum((1, 2))
         return np.stack([mass.sum(2) @ at / total, mass.sum(1) @ at / total], 1)
 
     @cached_property
-    def blob_share(self) -> NDArray[np.float64]:
-        """The share of <D, D> that an ellipse of one colour in the thing's place explains, (F,)."""
-        mass, at = self.opacity, _middles(self.opacity.shape[1])
+    def ellipse_share(self) -> NDArray[np.float64]:
+        """Share of <D, D> that the foreground's ellipse in one colour explains, (F,), at most 1."""
+        mass, at = self.opacity, _pixel_centres(self.opacity.shape[1])
         y, x = (at - self.centres[:, axis, None] for axis in (0, 1))  # (F, N) each
         total = mass.sum((1, 2))
         xx, yy = (
@@ -82,7 +79,7 @@ class Scene:
         xy = np.einsum("fyx,fy,fx->f", mass, y, x) / total
         xx, yy, xy = (moment[:, None, None] for moment in (xx, yy, xy))
         y, x = y[:, :, None], x[:, None, :]
-        distance = (yy * x**2 - 2 * xy * x * y + xx * y**2) / (xx * yy - xy**2)  # an ellipse's is 4
+        distance = (yy * x**2 - 2 * xy * x * y + xx * y**2) / (xx * yy - xy**2)  # 4 at its edge
         shares = []
         for edge in (2.5, 3.2, 4.0, 5.0):
             inside = np.clip(3 - 3 * distance / edge + 0.5, 0, 1)  # (F, N, N)
@@ -92,14 +89,14 @@ class Scene:
 
 
 def read_scene(frames: NDArray[np.uint8]) -> Scene:
-    """A video, uint8 RGB (F, H, W, 3), H = W a multiple of 32, shrunk to 32 by 32.
+    """The scene of a video, uint8 RGB (F, H, W, 3), reduced to `SIDE` by `SIDE` pixels.
 
-    Raises SceneError for other shapes.
+    H = W must be a multiple of `SIDE`. Raises EvaluationError for other shapes and types.
     """
     count, height, width, channels = frames.shape if frames.ndim == 4 else (0, 0, 0, 0)
-    fits = count and height and height == width and height % SIDE == 0 and channels == 3
-    if not fits or frames.dtype != np.uint8:
-        raise SceneError(
+    valid = count and height and height == width and height % SIDE == 0 and channels == 3
+    if not valid or frames.dtype != np.uint8:
+        raise EvaluationError(
             f"a video of shape {frames.shape} and type {frames.dtype} cannot be matched: "
             f"it should be uint8 RGB (F, H, W, 3) with H = W a multiple of {SIDE}"
         )
@@ -109,21 +106,21 @@ def read_scene(frames: NDArray[np.uint8]) -> Scene:
 
 
 def shrink(pixels: NDArray[Any], side: int) -> Floats:
-    """(F, H, W, C) to (F, side, side, C) by the mean of blocks; H and W are multiples of side."""
+    """Reduce (F, H, W, C) to (F, side, side, C) by block means; `side` divides H and W."""
     count, height, width, channels = pixels.shape
     blocks = pixels.reshape(count, side, height // side, side, width // side, channels)
     return np.asarray(blocks.mean((2, 4)), dtype=np.float32)
 
 
-def _middles(side: int) -> NDArray[np.float64]:
+def _pixel_centres(side: int) -> NDArray[np.float64]:
     return (np.arange(side) + 0.5) / side
 
 
 def fit_background(pixels: Floats) -> tuple[str, Floats]:
-    """The known background nearest to (F, N, N, 3) in [0, 1], and its colour in each row, (N, 3).
+    """The known background nearest to pixels (F, N, N, 3) in [0, 1], and its row colours (N, 3).
 
-    The rows are a straight line per channel through all pixels that look like the background, so a
-    slight shift of its colours does no harm.
+    The colours are a straight line per channel through all background pixels, so that a slight
+    shift of colours is tolerated.
     """
     side = pixels.shape[1]
     known = {
@@ -135,9 +132,9 @@ def fit_background(pixels: Floats) -> tuple[str, Floats]:
 
     name = max(known, key=lambda n: int(near(known[n], _TOLERANCE).sum()))
     rows, height = known[name], np.linspace(-1, 1, side)
-    apart = (pixels - rows[:, None])[near(rows, _TOLERANCE)]  # (P, 3)
-    if len(apart):  # most of these pixels are background: their median is its shift
-        rows = (rows + np.median(apart, axis=0)).astype(np.float32)
+    shifts = (pixels - rows[:, None])[near(rows, _TOLERANCE)]  # (P, 3)
+    if len(shifts):  # most of these pixels are background, so the median is its shift
+        rows = (rows + np.median(shifts, axis=0)).astype(np.float32)
     for _ in range(2):
         here = near(rows, _TOLERANCE / 2)  # (F, N, N)
         weight = here.sum((0, 2)).astype(np.float64)  # (N,)

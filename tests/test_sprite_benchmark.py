@@ -1,8 +1,9 @@
-"""The sprite score: right on real clips, also blurred ones, and not to be fooled."""
+"""The sprite benchmark: its prompts, its classifier on real and spoiled clips, its report."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 from PIL import Image, ImageFilter
 from rich.console import Console
 
-from demo_t2v.config import InferenceConfig
 from demo_t2v.core.atomic_io import PathError
 from demo_t2v.data.sprites import (
     BACKGROUNDS,
@@ -26,10 +26,19 @@ from demo_t2v.data.sprites import (
     render_sprite,
     trajectory,
 )
-from demo_t2v.evaluation.report import Judged, Share, Subject, check_writable, save, tables
-from demo_t2v.evaluation.sprites.benchmark import EvaluationError, evaluate, list_prompts
-from demo_t2v.evaluation.sprites.scene import SceneError, read_scene
-from demo_t2v.evaluation.sprites.scoring import score_video
+from demo_t2v.evaluation.errors import EvaluationError
+from demo_t2v.evaluation.report import (
+    Proportion,
+    Subject,
+    VideoScore,
+    check_writable,
+    save_report,
+    tables,
+)
+from demo_t2v.evaluation.sprites.benchmark import evaluate
+from demo_t2v.evaluation.sprites.classification import classify_video
+from demo_t2v.evaluation.sprites.prompts import list_prompts
+from demo_t2v.evaluation.sprites.scene import read_scene
 
 
 def path(x=0.5, y=0.5, size=0.43, angle=0.0):
@@ -42,8 +51,8 @@ def clip(thing, motion, speed="", background="in the sky", side=64, seed=1):
 
 
 def seen(frames):
-    finding = score_video(np.clip(np.asarray(frames) + 0.5, 0, 255).astype(np.uint8))
-    return finding.thing, finding.motion
+    found = classify_video(np.clip(np.asarray(frames) + 0.5, 0, 255).astype(np.uint8))
+    return found.thing, found.motion
 
 
 def spoil(frames, rng, blur=0.8, noise=0.04, tint=0.0):
@@ -56,8 +65,8 @@ def spoil(frames, rng, blur=0.8, noise=0.04, tint=0.0):
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_every_motion_is_seen_for_what_it_is(motion):
-    """Hand-made: at every speed, on both picture sizes, spoiled or not."""
+def test_every_motion_is_recognized(motion):
+    """At every speed, at both resolutions, spoiled or not."""
     number = list(MOTIONS).index(motion)
     rng = np.random.default_rng(number)
     for step, speed in enumerate(SPEEDS):
@@ -69,18 +78,18 @@ def test_every_motion_is_seen_for_what_it_is(motion):
         assert seen(frames) == (thing, motion)
 
 
-def test_the_track_is_where_the_thing_is():
+def test_the_track_follows_the_thing():
     u = np.linspace(0, 1, 16)
     truth = path(0.4 + 0.2 * u, 0.55 - 0.1 * u, 0.36 + 0.15 * u, 100 * u)
-    finding = score_video(render("car", "at night", truth, 64))
-    assert finding.background == "at night"
-    assert np.abs(finding.track.x - truth.x).max() < 0.01
-    assert np.abs(finding.track.y - truth.y).max() < 0.01
-    assert np.abs(finding.track.size - truth.size).max() < 0.01
-    assert np.abs(finding.track.angle - truth.angle).max() < 3
+    found = classify_video(render("car", "at night", truth, 64))
+    assert found.background == "at night"
+    assert np.abs(found.track.x - truth.x).max() < 0.01
+    assert np.abs(found.track.y - truth.y).max() < 0.01
+    assert np.abs(found.track.size - truth.size).max() < 0.01
+    assert np.abs(found.track.angle - truth.angle).max() < 3
 
 
-def test_paths_that_are_no_motion_of_ours_are_none():
+def test_other_paths_are_no_motion():
     rng = np.random.default_rng(0)
     jump = np.where(np.arange(16) < 8, 0.3, 0.7)
     for odd in (
@@ -101,7 +110,7 @@ def test_the_order_of_the_frames_matters():
     assert seen(frames[shuffled]) == ("rocket", None)
 
 
-def test_what_shows_no_thing_is_nothing():
+def test_videos_without_a_thing():
     rng = np.random.default_rng(0)
     snow = render_background("in the snow", 64)
     assert seen(rng.uniform(0, 255, (16, 64, 64, 3))) == (None, None)
@@ -109,7 +118,7 @@ def test_what_shows_no_thing_is_nothing():
     assert seen(snow + 20 * rng.normal(size=(16, 64, 64, 3))) == (None, None)
 
 
-def test_a_blob_of_the_right_colour_is_no_thing():
+def test_an_ellipse_of_the_right_colour_is_no_thing():
     at = (np.arange(64) + 0.5) / 64 - 0.5
     inside = ((at[:, None] / 0.22) ** 2 + (at / 0.16) ** 2 < 1)[..., None]
     sky = render_background("in the sky", 64)
@@ -120,7 +129,7 @@ def test_a_blob_of_the_right_colour_is_no_thing():
 
 
 @pytest.mark.parametrize("pair", [("pear", "cactus"), ("strawberry", "balloon"), ("duck", "chick")])
-def test_one_thing_that_becomes_another_is_neither(pair):
+def test_a_thing_that_becomes_another_is_none(pair):
     first, second = (clip(thing, "right").astype(float) for thing in pair)
     fade = np.linspace(0, 1, 16)[:, None, None, None]
     assert seen(np.concatenate([first[:8], second[8:]])) == (None, None)
@@ -128,7 +137,7 @@ def test_one_thing_that_becomes_another_is_neither(pair):
     assert seen((first + second) / 2) == (None, None)
 
 
-def test_two_things_are_not_one():
+def test_two_things_are_none():
     for pair in (("car", "fish"), ("pear", "pear")):
         picture = render_background("on the grass", 64)
         for thing, x in zip(pair, (0.25, 0.75), strict=True):
@@ -137,7 +146,7 @@ def test_two_things_are_not_one():
         assert seen(np.stack([picture] * 16)) == (None, None)
 
 
-def test_a_thing_that_flickers_is_not_there_but_one_lost_frame_does_no_harm():
+def test_flicker_is_refused_and_one_lost_frame_tolerated():
     frames = clip("key", "left")
     empty = render_background("in the sky", 64)
     flicker = frames.copy()
@@ -147,50 +156,50 @@ def test_a_thing_that_flickers_is_not_there_but_one_lost_frame_does_no_harm():
     assert seen(frames) == ("key", "left")
 
 
-def test_real_clips_score_nearly_all_right():
-    """A small sample of the ceiling, clean, and blurred, tinted and noisy."""
+def test_real_clips_are_recognized():
+    """Clean, and blurred, tinted and noisy."""
     rng = np.random.default_rng(7)
     right = Counter()
     for _ in range(12):
         real = draw_clip(rng)
-        asked = (real.thing, real.motion)
-        right["clean"] += seen(real.frames) == asked
-        right["spoiled"] += seen(spoil(real.frames, rng, blur=1.0, tint=0.03)) == asked
+        truth = (real.thing, real.motion)
+        right["clean"] += seen(real.frames) == truth
+        right["spoiled"] += seen(spoil(real.frames, rng, blur=1.0, tint=0.03)) == truth
     assert right["clean"] == 12
     assert right["spoiled"] >= 11
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 64), (16, 64, 32, 3), (16, 40, 40, 3), (0, 64, 64, 3)])
-def test_shapes_that_cannot_be_read_are_refused(shape):
-    with pytest.raises(SceneError, match="multiple of 32"):
+def test_other_shapes_and_types_are_refused(shape):
+    with pytest.raises(EvaluationError, match="multiple of 32"):
         read_scene(np.zeros(shape, np.uint8))
-    with pytest.raises(SceneError, match="float64"):
+    with pytest.raises(EvaluationError, match="float64"):
         read_scene(np.zeros((16, 64, 64, 3)))
 
 
-def test_the_prompt_list_is_fixed_balanced_and_says_what_it_asks_for():
-    cases = list_prompts()
-    assert cases == list_prompts()
-    assert [case.held_out for case in cases] == [False] * 216 + [True] * 108
-    assert len({(case.thing, case.motion) for case in cases}) == len(cases)
-    assert len({case.seed for case in cases}) == len(cases)
-    assert len({case.prompt for case in cases}) == len(cases)
-    for case in cases:
-        assert held_out(case.thing, case.motion) == case.held_out
-        for part in (case.thing, MOTIONS[case.motion][0], case.background):
-            assert part in case.prompt
-    for part, each in ((cases[:216], 12), (cases[216:], 6)):
-        assert set(Counter(case.motion for case in part).values()) == {each}
-        things = Counter(case.thing for case in part)
+def test_the_prompt_list_is_fixed_and_balanced():
+    prompts = list_prompts()
+    assert prompts == list_prompts()
+    assert [prompt.held_out for prompt in prompts] == [False] * 216 + [True] * 108
+    assert len({(prompt.thing, prompt.motion) for prompt in prompts}) == len(prompts)
+    assert len({prompt.seed for prompt in prompts}) == len(prompts)
+    assert len({prompt.prompt for prompt in prompts}) == len(prompts)
+    for prompt in prompts:
+        assert held_out(prompt.thing, prompt.motion) == prompt.held_out
+        for words in (prompt.thing, MOTIONS[prompt.motion][0], prompt.background):
+            assert words in prompt.prompt
+    for subset, each in ((prompts[:216], 12), (prompts[216:], 6)):
+        assert set(Counter(prompt.motion for prompt in subset).values()) == {each}
+        things = Counter(prompt.thing for prompt in subset)
         assert set(things) == set(THINGS)
         assert max(things.values()) - min(things.values()) <= 2
-        assert {case.speed for case in part} == set(SPEEDS)
-        assert {case.background for case in part} == set(BACKGROUNDS)
+        assert {prompt.speed for prompt in subset} == set(SPEEDS)
+        assert {prompt.background for prompt in subset} == set(BACKGROUNDS)
 
 
-def test_a_shorter_list_is_the_beginning_of_the_usual_one():
-    whole = list_prompts()
-    assert list_prompts(36, 18) == whole[:36] + whole[216:234]
+def test_a_shorter_list_has_the_first_prompts():
+    full = list_prompts()
+    assert list_prompts(36, 18) == full[:36] + full[216:234]
 
 
 def test_more_pairs_than_there_are_are_refused():
@@ -201,19 +210,20 @@ def test_more_pairs_than_there_are_are_refused():
 
 def test_intervals_are_wilson_s():
     """Against the worked values of 15 of 20, and the ends."""
-    assert Share(15, 20).interval == pytest.approx((0.5313, 0.8881), abs=1e-4)
-    assert Share(0, 10).interval == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert Share(10, 10).interval == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert Share(0, 0).interval == (0.0, 1.0)
+    assert Proportion(15, 20).interval == pytest.approx((0.5313, 0.8881), abs=1e-4)
+    assert Proportion(0, 10).interval == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert Proportion(10, 10).interval == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert Proportion(0, 0).interval == (0.0, 1.0)
 
 
-def judged(held, seen_thing, seen_motion):
-    return Judged("a", "a car moves up", held, "car", "up", "at night", seen_thing, seen_motion,
-                  "at night", 0.9, 0.3)  # fmt: skip
+def scored(is_held_out, seen_thing, seen_motion):
+    requested = ("car", "up", "at night")
+    seen = (seen_thing, seen_motion, "at night")
+    return VideoScore("a", "a car moves up", is_held_out, *requested, *seen, 0.9, 0.3)
 
 
 def test_the_confusions_are_counted():
-    videos = [judged(False, "car", "up"), judged(False, "car", "down"), judged(True, None, None)]
+    videos = [scored(False, "car", "up"), scored(False, "car", "down"), scored(True, None, None)]
     found = Subject("model", "m", videos).as_json()
     assert found["trained"]["motion"]["right"] == 1
     assert found["trained"]["content"]["share"] == 1.0
@@ -223,24 +233,23 @@ def test_the_confusions_are_counted():
     assert found["motions"]["up"]["seen instead"] == {"down": 1, "none": 1}
 
 
-def test_a_model_its_base_and_the_ceiling_are_scored_alike(tiny_folder: Path, tmp_path: Path):
-    """A network of random weights scores nothing; the sprite world scores (nearly) all."""
-    heard: Counter[str] = Counter()
+def test_a_model_its_base_and_real_clips_are_scored(tiny_folder: Path, tmp_path: Path):
+    """Random weights score zero, the sprite world (nearly) all."""
+    scored_videos: list[None] = []
     report = evaluate(
         str(tiny_folder),
         base=str(tiny_folder),
-        trained=3,
-        held=2,
-        settings=InferenceConfig(batch_size=4, max_frames=4, device="cpu", ddim_timesteps=2),
-        on_video=lambda role: heard.update([role]),
+        num_trained=3,
+        num_held_out=2,
+        on_video=lambda: scored_videos.append(None),
     )
     file = tmp_path / "new" / "score.json"
     check_writable(file)
-    save(report, file)
+    save_report(report, file)
     assert [entry.name for entry in file.parent.iterdir()] == ["score.json"]
     subjects = json.loads(file.read_text())["subjects"]
     assert [subject["role"] for subject in subjects] == ["model", "base", "real clips"]
-    assert heard == {"model": 5, "base": 5, "real clips": 5}
+    assert len(scored_videos) == 15
     assert subjects[0]["trained"]["both"] == {
         "right": 0, "count": 3, "share": 0.0, "95%": pytest.approx([0.0, 0.5615], abs=1e-3)
     }  # fmt: skip
@@ -252,11 +261,16 @@ def test_a_model_its_base_and_the_ceiling_are_scored_alike(tiny_folder: Path, tm
     assert "real clips" in console.export_text()
 
 
-def test_a_folder_in_the_report_s_place_is_refused(tmp_path: Path):
+def test_a_folder_is_no_report(tmp_path: Path):
     with pytest.raises(PathError, match="name a file"):
         check_writable(tmp_path)
 
 
-def test_a_size_that_cannot_be_scored_is_refused_before_any_work(tiny_folder: Path):
-    with pytest.raises(EvaluationError, match="32x64 pixels"):
-        evaluate(str(tiny_folder), settings=InferenceConfig(resolution=(32, 64)))
+def test_a_size_that_cannot_be_scored_is_refused(tiny_folder: Path, tmp_path: Path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    config = model / "unet" / "config.json"
+    sizes = json.loads(config.read_text())
+    config.write_text(json.dumps(sizes | {"sample_size": sizes["sample_size"] // 2}))
+    with pytest.raises(EvaluationError, match="16x16 pixels"):
+        evaluate(str(model))

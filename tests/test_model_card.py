@@ -1,4 +1,4 @@
-"""`demo-t2v card`: what is known of a model, as the hub reads it."""
+"""`demo-t2v card`: a model's card in the hub's format."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from demo_t2v.checkpoints.resolve import BUILT_IN
-from demo_t2v.config import InferenceConfig
 from demo_t2v.evaluation.frame_grids import CAPTION, SIDE
 from demo_t2v.evaluation.model_card import escape
-from demo_t2v.evaluation.report import read_report, save
+from demo_t2v.evaluation.report import read_report, save_report
 from demo_t2v.evaluation.sprites.benchmark import evaluate
 from helpers import in_process as inside
 from test_cli import assert_one_line, run
@@ -24,8 +23,8 @@ SLY = 'a car | <script>alert("1")</script> **falls** ![x](http://example.org/y.p
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A model's folder, videos that it made, its scores and a training's configuration."""
+def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with a model, videos that it made, its scores and a training configuration."""
     folder = tmp_path_factory.mktemp("card")
     shutil.copytree(tiny_folder, folder / "model")
     prompts = ({"prompt": text} for text in ("a fish falls, in the snow", SLY))
@@ -34,9 +33,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     for out, form in (("mp4", "mp4"), ("png", "png")):
         done = inside.run(folder, "generate", *words, "--format", form, "--out", out)
         assert done.returncode == 0, done.stderr
-    settings = InferenceConfig(batch_size=4, max_frames=4, device="cpu", ddim_timesteps=1)
     model = str(folder / "model")
-    save(evaluate(model, base=model, trained=3, held=2, settings=settings), folder / "score.json")
+    report = evaluate(model, base=model, num_trained=3, num_held_out=2)
+    save_report(report, folder / "score.json")
     (folder / "train.yaml").write_text(
         "task: denoiser\nlog_dir: /home/somebody/runs\nautoencoder: a\nclip: b\nnum_steps: 7\n"
         "batch_size: 2\nlr: 1.0e-3\nlora: {rank: 4}\nbase: c\n"
@@ -45,18 +44,18 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     return folder
 
 
-def written(place: Path, *words: object) -> tuple[dict[str, Any], str]:
+def written(workspace: Path, *words: object) -> tuple[dict[str, Any], str]:
     """The front matter and the text of the card that these options give."""
-    done = inside.run(place, "card", "model", "--overwrite", *words)
+    done = inside.run(workspace, "card", "model", "--overwrite", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "model/README.md"
-    card = ModelCard.load(place / "model" / "README.md")
+    card = ModelCard.load(workspace / "model" / "README.md")
     metadata: dict[str, Any] = card.data.to_dict()
     return metadata, card.text
 
 
-def test_only_what_is_known_is_said(place: Path) -> None:
-    metadata, text = written(place)
+def test_a_card_of_a_folder_alone(workspace: Path) -> None:
+    metadata, text = written(workspace)
     assert metadata == {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-video",
@@ -66,28 +65,29 @@ def test_only_what_is_known_is_said(place: Path) -> None:
     assert "4 frames of 32x32 pixels in 3 steps with guidance 3." in text
 
 
-def test_a_negative_prompt_is_said(place: Path) -> None:
-    file = place / "model/model_index.json"
+def test_a_negative_prompt(workspace: Path) -> None:
+    file = workspace / "model/model_index.json"
     before = file.read_text()
     file.write_text(json.dumps(json.loads(before) | {"negative_prompt": "ugly, <b>static"}))
     try:
-        _, text = written(place)
+        _, text = written(workspace)
     finally:
         file.write_text(before)
     prompt = "ugly, &#60;b&#62;static"
     assert f"in 3 steps with guidance 3 and the negative prompt “{prompt}”." in text
 
 
-def test_the_parts_are_the_folder_s(place: Path) -> None:
-    report = inside.run(place, "info", "--model", "model", "--device", "cpu", "--json")
-    _, text = written(place)
+def test_components_are_those_of_info(workspace: Path) -> None:
+    report = inside.run(workspace, "info", "--model", "model", "--device", "cpu", "--json")
+    _, text = written(workspace)
     for part in json.loads(report.stdout)["parts"]:
         assert f"| `{part['name']}` | {part['class']} | {part['parameters']:,} | " in text
 
 
-def test_all_that_can_be_said(place: Path) -> None:
+def test_a_card_with_all_options(workspace: Path) -> None:
     metadata, text = written(
-        place, "--repo", "somebody/fish", "--license", "cc-by-nc-4.0", "--base-model", "org/base",
+        workspace, "--repo", "somebody/fish", "--license", "cc-by-nc-4.0",
+        "--base-model", "org/base",
         "--data", "Ten *home* videos.", "--config", "train.yaml", "--scores", "score.json",
         "--samples", "mp4",
     )  # fmt: skip
@@ -115,9 +115,9 @@ def test_all_that_can_be_said(place: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["mp4", "png"])
-def test_the_samples_are_beside_the_card_and_their_prompts_are_text(place: Path, out: str) -> None:
-    _, text = written(place, "--samples", out)
-    with Image.open(place / "model" / "samples.png") as sheet:
+def test_samples_and_escaped_prompts(workspace: Path, out: str) -> None:
+    _, text = written(workspace, "--samples", out)
+    with Image.open(workspace / "model" / "samples.png") as sheet:
         assert sheet.size == (CAPTION + 6 * SIDE, 2 * SIDE)
         frames = sheet.convert("RGB").crop((CAPTION, 0, CAPTION + SIDE, SIDE))
         assert len(set(frames.get_flattened_data())) > 100
@@ -128,18 +128,18 @@ def test_the_samples_are_beside_the_card_and_their_prompts_are_text(place: Path,
         assert sign not in text
 
 
-def test_escaped_text_has_no_signs_of_markdown_or_html() -> None:
+def test_escaped_text_has_no_markup() -> None:
     escaped = escape("a  dog,\n# it's a <b>&amp;_*|well-known*")
     assert escaped == "a dog, &#35; it's a &#60;b&#62;&#38;amp&#59;&#95;&#42;&#124;well-known&#42;"
 
 
-def test_the_report_that_is_read_is_the_one_that_was_saved(place: Path, tmp_path: Path) -> None:
-    report = read_report(place / "score.json")
-    save(report, tmp_path / "again.json")
-    assert (tmp_path / "again.json").read_bytes() == (place / "score.json").read_bytes()
+def test_a_report_is_read_as_it_was_saved(workspace: Path, tmp_path: Path) -> None:
+    report = read_report(workspace / "score.json")
+    save_report(report, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (workspace / "score.json").read_bytes()
 
 
-def test_the_built_in_model_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_the_built_in_models(tmp_path: Path) -> None:
     own_card = shutil.ignore_patterns("README.md")
     shutil.copytree(BUILT_IN["sprites"], tmp_path / "sprites", ignore=own_card)
     done = run(tmp_path, "card", "sprites", "--license", "mit")
@@ -147,7 +147,7 @@ def test_the_built_in_model_in_a_process_of_its_own(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "sprites" / "README.md")
     assert card.data.license == "mit"
     assert "DemoUNet | 4,6" in card.text
-    assert_one_line(run(tmp_path, "card", "sprites"), 2, "README.md: is there already")
+    assert_one_line(run(tmp_path, "card", "sprites"), 2, "README.md: exists")
     shutil.copytree(BUILT_IN["sprites-base"], tmp_path / "base")
     assert inside.run(tmp_path, "card", "base").returncode == 0
     assert "the base network of DEMO" in (tmp_path / "base" / "README.md").read_text()
@@ -157,21 +157,21 @@ def test_the_built_in_model_in_a_process_of_its_own(tmp_path: Path) -> None:
     ("words", "parts"),
     [
         (("nowhere",), ["nowhere/model_index.json: is missing"]),
-        (("model", "--scores", "two.jsonl"), ["two.jsonl: is no file that"]),
+        (("model", "--scores", "two.jsonl"), ["two.jsonl: is not a report of"]),
         (("model", "--scores", "none.json"), ["none.json: cannot be read"]),
         (("model", "--samples", "model"), ["model: has no manifest.jsonl"]),
-        (("model", "--samples", "others"), ["others: none of its videos", "made by model alone"]),
+        (("model", "--samples", "others"), ["others: has no video that model made"]),
         (("model", "--config", "two.jsonl"), ["two.jsonl"]),
         (("model", "--license", "My Own"), ["--license My Own"]),
         (("model", "--repo", "fish"), ["--repo fish", "org/name"]),
-        (("model", "--data", " "), ["--data is empty"]),
+        (("model", "--data", " "), ["--data: is empty"]),
     ],
 )
-def test_bad_input(place: Path, words: tuple[str, ...], parts: list[str]) -> None:
-    others = place / "others"
+def test_bad_input(workspace: Path, words: tuple[str, ...], parts: list[str]) -> None:
+    others = workspace / "others"
     if not others.exists():
-        shutil.copytree(place / "mp4", others)
+        shutil.copytree(workspace / "mp4", others)
         manifest = others / "manifest.jsonl"
         manifest.write_text(manifest.read_text().replace('"model_hash": "', '"model_hash": "0'))
-    done = inside.run(place, "card", *words, "--overwrite")
+    done = inside.run(workspace, "card", *words, "--overwrite")
     assert_one_line(done, 2, *parts)
