@@ -34,6 +34,8 @@ _METHOD: Final = (
 )
 _SPLITS: Final = {False: "trained pairs", True: "held-out pairs"}
 """Names of the subsets by VideoScore.held_out."""
+_METRICS: Final = ("motion", "content")
+"""Names of the accuracies that a card reports."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def _results(subject: Subject) -> Iterator[dict[str, Any]]:
         shares = accuracies(subject.subset(held_out))
         metrics = [
             {"type": "accuracy", "name": f"{name} right", "value": share.right / share.count}
-            for name, share in shares.items()
-            if share.count
+            for name in _METRICS
+            if (share := shares[name]).count
         ]
         if metrics:
             yield {
@@ -165,7 +167,7 @@ def _sections(
     if info.data or info.recipe:
         yield from _training(info)
     if report:
-        yield from _scores(report)
+        yield from _score(report)
     if info.license:
         yield f"## Licence\n\n`{info.license}`"
 
@@ -242,28 +244,23 @@ def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scores(report: Report) -> Iterator[str]:
+def _score(report: Report) -> Iterator[str]:
     yield (
-        "## Scores\n\nThe sprite score of DEMO-T2V: the share of videos with the requested motion "
-        "and thing (content), with 95 % intervals. Held-out pairs of thing and motion were not "
-        f"trained on. One video a prompt, seed {report.seed}."
+        "## Score\n\nThe sprite score of DEMO-T2V: the percentage of videos with the motion, and "
+        "with the thing, of the prompt, and its 95 % interval. Held-out pairs of thing and motion "
+        f"are not in the training data. One video a prompt, seed {report.seed}."
     )
-    names = list(accuracies([]))
+    names = {"model": "this model", "base": "its base"}
     rows = [
-        " | ".join(["", _subject(subject), split, str(len(videos)), *shares, ""]).strip()
+        f"| {names[subject.role]} | {split} | {len(videos)} | {' | '.join(shares)} |"
         for subject in report.subjects
+        if subject.role in names
         for held_out, split in _SPLITS.items()
         if (videos := subject.subset(held_out))
-        for shares in [list(map(str, accuracies(videos).values()))]
+        for shares in [[str(accuracies(videos)[name]) for name in _METRICS]]
     ]
-    head = f"| source | pairs | videos | {' | '.join(f'{name} right' for name in names)} |"
-    yield "\n".join([head, "|---" * (3 + len(names)) + "|", *rows])
-
-
-def _subject(subject: Subject) -> str:
-    return {"model": "this model", "base": "the base network"}.get(
-        subject.role, escape(subject.role)
-    )
+    head = f"| model | prompts | videos | {' | '.join(f'{name} right' for name in _METRICS)} |"
+    yield "\n".join([head, "|---" * (3 + len(_METRICS)) + "|", *rows])
 
 
 def _indented(text: str) -> str:
