@@ -1,27 +1,29 @@
-"""The page as a Space; the variable DEMO_MODEL names another model than the built-in one."""
+"""The page as a Hugging Face Space; the variable DEMO_MODEL selects the model."""
 
 import os
 import tempfile
 from pathlib import Path
 
 try:
-    import spaces  # only there on ZeroGPU, and to be imported before torch
+    import spaces  # on ZeroGPU only; imported before torch
 except ModuleNotFoundError:
     options = {}
 else:
-    options = {"on_gpu": spaces.GPU}
+    options = {"decorate": spaces.GPU}
 
 from demo_t2v.checkpoints.original.download import WANTED, download, which
 from demo_t2v.checkpoints.original.files import PUBLISHED
 from demo_t2v.config import InferenceConfig
-from demo_t2v.web.layout import build, looks
-from demo_t2v.web.server import make_studio
+from demo_t2v.web.page import build_page
+from demo_t2v.web.server import open_session
+from demo_t2v.web.theme import launch_options
 
 model = os.environ.get("DEMO_MODEL", "sprites")
-if model in PUBLISHED:  # a Space has nobody who could run `demo-t2v download` first
+if model in PUBLISHED:  # in place of `demo-t2v download`, which a Space cannot run
     for file in download(WANTED[which(model)]):
         print(file)
-page = build(make_studio(InferenceConfig(model=model), Path(tempfile.mkdtemp()), **options))
+session = open_session(InferenceConfig(model=model), Path(tempfile.mkdtemp()), **options)
+page = build_page(session)
 
 if __name__ == "__main__":
-    page.launch(**looks())
+    page.launch(**launch_options())

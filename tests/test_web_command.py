@@ -19,7 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from demo_t2v.web.proxies import direct
+from demo_t2v.web.proxies import without_proxies
 from test_cli import ENVIRONMENT, assert_one_line, run
 
 ROOT = Path(__file__).parent.parent
@@ -158,10 +158,10 @@ def test_a_public_address_by_a_socks_proxy(tmp_path: Path, tiny_folder: Path) ->
     assert_one_line(done, 2, "share: ", "SOCKS", "pip install 'httpx[socks]'")
 
 
-def test_a_proxy_is_left_out_only_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "example.org")
     monkeypatch.delenv("no_proxy", raising=False)
-    with direct("localhost", "127.0.0.1"):
+    with without_proxies("localhost", "127.0.0.1"):
         assert os.environ["NO_PROXY"] == "example.org,localhost,127.0.0.1"
         assert proxy_bypass("localhost")
         assert proxy_bypass("example.org")

@@ -12,11 +12,13 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api")
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from diffusers import DPMSolverMultistepScheduler  # noqa: E402
 from playwright.sync_api import Browser, expect  # noqa: E402
 
 from demo_t2v.config import InferenceConfig  # noqa: E402
-from demo_t2v.web.layout import build, looks  # noqa: E402
-from demo_t2v.web.server import make_studio  # noqa: E402
+from demo_t2v.web.page import build_page  # noqa: E402
+from demo_t2v.web.server import open_session  # noqa: E402
+from demo_t2v.web.theme import launch_options  # noqa: E402
 from helpers.browser import Visitor, chromium, needs_chromium, served  # noqa: E402
 
 pytestmark = needs_chromium
@@ -56,10 +58,10 @@ def test_from_prompt_to_playing_video(visitor: Visitor) -> None:
         "first => document.querySelector('.status progress')?.value > first",
         arg=first,
     )
-    visitor.panel.get_by_alt_text("video 1, still emerging").wait_for()
+    visitor.panel.get_by_alt_text("Preview of video 1").wait_for()
     (video,) = visitor.videos(1)
     assert video[4:8] == b"ftyp"
-    assert "A video in" in visitor.status()
+    assert "1 video in" in visitor.status()
     player = visitor.panel.locator("video")
     assert player.evaluate("v => [v.loop, v.autoplay]") == [True, True]
     command = visitor.panel.locator(".command textarea").input_value()
@@ -107,7 +109,7 @@ def test_stop_stops(visitor: Visitor) -> None:
     assert visitor.videos(1)
 
 
-def test_what_was_there_goes_on_after_a_stop_and_a_refusal(visitor: Visitor) -> None:
+def test_videos_resume_after_a_stop_and_a_refusal(visitor: Visitor) -> None:
     player = visitor.panel.locator("video:visible")
     visitor.settings(Steps=1, Frames=6)
     visitor.ask(PROMPT)
@@ -118,13 +120,13 @@ def test_what_was_there_goes_on_after_a_stop_and_a_refusal(visitor: Visitor) -> 
     assert player.evaluate("video => video.paused")
     visitor.panel.get_by_role("button", name="Stop").click()
     visitor.said("Stopped.")
-    goes_on(visitor)
+    plays(visitor)
     visitor.ask("")
     visitor.panel.get_by_role("alert").wait_for()
-    goes_on(visitor)
+    plays(visitor)
 
 
-def goes_on(visitor: Visitor) -> None:
+def plays(visitor: Visitor) -> None:
     """Waits until the one video of the tab plays."""
     visitor.page.wait_for_function(
         "() => [...document.querySelectorAll('video')].some(v => v.offsetParent && !v.paused)"
@@ -134,29 +136,29 @@ def goes_on(visitor: Visitor) -> None:
 def test_stop_stops_within_two_steps(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # make_studio writes it, too
-    studio = make_studio(InferenceConfig(device="cpu"), tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # open_session sets it, too
+    session = open_session(InferenceConfig(device="cpu"), tmp_path)
     steps: list[float] = []
-    step = studio._pipeline.scheduler.step
+    step = DPMSolverMultistepScheduler.step
     monkeypatch.setattr(
-        studio._pipeline.scheduler,
+        DPMSolverMultistepScheduler,
         "step",
         lambda *a, **k: (steps.append(time.monotonic()), step(*a, **k))[1],
     )
-    page = build(studio)
-    _, address, _ = page.launch(quiet=True, prevent_thread_lock=True, **looks())
+    page = build_page(session)
+    _, address, _ = page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
     try:
         visitor = Visitor(browser, address)
-        visitor.settings(Steps=100, Videos=4)  # so that a step is longer than the click's way
+        visitor.settings(Steps=100, Videos=4)  # so that a step takes longer than the click
         visitor.ask(PROMPT)
-        visitor.said("of 100")  # not each step is told
+        visitor.said("of 100")  # not each step updates the page
         visitor.panel.get_by_role("button", name="Stop").click()
         clicked = time.monotonic()
         visitor.said("Stopped.")
         visitor.page.wait_for_timeout(3000)
         visitor.context.close()
     finally:
-        studio.close()
+        session.close()
         page.close(verbose=False)
     assert 2 <= len(steps) < 100
     assert sum(done > clicked for done in steps) <= 2
@@ -165,12 +167,12 @@ def test_stop_stops_within_two_steps(
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("", "Write what the video should show"),
-        ("<script>alert(1)</script>", "has a tag in it"),
-        ("<img src=x onerror=alert(1)>", "has a tag in it"),
+        ("", "Describe what the video should show"),
+        ("<script>alert(1)</script>", "contains a tag"),
+        ("<img src=x onerror=alert(1)>", "contains a tag"),
     ],
 )
-def test_what_is_no_prompt_gets_a_message(visitor: Visitor, prompt: str, message: str) -> None:
+def test_a_refused_prompt_has_a_message(visitor: Visitor, prompt: str, message: str) -> None:
     visitor.ask(prompt)
     alert = visitor.panel.get_by_role("alert")
     alert.wait_for()
@@ -195,11 +197,11 @@ def test_compare(visitor: Visitor) -> None:
     visitor.ask(PROMPT, "Compare")
     off, on = visitor.videos(2)
     assert off != on
-    strip = visitor.panel.locator(".strip img")
-    assert strip.evaluate("i => i.naturalWidth") > 500
+    picture = visitor.panel.locator(".picture img")
+    assert picture.evaluate("i => i.naturalWidth") > 500
     visitor.page.wait_for_timeout(1000)
     times = visitor.page.eval_on_selector_all(
-        ".in-step video", "videos => videos.map(video => video.currentTime)"
+        ".synchronized video", "videos => videos.map(video => video.currentTime)"
     )
     length = 6 / 8  # seconds; just behind the end one may have begun anew before the other
     apart = abs(times[0] - times[1])
@@ -225,10 +227,10 @@ def test_look_inside(visitor: Visitor) -> None:
     visitor.tab("Look inside")
     visitor.ask(PROMPT, "Look inside")
     assert visitor.videos(1)
-    assert visitor.panel.locator(".strip img").evaluate("i => i.naturalHeight") > 300
+    assert visitor.panel.locator(".picture img").evaluate("i => i.naturalHeight") > 300
 
 
-def test_history_loads_back_and_is_ones_own(
+def test_history_loads_results_and_is_private(
     visitor: Visitor, browser: Browser, address: str
 ) -> None:
     visitor.settings(**QUICK)

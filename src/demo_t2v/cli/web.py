@@ -1,4 +1,4 @@
-"""The command `demo-t2v web`: the page in the browser."""
+"""The command `demo-t2v web`: serves the web page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demo_t2v.checkpoints.resolve import read_defaults, resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import ConfigError, InferenceConfig, load
-from demo_t2v.web.proxies import direct
+from demo_t2v.web.proxies import without_proxies
 
 
 @takes_options("model", "lora", "scheduler", "device", "dtype")
@@ -19,37 +19,37 @@ def web(
     *,
     options: Mapping[str, Any],
     host: Annotated[
-        str, typer.Option(help="Who may come: 0.0.0.0 for all of the network.")
+        str, typer.Option(help="Address to serve on; 0.0.0.0 for the whole network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
-    share: Annotated[bool, typer.Option("--share", help="A public address, by Gradio.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 7860,
+    share: Annotated[bool, typer.Option("--share", help="Public address through Gradio.")] = False,
     auth: Annotated[
-        str | None, typer.Option(metavar="USER:PASSWORD", help="Only who knows both may come.")
+        str | None, typer.Option(metavar="USER:PASSWORD", help="Login for the page.")
     ] = None,
     root_path: Annotated[
-        str | None, typer.Option(metavar="/PATH", help="Where a proxy serves the page.")
+        str | None, typer.Option(metavar="/PATH", help="Path of the page on a proxy.")
     ] = None,
-    max_queue: Annotated[int, typer.Option(min=1, help="Visitors who may wait.")] = 20,
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 20,
 ) -> None:
-    """Generate, compare and take motion apart in the browser."""
+    """Serve the web page: generate, compare and inspect videos in the browser."""
     with one_line_errors():
         config: InferenceConfig = load(InferenceConfig, None, (), options)
         login = None if auth is None else _login(auth)
-        # What may have to be downloaded comes first: before the slow imports, by any proxy.
+        # Downloads come before the slow imports, and use the proxies of the environment.
         read_defaults(resolve(config.model))
         if config.lora:
             from demo_t2v.lora import adapter_file
 
             adapter_file(config.lora)
         try:
-            with direct("*"):  # Gradio makes clients for all proxies while it is imported
-                from demo_t2v.web.server import Place, serve
+            with without_proxies("*"):  # Gradio's import makes a client for each proxy
+                from demo_t2v.web.server import ServerOptions, serve
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
             raise ConfigError("web: needs gradio; run `pip install 'demo-t2v[web]'`") from None
-        place = Place(host, port, share, login, root_path, max_queue)
-        serve(config, place, lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
+        server = ServerOptions(host, port, share, login, root_path, max_queue)
+        serve(config, server, lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
 
 
 def _login(auth: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What the motion transformers listen to while a video is made."""
+"""Attention of the motion transformers during a generation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
 
 
-def moments(steps: int) -> list[int]:
-    """After which of so many steps to look: about a quarter, a half, three quarters, the end."""
-    return sorted({max(1, round(steps * part / 4)) for part in (1, 2, 3)} | {max(1, steps - 1)})
+def recorded_steps(steps: int) -> list[int]:
+    """Steps, counted from 1, after which attention is recorded.
+
+    They are about a quarter, a half and three quarters of `steps`, and the last but one.
+    """
+    quarters = {max(1, round(steps * quarter / 4)) for quarter in (1, 2, 3)}
+    return sorted(quarters | {max(1, steps - 1)})
 
 
 @torch.no_grad()
 def motion_attention(pipeline: DemoPipeline, step: Step, states: TextStates) -> NDArray[np.float32]:
-    """How much each place of the first video attends to the motion prompt's end: (F, h, w).
+    """Attention of the first video to the motion prompt's [eot] token: (F, h, w) in [0, 1].
 
-    It is the attention on the [eot] token that the network would pay in the step after `step`,
-    without guidance: the mean of all motion transformers, in the latents' size. `states` are what
-    `encode_prompt` says of that video's prompts.
+    It is computed for the step after `step`, without guidance, as the mean over all motion
+    transformers, resized to the latents' h and w. `states` are the video's `encode_prompt`.
     """
     timesteps = pipeline.scheduler.timesteps
     timestep = timesteps[min(step.number, len(timesteps) - 1)]
@@ -43,6 +46,6 @@ def motion_attention(pipeline: DemoPipeline, step: Step, states: TextStates) -> 
         eot_index=states.eot_index.to(device),
     ).eot_attention
     size = (noisy.shape[3], noisy.shape[4])
-    layers = [resize(rearrange(each.float(), "1 h w f -> f 1 h w"), size) for each in maps]
+    layers = [resize(rearrange(layer.float(), "1 h w f -> f 1 h w"), size) for layer in maps]
     attention: NDArray[np.float32] = torch.stack(layers).mean(dim=0)[:, 0].cpu().numpy()
     return attention

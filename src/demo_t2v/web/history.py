@@ -1,4 +1,4 @@
-"""What a visitor made so far."""
+"""The results of one visitor."""
 
 from __future__ import annotations
 
@@ -7,72 +7,71 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from demo_t2v.web.request import Wish
+from demo_t2v.web.request import GenerationRequest
 
-KEPT: Final = 24
-"""Results a visitor, the newest; what is older is deleted."""
+HISTORY_LENGTH: Final = 24
+"""Results of a visitor; older ones are deleted."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One video, in both formats."""
+class VideoFiles:
+    """One video in both formats."""
 
     mp4: Path
     gif: Path
 
 
 @dataclass(frozen=True)
-class Made:
-    """What came of a wish. All its files are in `folder`, which holds nothing else."""
+class GenerationResult:
+    """The videos of a request. `folder` contains its files and nothing else."""
 
-    wish: Wish
+    request: GenerationRequest
     folder: Path
-    clips: tuple[Clip, ...]
+    videos: tuple[VideoFiles, ...]
     picture: Path | None
-    """The flow of a comparison, or the motion attention of a look inside."""
+    """Optical flow (tab `compare`) or motion attention (tab `attention`) over the frames."""
     command: str
-    """What makes the same videos in a terminal."""
+    """Command lines that make the same videos."""
     seconds: float
 
     @property
-    def there(self) -> bool:
-        """Whether all its files still are: the page's server deletes them after a day."""
-        files = [file for clip in self.clips for file in (clip.mp4, clip.gif)]
+    def files_exist(self) -> bool:
+        """Whether no file is deleted; the page's server deletes files after a day."""
+        files = [file for video in self.videos for file in (video.mp4, video.gif)]
         return all(file.exists() for file in [*files, self.picture] if file is not None)
 
     @property
     def caption(self) -> str:
-        """The prompt and the settings that matter most, as one line of plain text."""
-        wish = self.wish
-        words = [wish.prompt, f"seed {wish.seed}", f"{wish.steps} steps"]
-        if wish.tab == "compare":
+        """The prompt and the main settings, one line of plain text."""
+        request = self.request
+        words = [request.prompt, f"seed {request.seed}", f"{request.steps} steps"]
+        if request.tab == "compare":
             words.append("motion off and on")
-        elif wish.tab == "inside":
+        elif request.tab == "attention":
             words.append("attention")
-        elif wish.tab == "apart":
-            heard = f", “{wish.motion_prompt}”" if wish.motion_prompt else ""
-            words.append(f"motion {wish.motion_strength:g}{heard}")
+        elif request.tab == "decompose":
+            text = f", “{request.motion_prompt}”" if request.motion_prompt else ""
+            words.append(f"motion {request.motion_strength:g}{text}")
         return " · ".join(words)
 
 
 @dataclass(frozen=True)
 class History:
-    """One visitor's results, the newest first; it does not change, `add` gives another."""
+    """Results of one visitor, newest first. It is immutable; `add` returns a new one."""
 
-    made: tuple[Made, ...] = ()
+    results: tuple[GenerationResult, ...] = ()
 
-    def add(self, made: Made) -> History:
-        """The history with one result more; the files of those that are too many are deleted."""
-        kept = (made, *self.made)
-        for old in kept[KEPT:]:
-            shutil.rmtree(old.folder, ignore_errors=True)
-        return History(kept[:KEPT])
+    def add(self, result: GenerationResult) -> History:
+        """The history with one more result. Files of results beyond HISTORY_LENGTH are deleted."""
+        results = (result, *self.results)
+        History(results[HISTORY_LENGTH:]).delete_files()
+        return History(results[:HISTORY_LENGTH])
 
-    def forget(self) -> None:
-        """Delete all files."""
-        for old in self.made:
-            shutil.rmtree(old.folder, ignore_errors=True)
+    def delete_files(self) -> None:
+        """Delete the files of all results."""
+        for result in self.results:
+            shutil.rmtree(result.folder, ignore_errors=True)
 
     def gallery(self) -> list[tuple[str, str]]:
-        """A moving picture and a caption of each result."""
-        return [(str(made.clips[-1].gif), made.caption) for made in self.made]
+        """The last video, as a GIF, and the caption of each result."""
+        return [(str(result.videos[-1].gif), result.caption) for result in self.results]

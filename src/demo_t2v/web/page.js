@@ -1,29 +1,29 @@
-// The two videos of a comparison, in step: the second follows the first.
+// Synchronizes the two videos of a comparison: the second follows the first.
 (() => {
   const pair = (video) => {
-    const videos = video.closest?.(".in-step")?.querySelectorAll("video") ?? [];
+    const videos = video.closest?.(".synchronized")?.querySelectorAll("video") ?? [];
     return videos.length === 2 ? [...videos] : null;
   };
-  const together = (first, second) => {
+  const synchronize = (first, second) => {
     if (!second.seeking && Math.abs(first.currentTime - second.currentTime) > 0.08) {
       second.currentTime = first.currentTime;
     }
   };
-  // Media events do not bubble, so they are caught on their way down.
-  const listen = (name, act) => document.addEventListener(name, (event) => {
+  // Media events do not bubble, so the capture phase handles them.
+  const onMedia = (name, act) => document.addEventListener(name, (event) => {
     const videos = event.target instanceof HTMLVideoElement && pair(event.target);
     if (videos) act(videos, event.target);
   }, true);
 
-  listen("loadeddata", (videos) => {
+  onMedia("loadeddata", (videos) => {
     if (videos.some((video) => video.readyState < 2)) return;
     for (const video of videos) {
       video.currentTime = 0;
       video.play().catch(() => {});
     }
   });
-  listen("timeupdate", ([first, second], target) => target === first && together(first, second));
-  listen("seeked", ([first, second], target) => target === first && together(first, second));
-  listen("pause", ([first, second], target) => target === first && second.pause());
-  listen("play", ([first, second], target) => target === first && second.play().catch(() => {}));
+  onMedia("timeupdate", ([first, second], target) => target === first && synchronize(first, second));
+  onMedia("seeked", ([first, second], target) => target === first && synchronize(first, second));
+  onMedia("pause", ([first, second], target) => target === first && second.pause());
+  onMedia("play", ([first, second], target) => target === first && second.play().catch(() => {}));
 })();

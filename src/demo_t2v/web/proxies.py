@@ -1,4 +1,4 @@
-"""Gradio's requests to its own page, kept from the proxies that the environment names."""
+"""Requests without the proxies of the environment, for those of Gradio to its own page."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def direct(*hosts: str) -> Iterator[None]:
-    """Requests to these hosts use no proxy meanwhile; `*` stands for all."""
-    names = ("NO_PROXY", "no_proxy")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, ",".join([*filter(None, before.values()), *hosts])))
+def without_proxies(*hosts: str) -> Iterator[None]:
+    """Inside the block, requests to these hosts use no proxy; `*` is all hosts."""
+    variables = ("NO_PROXY", "no_proxy")
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(dict.fromkeys(variables, ",".join([*filter(None, before.values()), *hosts])))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a visitor asks for: bounded, checked, and as a command line."""
+"""Requests of the page's form: their limits, checks, and command lines."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from demo_t2v.core.errors import UserError
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
 
-Tab = Literal["generate", "compare", "apart", "inside"]
+Tab = Literal["generate", "compare", "decompose", "attention"]
 """The tabs that make videos."""
 
 PROMPT_LENGTH: Final = 300
-"""Characters; CLIP hears 75 tokens."""
-MOST_VIDEOS: Final = 4
+"""Characters; CLIP reads the first 75 tokens."""
+MAX_VIDEOS: Final = 4
 _MARKUP: Final = re.compile(r"<\s*[a-z/!?]", re.IGNORECASE)
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-class WishError(UserError):
-    """Something that cannot be made; one line for the visitor."""
+class RequestError(UserError):
+    """A value of the form outside its limits."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The range of a number that a visitor may choose, both ends included, and where it begins."""
+    """The range of a number, both ends included, its default `start` and its step."""
 
     low: float
     high: float
@@ -38,20 +38,20 @@ class Bound:
     step: float = 1
 
     def check(self, name: str, value: Any) -> Any:
-        """The value, an int where the range is one of ints. Raises WishError."""
+        """The value, an int where the step is one. Raises RequestError."""
         number = value if isinstance(value, int | float) else self.low - 1
-        if not self.low <= number <= self.high:  # not a number (nan) lands here too
-            raise WishError(f"{name}: choose from {self.low:g} to {self.high:g}")
+        if not self.low <= number <= self.high:  # also for nan
+            raise RequestError(f"{name}: choose from {self.low:g} to {self.high:g}")
         if self.step != int(self.step):
             return float(number)
         if number % self.step:
-            raise WishError(f"{name}: choose a multiple of {self.step:g}")
+            raise RequestError(f"{name}: choose a multiple of {self.step:g}")
         return int(number)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The numbers of a wish and their bounds, in the order in which a form gives them."""
+    """The bounds of a request's numbers, in the order of the form."""
 
     seed: Bound
     videos: Bound
@@ -65,14 +65,14 @@ class Limits:
 
     @classmethod
     def of(cls, pipeline: DemoPipeline) -> Limits:
-        """What one visitor may ask of this model: up to twice its frames and its side."""
+        """The bounds for a model: up to twice its frames and its side."""
         unet, known = pipeline.unet.config, pipeline.config
         side = unet.sample_size * pipeline.vae_scale_factor
         step = pipeline.vae_scale_factor * 2 ** (len(unet.block_out_channels) - 1)
         pixels = Bound(min(2 * step, side), 2 * side, side, step)
         return cls(
             seed=Bound(0, 2**32 - 1, 0),
-            videos=Bound(1, MOST_VIDEOS, 1),
+            videos=Bound(1, MAX_VIDEOS, 1),
             steps=Bound(1, max(100, known.num_inference_steps), known.num_inference_steps),
             frames=Bound(2, 2 * unet.sample_frames, unet.sample_frames),
             width=pixels,
@@ -82,29 +82,32 @@ class Limits:
             motion_strength=Bound(0, 3, 1, 0.1),
         )
 
-    def wish(self, tab: Tab, prompt: Any, motion_prompt: Any, *numbers: Any) -> Wish:
-        """A form's values, `numbers` in this class's order, as a wish. Raises WishError.
+    def read_form(
+        self, tab: Tab, prompt: Any, motion_prompt: Any, *numbers: Any
+    ) -> GenerationRequest:
+        """The request of a form's values, `numbers` in the order of this class.
 
-        Only taking motion apart has a motion prompt and strength, only generating several videos.
+        Motion prompt and strength apply to the tab `decompose` only, the number of videos to the
+        tab `generate` only. Raises RequestError.
         """
         values = {
             field.name: getattr(self, field.name).check(field.name.replace("_", " "), number)
             for field, number in zip(fields(self), numbers, strict=True)
         }
-        spoken = _read_text("prompt", prompt)
-        if not spoken:
-            raise WishError("Write what the video should show, or take one of the examples.")
-        heard = _read_text("motion prompt", motion_prompt) if tab == "apart" else ""
-        if tab != "apart":
+        content = _read_text("prompt", prompt)
+        if not content:
+            raise RequestError("Describe what the video should show, or select an example.")
+        motion = _read_text("motion prompt", motion_prompt) if tab == "decompose" else ""
+        if tab != "decompose":
             values["motion_strength"] = 1.0
         if tab != "generate":
             values["videos"] = 1
-        return Wish(tab, spoken, heard, **values)
+        return GenerationRequest(tab, content, motion, **values)
 
 
 @dataclass(frozen=True)
-class Wish:
-    """One press of a button; sizes in pixels. An empty motion prompt is the prompt's own text."""
+class GenerationRequest:
+    """The checked values of the form; sizes in pixels. An empty motion prompt is the prompt."""
 
     tab: Tab
     prompt: str
@@ -121,16 +124,16 @@ class Wish:
 
     @property
     def strengths(self) -> list[float]:
-        """The motion strengths to make it with, in turn: comparing is without, and with."""
+        """The motion strengths of its variants; a comparison has two."""
         return [0.0, 1.0] if self.tab == "compare" else [self.motion_strength]
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """The values of the form, as `Limits.wish` takes them."""
+        """The values of the form, as `Limits.read_form` takes them."""
         return astuple(self)[1:]
 
     def config(self, base: InferenceConfig, strength: float) -> InferenceConfig:
-        """`base`, which names model and device, with this wish's settings."""
+        """`base`, which has the model and the device, with this request's settings."""
         return base.model_copy(
             update={
                 "seed": self.seed,
@@ -146,14 +149,14 @@ class Wish:
         )
 
     def command(self, base: InferenceConfig) -> str:
-        """The command lines, quoted for a shell, that make the same videos; one a strength."""
+        """Shell command lines that make the same videos, one for each motion strength."""
         return "\n".join(shlex.join(self._words(base, strength)) for strength in self.strengths)
 
     def _words(self, base: InferenceConfig, strength: float) -> Iterator[str]:
         yield from ("demo-t2v", "generate")
-        # After a space, a prompt that begins like an option or reads like `key=value` is none.
-        hidden = self.prompt.startswith("-") or "=" in self.prompt
-        yield f" {self.prompt}" if hidden else self.prompt
+        # A space before the prompt prevents its use as an option or as `key=value`.
+        ambiguous = self.prompt.startswith("-") or "=" in self.prompt
+        yield f" {self.prompt}" if ambiguous else self.prompt
         numbers = {
             "seed": self.seed,
             "repeat": self.videos,
@@ -170,24 +173,21 @@ class Wish:
             yield f"--motion-prompt={self.motion_prompt}"
         if strength != 1:
             yield from ("--motion-strength", f"{strength:g}")
-        if self.tab == "compare":  # both would have the same file name
+        if self.tab == "compare":  # both videos have the same file name
             yield from ("--out", f"outputs/motion-{strength:g}")
         default = InferenceConfig()
-        for option, key in (
-            ("model", "model"),
-            *((k, k) for k in ("lora", "device", "dtype")),
-        ):
+        for key in ("model", "lora", "scheduler", "device", "dtype"):
             if getattr(base, key) != getattr(default, key):
-                yield f"--{option}={getattr(base, key)}"
+                yield f"--{key}={getattr(base, key)}"
 
 
 def _read_text(name: str, text: Any) -> str:
-    """One line of words. Raises WishError."""
+    """The text on one line. Raises RequestError."""
     line = " ".join(str(text or "").split())
     if len(line) > PROMPT_LENGTH:
-        raise WishError(f"The {name} is longer than {PROMPT_LENGTH} characters: shorten it.")
+        raise RequestError(f"The {name} is longer than {PROMPT_LENGTH} characters: shorten it.")
     if _UNPRINTABLE.search(line):
-        raise WishError(f"The {name} has characters that cannot be printed.")
+        raise RequestError(f"The {name} contains characters that cannot be printed.")
     if _MARKUP.search(line):
-        raise WishError(f"The {name} has a tag in it; say it in words, without < and >.")
+        raise RequestError(f"The {name} contains a tag; write it without < and >.")
     return line

@@ -1,4 +1,4 @@
-"""Where a tab shows its progress and its results: components, and what is done to them."""
+"""The panel of a tab that starts a generation and shows its progress and results."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 import gradio as gr
 
-from demo_t2v.web.history import Made
+from demo_t2v.web.generation import StepUpdate
+from demo_t2v.web.history import GenerationResult
 from demo_t2v.web.request import Tab
-from demo_t2v.web.session import Progress
 
 Updates = list[Any]
-"""One update for each of a stage's outputs."""
+"""One update for each output of a panel."""
 
 
-class _Slot:
-    """A video and its downloads; shows nothing until there is one."""
+class _VideoOutput:
+    """A video and its downloads; hidden without a video."""
 
     def __init__(self, label: str) -> None:
-        with gr.Column(visible=False, min_width=200) as self.box:
+        with gr.Column(visible=False, min_width=200) as self.column:
             self.video = gr.Video(
                 label=label,
                 autoplay=True,
@@ -36,22 +36,26 @@ class _Slot:
 
     @property
     def outputs(self) -> list[gr.blocks.Block]:
-        return [self.box, self.video, self.mp4, self.gif]
+        return [self.column, self.video, self.mp4, self.gif]
 
 
-class Stage:
-    """The stage of one tab. Build it inside of a gr.Blocks; `labels` names its videos."""
+class ResultsPanel:
+    """The components of one tab's generation; build it inside a `gr.Blocks`.
 
-    def __init__(self, tab: Tab, labels: list[str]) -> None:
+    `button` is the label of the start button, `labels` are those of the videos.
+    """
+
+    def __init__(self, tab: Tab, button: str, labels: list[str]) -> None:
         self.tab: Tab = tab
+        self.start = gr.Button(button, variant="primary")
         self.status = gr.HTML(elem_classes="status", padding=False)
         self.stop = gr.Button("Stop", variant="stop", visible=False)
         self.preview = gr.HTML(visible=False, padding=False)
-        with gr.Row(elem_classes="in-step" if tab == "compare" else None):
-            self.slots = [_Slot(label) for label in labels]
-        self.picture = gr.HTML(visible=False, padding=False, elem_classes="strip")
+        with gr.Row(elem_classes="synchronized" if tab == "compare" else None):
+            self.videos = [_VideoOutput(label) for label in labels]
+        self.picture = gr.HTML(visible=False, padding=False, elem_classes="picture")
         self.command = gr.Textbox(
-            label="The same in a terminal",
+            label="Command line",
             visible=False,
             interactive=False,
             lines=2,
@@ -60,87 +64,88 @@ class Stage:
         )
 
     @property
-    def news(self) -> list[gr.blocks.Block]:
-        """What `waiting` and `stopped` give updates for, in order."""
+    def status_outputs(self) -> list[gr.blocks.Block]:
+        """Outputs of `queued` and `stopped`, in order."""
         return [self.status, self.stop, self.preview]
 
     @property
     def outputs(self) -> list[gr.blocks.Block]:
-        """What `running`, `finished` and `problem` give updates for, in order."""
-        slots = [output for slot in self.slots for output in slot.outputs]
-        return [*self.news, *slots, self.picture, self.command]
+        """Outputs of `running`, `finished` and `failed`, in order."""
+        videos = [output for video in self.videos for output in video.outputs]
+        return [*self.status_outputs, *videos, self.picture, self.command]
 
-    def waiting(self) -> Updates:
-        """The button was pressed."""
-        return [_say("Waiting for a turn …"), gr.Button(visible=True), _no_preview()]
+    def queued(self) -> Updates:
+        """Updates after the start."""
+        return [_status("Waiting in the queue …"), gr.Button(visible=True), _no_preview()]
 
-    def running(self, progress: Progress) -> Updates:
-        """One step more."""
+    def running(self, update: StepUpdate) -> Updates:
+        """Updates after a denoising step."""
         preview: Any = gr.skip()
-        if progress.previews:
+        if update.previews:
             images = (
-                f'<img src="{picture}" alt="video {number}, still emerging">'
-                for number, picture in enumerate(progress.previews, start=1)
+                f'<img src="{picture}" alt="Preview of video {number}">'
+                for number, picture in enumerate(update.previews, start=1)
             )
-            preview = gr.HTML(f'<div class="emerging">{"".join(images)}</div>', visible=True)
-        return [_bar(progress), gr.Button(visible=True), preview, *self._same()]
+            preview = gr.HTML(f'<div class="previews">{"".join(images)}</div>', visible=True)
+        return [_progress_bar(update), gr.Button(visible=True), preview, *self._unchanged()]
 
-    def finished(self, made: Made) -> Updates:
-        """The result takes the stage."""
-        many = f"{len(made.clips)} videos" if len(made.clips) > 1 else "A video"
+    def finished(self, result: GenerationResult) -> Updates:
+        """Updates with the videos of a result."""
+        count = len(result.videos)
+        text = f"{count} videos" if count > 1 else "1 video"
         updates: Updates = [
-            _say(f"{many} in {made.seconds:.1f} s"),
+            _status(f"{text} in {result.seconds:.1f} s"),
             gr.Button(visible=False),
             _no_preview(),
         ]
-        for number in range(len(self.slots)):
-            if number < len(made.clips):
-                clip = made.clips[number]
-                values = (str(clip.mp4), str(clip.mp4), str(clip.gif))
-                kinds = (gr.Video, gr.DownloadButton, gr.DownloadButton)
-                updates += [gr.Column(visible=True)]
-                updates += [kind(value=value) for kind, value in zip(kinds, values, strict=True)]
+        for number in range(len(self.videos)):
+            if number < count:
+                files = result.videos[number]
+                updates += [
+                    gr.Column(visible=True),
+                    gr.Video(value=str(files.mp4)),
+                    gr.DownloadButton(value=str(files.mp4)),
+                    gr.DownloadButton(value=str(files.gif)),
+                ]
             else:
                 updates += [gr.Column(visible=False), gr.Video(value=None), gr.skip(), gr.skip()]
-        updates.append(gr.HTML(_strip(made), visible=made.picture is not None))
-        updates.append(gr.Textbox(value=made.command, visible=True))
+        updates.append(gr.HTML(_picture(result), visible=result.picture is not None))
+        updates.append(gr.Textbox(value=result.command, visible=True))
         return updates
 
     def stopped(self) -> Updates:
-        """The visitor wants no more of it."""
-        time.sleep(0.5)  # a step's news that was on its way must not have the last word
-        return [_say("Stopped."), gr.Button(visible=False), _no_preview()]
+        """Updates after a stop by the user."""
+        time.sleep(0.5)  # an update of the last step may still be on its way
+        return [_status("Stopped."), gr.Button(visible=False), _no_preview()]
 
-    def problem(self, text: str) -> Updates:
-        """What is wrong, in a line of plain text."""
-        said = f'<p role="alert">{escape(text)}</p>'
-        return [said, gr.Button(visible=False), _no_preview(), *self._same()]
+    def failed(self, message: str) -> Updates:
+        """Updates with an error message, one line of plain text."""
+        alert = f'<p role="alert">{escape(message)}</p>'
+        return [alert, gr.Button(visible=False), _no_preview(), *self._unchanged()]
 
-    def _same(self) -> Updates:
-        """Results stay as they are."""
-        return [gr.skip()] * (len(self.outputs) - len(self.news))
+    def _unchanged(self) -> Updates:
+        """Updates that leave the results as they are."""
+        return [gr.skip()] * (len(self.outputs) - len(self.status_outputs))
 
 
 def _no_preview() -> Any:
     return gr.update(visible=False, value="")
 
 
-def _say(text: str) -> str:
+def _status(text: str) -> str:
     return f'<p role="status">{escape(text)}</p>'
 
 
-def _bar(progress: Progress) -> str:
-    text = f"Step {progress.step} of {progress.total}"
-    bar = (
-        f'<progress max="{progress.total}" value="{progress.step}" aria-label="{text}"></progress>'
-    )
-    return f"{_say(text)}{bar}"
+def _progress_bar(update: StepUpdate) -> str:
+    text = f"Step {update.step} of {update.total}"
+    bar = f'<progress max="{update.total}" value="{update.step}" aria-label="{text}"></progress>'
+    return f"{_status(text)}{bar}"
 
 
-def _strip(made: Made) -> str:
-    """The picture of a result, if it has one."""
-    if made.picture is None:
+def _picture(result: GenerationResult) -> str:
+    """The picture of a result as HTML; empty without one."""
+    if result.picture is None:
         return ""
-    about = "optical flow" if made.wish.tab == "compare" else "attention on the motion prompt"
-    source = f"data:image/webp;base64,{b64encode(made.picture.read_bytes()).decode()}"
-    return f'<img src="{source}" alt="Frames of the result, and over them the {about}">'
+    overlay = "optical flow" if result.request.tab == "compare" else "attention"
+    source = f"data:image/webp;base64,{b64encode(result.picture.read_bytes()).decode()}"
+    return f'<img src="{source}" alt="Frames of the videos with their {overlay}">'

@@ -1,4 +1,4 @@
-"""The page on a port of this machine, until it is told to stop."""
+"""Serves the page until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,75 +16,78 @@ from gradio import Blocks
 from demo_t2v.checkpoints.memory import Plan
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.inference.batches import load_for
-from demo_t2v.web.layout import build, looks
-from demo_t2v.web.proxies import direct
-from demo_t2v.web.session import Maker, Studio, unchanged
+from demo_t2v.web.page import build_page
+from demo_t2v.web.proxies import without_proxies
+from demo_t2v.web.session import GenerateFunction, GenerationSession, undecorated
+from demo_t2v.web.theme import launch_options
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the page is served, and for whom; as Gradio's `launch` knows these names."""
+class ServerOptions:
+    """Address and access of the page, under the names of Gradio's `launch`."""
 
     host: str = "127.0.0.1"
     port: int = 7860
-    """0: any that is free."""
+    """0 for any free port."""
     share: bool = False
     auth: tuple[str, str] | None = None
     root_path: str | None = None
     max_queue: int = 20
 
 
-def make_studio(
-    config: InferenceConfig, folder: Path, on_gpu: Callable[[Maker], Maker] = unchanged
-) -> Studio:
-    """A studio with its model loaded; what visitors make goes below `folder`, which must exist.
+def open_session(
+    config: InferenceConfig,
+    folder: Path,
+    decorate: Callable[[GenerateFunction], GenerateFunction] = undecorated,
+) -> GenerationSession:
+    """A session with its model loaded, whose files are written to `folder`, which must exist.
 
-    Raises what loading a model raises.
+    Raises the errors of loading a model.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # files made there are served without a copy
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio serves files in it without a copy
     pipeline, _ = load_for([], config, Plan(config.decode_chunk_size))
-    return Studio(pipeline, config, folder, on_gpu)
+    return GenerationSession(pipeline, config, folder, decorate)
 
 
-def serve(config: InferenceConfig, place: Place, ready: Callable[[str], None]) -> None:
-    """Load the model, serve the page, tell `ready` its address; ends with Ctrl-C.
+def serve(config: InferenceConfig, options: ServerOptions, on_ready: Callable[[str], None]) -> None:
+    """Load the model, serve the page and call `on_ready` with its address; ends with Ctrl-C.
 
-    Whatever visitors make is deleted at the end. Raises ConfigError for a port that is taken, and
-    what loading a model raises.
+    All files of visitors are deleted at the end. Raises ConfigError for a port in use, and the
+    errors of loading a model.
     """
-    port = _free_port(place.host, place.port)
+    port = _free_port(options.host, options.port)
     with tempfile.TemporaryDirectory(prefix="demo-t2v-web-") as folder:
-        studio = make_studio(config, Path(folder))
-        page = build(studio, place.max_queue)
-        local, public = _launch(page, place, port)
-        ready(public or local)
-        # Being told to end is an end like Ctrl-C: the folder goes, too.
+        session = open_session(config, Path(folder))
+        page = build_page(session, options.max_queue)
+        local, public = _launch(page, options, port)
+        on_ready(public or local)
+        # SIGTERM ends the program like Ctrl-C, so that the folder is deleted.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             threading.Event().wait()
         finally:
-            studio.close()
+            session.close()
             page.close(verbose=False)
 
 
-def _launch(page: Blocks, place: Place, port: int) -> tuple[str, str]:
-    """The page's address on this machine, and its public one, which is empty without `share`.
+def _launch(page: Blocks, options: ServerOptions, port: int) -> tuple[str, str]:
+    """Launch; returns the local address and the public one, which is empty without `share`.
 
-    Gradio asks the page whether it is there. That needs no proxy; the public address may.
+    Gradio requests its own page once, without a proxy; the public address may need one.
     """
-    hosts = ("localhost", "127.0.0.1", place.host) if place.share else ("*",)
+    hosts = ("localhost", "127.0.0.1", options.host) if options.share else ("*",)
     try:
-        with direct(*hosts):
+        with without_proxies(*hosts):
             _, local, public = page.launch(
-                server_name=place.host,
+                server_name=options.host,
                 server_port=port,
-                share=place.share,
-                auth=place.auth,
-                root_path=place.root_path,
+                share=options.share,
+                auth=options.auth,
+                root_path=options.root_path,
                 max_file_size="1mb",
                 quiet=True,
                 prevent_thread_lock=True,
-                **looks(),
+                **launch_options(),
             )
     except ImportError as error:
         if "socksio" not in str(error):
@@ -96,12 +99,12 @@ def _launch(page: Blocks, place: Place, port: int) -> tuple[str, str]:
 
 
 def _free_port(host: str, port: int) -> int:
-    """`port`, or any that is free for 0. Raises ConfigError."""
+    """`port`, or a free port for 0. Raises ConfigError for a port in use."""
     try:
         with socket.create_server((host, port)) as server:
             return int(server.getsockname()[1])
     except OSError as error:
-        why = str(error.strerror).partition(" (while")[0]  # the address again
+        reason = str(error.strerror).partition(" (while")[0]  # without the address
         raise ConfigError(
-            f"host {host}, port {port}: cannot be served ({why}); give another --port"
+            f"host {host}, port {port}: cannot be served ({reason}); give another --port"
         ) from None

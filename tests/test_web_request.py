@@ -1,4 +1,4 @@
-"""What a visitor may ask for, and the command line that says the same."""
+"""Limits and checks of the page's form, and the command line of a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from demo_t2v.config import InferenceConfig
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.web.request import Limits, Wish, WishError
+from demo_t2v.web.request import GenerationRequest, Limits, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -24,33 +24,34 @@ def numbers(limits: Limits, **others: object) -> list[object]:
     return [others.get(field.name, getattr(limits, field.name).start) for field in fields(limits)]
 
 
-WISH = Wish("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5, 1.0)
+REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5, 1.0)
 
 
-def test_limits_are_the_models_own(limits: Limits) -> None:
+def test_limits_follow_from_the_model(limits: Limits) -> None:
     assert (limits.frames.low, limits.frames.high, limits.frames.start) == (2, 8, 4)
     assert (limits.width.low, limits.width.high, limits.width.step) == (32, 64, 16)
     assert (limits.steps.start, limits.guidance.start) == (3, 3.0)
 
 
-def test_a_form_becomes_a_wish(limits: Limits) -> None:
+def test_a_form_becomes_a_request(limits: Limits) -> None:
     form = numbers(limits, seed=7.0, videos=2, motion_strength=0.5)
-    wish = limits.wish("apart", "  a car\nfalls ", "spins", *form)
-    assert (wish.prompt, wish.motion_prompt, wish.motion_strength) == ("a car falls", "spins", 0.5)
-    assert (wish.seed, wish.videos) == (7, 1)  # one video at a time is taken apart
-    assert isinstance(wish.seed, int)
-    assert limits.wish("apart", *wish.form) == wish
-    plain = limits.wish("generate", "a car falls", "spins", *form)
+    request = limits.read_form("decompose", "  a car\nfalls ", "spins", *form)
+    assert (request.prompt, request.motion_prompt) == ("a car falls", "spins")
+    assert request.motion_strength == 0.5
+    assert (request.seed, request.videos) == (7, 1)
+    assert isinstance(request.seed, int)
+    assert limits.read_form("decompose", *request.form) == request
+    plain = limits.read_form("generate", "a car falls", "spins", *form)
     assert (plain.motion_prompt, plain.motion_strength, plain.videos) == ("", 1.0, 2)
-    assert limits.wish("compare", "a car", "", *form).strengths == [0.0, 1.0]
+    assert limits.read_form("compare", "a car", "", *form).strengths == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
     ("prompt", "others", "message"),
     [
-        ("", {}, "Write what the video should show"),
-        (" \n ", {}, "Write what the video should show"),
-        (None, {}, "Write what the video should show"),
+        ("", {}, "Describe what the video should show"),
+        (" \n ", {}, "Describe what the video should show"),
+        (None, {}, "Describe what the video should show"),
         ("x" * 301, {}, "longer than 300"),
         ("<script>alert(1)</script>", {}, "tag"),
         ("a car <IMG src=x>", {}, "tag"),
@@ -68,45 +69,47 @@ def test_a_form_becomes_a_wish(limits: Limits) -> None:
         ("a car", {"guidance": float("inf")}, "guidance"),
     ],
 )
-def test_what_is_out_of_bounds_is_said(
+def test_values_outside_their_limits_are_refused(
     limits: Limits, prompt: str | None, others: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(WishError, match=message) as error:
-        limits.wish("generate", prompt, "", *numbers(limits, **others))
+    with pytest.raises(RequestError, match=message) as error:
+        limits.read_form("generate", prompt, "", *numbers(limits, **others))
     assert "\n" not in str(error.value)
 
 
-def test_less_than_is_no_tag(limits: Limits) -> None:
-    assert limits.wish("generate", "a cat <3 > 2 dogs", "", *numbers(limits)).prompt
+def test_a_less_than_sign_is_no_tag(limits: Limits) -> None:
+    assert limits.read_form("generate", "a cat <3 > 2 dogs", "", *numbers(limits)).prompt
 
 
 def test_a_motion_prompt_is_checked_too(limits: Limits) -> None:
-    with pytest.raises(WishError, match="motion prompt has a tag"):
-        limits.wish("apart", "a car", "<b>spins", *numbers(limits))
+    with pytest.raises(RequestError, match="motion prompt contains a tag"):
+        limits.read_form("decompose", "a car", "<b>spins", *numbers(limits))
 
 
-def test_a_command_names_what_is_not_the_default() -> None:
-    line = WISH.command(InferenceConfig())
+def test_a_command_has_what_differs_from_the_defaults() -> None:
+    line = REQUEST.command(InferenceConfig())
     assert line == (
         "demo-t2v generate 'a car falls' --seed 7 --repeat 2 --steps 3 --guidance 2.5 "
         "--frames 4 --width 32 --height 32 --fps 8"
     )
-    base = InferenceConfig(pretrained="a model", lora="x.safetensors", dtype="bfloat16")
-    apart = replace(WISH, tab="apart", motion_prompt="it's -spinning", motion_strength=0.25)
-    words = shlex.split(apart.command(base))
+    base = InferenceConfig(model="a model", lora="x.safetensors", dtype="bfloat16")
+    request = replace(
+        REQUEST, tab="decompose", motion_prompt="it's -spinning", motion_strength=0.25
+    )
+    words = shlex.split(request.command(base))
     assert words[-6:] == [
         "--motion-prompt=it's -spinning",
         *("--motion-strength", "0.25"),
         *("--model=a model", "--lora=x.safetensors", "--dtype=bfloat16"),
     ]
-    off, on = replace(WISH, tab="compare").command(InferenceConfig()).splitlines()
+    off, on = replace(REQUEST, tab="compare").command(InferenceConfig()).splitlines()
     assert "--motion-strength 0 --out outputs/motion-0" in off
     assert on.endswith("--out outputs/motion-1")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_any_prompt_survives_the_shell(prompt: str) -> None:
-    line = replace(WISH, prompt=prompt).command(InferenceConfig())
+    line = replace(REQUEST, prompt=prompt).command(InferenceConfig())
     word = shlex.split(line)[2]
     assert word.removeprefix(" ") == prompt.removeprefix(" ")
     assert not word.startswith("-")

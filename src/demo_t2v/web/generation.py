@@ -1,0 +1,131 @@
+"""One generation: the videos of a request with previews, pictures and files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from demo_t2v.config import InferenceConfig
+from demo_t2v.data.video import write_video
+from demo_t2v.inference.batches import Step, generate
+from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.outputs import file_name
+from demo_t2v.web.attention_maps import motion_attention, recorded_steps
+from demo_t2v.web.frame_overlays import draw_attention, draw_flow, gif_data_uri
+from demo_t2v.web.history import GenerationResult, VideoFiles
+from demo_t2v.web.request import GenerationRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from demo_t2v.pipeline import DemoPipeline
+
+_PREVIEW_INTERVAL: Final = 6
+"""Steps between two previews; the last step has none."""
+_PREVIEW_FRAMES: Final = 4
+
+
+@dataclass(frozen=True)
+class StepUpdate:
+    """`step` of `total` denoising steps are done; `previews` are GIFs as data URIs, one a video."""
+
+    step: int
+    total: int
+    previews: tuple[str, ...] = ()
+
+
+class Cancelled(Exception):  # noqa: N818 (not an error)
+    """The generation was cancelled."""
+
+
+@dataclass
+class Generation:
+    """One request on its way.
+
+    `base` has the model, device and precision. `on_update` is called after each denoising step,
+    `is_cancelled` is asked before each step and file. Files are written to `folder`.
+    """
+
+    pipeline: DemoPipeline
+    base: InferenceConfig
+    request: GenerationRequest
+    folder: Path
+    on_update: Callable[[StepUpdate], None]
+    is_cancelled: Callable[[], bool]
+    attention: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def run(self) -> GenerationResult:
+        """Generate and write all files. Raises Cancelled, ConfigError, ArithmeticError, OSError."""
+        self._check_cancelled()
+        started = time.monotonic()
+        videos = [
+            frames
+            for variant, strength in enumerate(self.request.strengths)
+            for frames in self._videos(variant, strength)
+        ]
+        files = tuple(self._write(number, frames) for number, frames in enumerate(videos))
+        result = GenerationResult(
+            request=self.request,
+            folder=self.folder,
+            videos=files,
+            picture=self._picture(videos),
+            command=self.request.command(self.base),
+            seconds=time.monotonic() - started,
+        )
+        self._check_cancelled()
+        return result
+
+    def _check_cancelled(self) -> None:
+        if self.is_cancelled():
+            raise Cancelled
+
+    def _videos(self, variant: int, strength: float) -> Iterator[NDArray[np.uint8]]:
+        """Frames (F, H, W, 3) of each video with one motion strength."""
+        request = self.request
+        # The command line gives a single prompt the id 1, from which its seeds are derived.
+        jobs = make_jobs([("1", request.prompt)], request.videos, request.seed)
+        config = request.config(self.base, strength)
+        watch = partial(self._after_step, variant)
+        return (frames for _, frames, _ in generate(self.pipeline, jobs, config, watch=watch))
+
+    def _after_step(self, variant: int, step: Step) -> None:
+        self._check_cancelled()
+        if self.request.tab == "attention" and step.number in recorded_steps(step.total):
+            states, _ = self.pipeline.encode_prompt(self.request.prompt)
+            self.attention.append(motion_attention(self.pipeline, step, states))
+        previews: tuple[str, ...] = ()
+        if step.number < step.total and step.number % _PREVIEW_INTERVAL == 0:
+            previews = self._previews(step)
+        total = step.total * len(self.request.strengths)
+        self.on_update(StepUpdate(step.total * variant + step.number, total, previews))
+
+    def _previews(self, step: Step) -> tuple[str, ...]:
+        """Some frames of each video, decoded from the predicted clean latents."""
+        stride = -(-self.request.frames // _PREVIEW_FRAMES)
+        videos = self.pipeline.decode(step.clean[:, :, ::stride], self.base.decode_chunk_size)
+        frames = (videos * 255).round().byte().cpu().numpy()  # (B, F', H, W, 3)
+        return tuple(gif_data_uri(video, self.request.fps / stride) for video in frames)
+
+    def _write(self, number: int, frames: NDArray[np.uint8]) -> VideoFiles:
+        self._check_cancelled()
+        jobs = make_jobs([("demo", self.request.prompt)], number + 1, self.request.seed)
+        mp4, gif = (self.folder / file_name(jobs[number], kind) for kind in ("mp4", "gif"))
+        write_video(frames, mp4, self.request.fps, "mp4")
+        write_video(frames, gif, self.request.fps, "gif")
+        return VideoFiles(mp4, gif)
+
+    def _picture(self, videos: list[NDArray[np.uint8]]) -> Path | None:
+        if self.request.tab == "compare":
+            picture = draw_flow(videos)
+        elif self.request.tab == "attention":
+            picture = draw_attention(videos[0], self.attention)
+        else:
+            return None
+        file = self.folder / f"{self.request.tab}.webp"
+        picture.save(file, quality=90)
+        return file

@@ -1,0 +1,336 @@
+"""Generations of the page on a small pipeline of random weights: results, events, history."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from demo_t2v.checkpoints.resolve import load_pipeline
+from demo_t2v.cli import app
+from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.data.video import read_video
+from demo_t2v.inference.batches import generate
+from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.web.attention_maps import recorded_steps
+from demo_t2v.web.generation import StepUpdate
+from demo_t2v.web.history import HISTORY_LENGTH, GenerationResult, History
+from demo_t2v.web.page import Page
+from demo_t2v.web.request import GenerationRequest
+from demo_t2v.web.session import GenerateFunction, GenerationSession
+
+REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5, 1.0)
+
+
+@pytest.fixture
+def pipeline(tiny_folder: Path) -> DemoPipeline:
+    """The pipeline of the session."""
+    return load_pipeline(str(tiny_folder), "cpu")
+
+
+@pytest.fixture
+def session(pipeline: DemoPipeline, tiny_folder: Path, tmp_path: Path) -> GenerationSession:
+    config = InferenceConfig(model=str(tiny_folder), device="cpu")
+    return GenerationSession(pipeline, config, tmp_path)
+
+
+def generate_all(
+    session: GenerationSession, request: GenerationRequest
+) -> tuple[list[StepUpdate], GenerationResult]:
+    *updates, result = session.generate(request)
+    assert isinstance(result, GenerationResult)
+    return updates, result  # type: ignore[return-value]
+
+
+def frames(result: GenerationResult, number: int = 0) -> np.ndarray:
+    return read_video(result.videos[number].mp4)[0]
+
+
+def test_updates_count_steps_and_have_previews(session: GenerationSession) -> None:
+    updates, result = generate_all(session, replace(REQUEST, steps=18))
+    assert [(update.step, update.total) for update in updates] == [(n, 18) for n in range(1, 19)]
+    shown = [update.step for update in updates if update.previews]
+    assert shown == [6, 12]
+    assert all(len(update.previews) == 2 for update in updates if update.previews)
+    assert updates[5].previews[0].startswith("data:image/gif;base64,")
+    assert len(result.videos) == 2
+    assert result.picture is None
+    for number, files in enumerate(result.videos):
+        assert frames(result, number).shape == (4, 32, 32, 3)
+        assert len(read_video(files.gif)[0]) == 4
+        assert files.mp4.parent == result.folder
+
+
+def test_the_same_request_gives_the_same_video(session: GenerationSession) -> None:
+    first, second = (generate_all(session, REQUEST)[1] for _ in range(2))
+    assert first.folder != second.folder
+    for one, other in zip(first.videos, second.videos, strict=True):
+        assert one.mp4.read_bytes() == other.mp4.read_bytes()
+    assert (frames(first, 0) != frames(first, 1)).any()
+    other_seed = generate_all(session, replace(REQUEST, seed=8))[1]
+    assert (frames(first) != frames(other_seed)).any()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        REQUEST,
+        replace(
+            REQUEST, tab="decompose", videos=1, motion_prompt='"swings" slowly', motion_strength=0.5
+        ),
+        replace(REQUEST, tab="compare", videos=1, prompt="-a = 'b' $HOME", width=48),
+    ],
+    ids=lambda request: request.tab,
+)
+def test_the_command_line_makes_the_same_frames(
+    session: GenerationSession,
+    tmp_path: Path,
+    wanted: GenerationRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = generate_all(session, wanted)[1]
+    monkeypatch.chdir(tmp_path)
+    files = []
+    for line in result.command.splitlines():
+        program, *words = shlex.split(line)
+        assert program == "demo-t2v"
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        files += [tmp_path / name for name in done.stdout.split("\n") if name]
+    assert len(files) == len(result.videos)
+    for number, file in enumerate(files):
+        assert (read_video(file)[0] == frames(result, number)).all()
+
+
+def test_closing_stops_within_two_steps(
+    session: GenerationSession,
+    pipeline: DemoPipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps, decoded = [], []
+    step = pipeline.scheduler.step
+    monkeypatch.setattr(
+        pipeline.scheduler, "step", lambda *a, **k: (steps.append(1), step(*a, **k))[1]
+    )
+    decode = pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda *a: (decoded.append(1), decode(*a))[1])
+    updates = session.generate(replace(REQUEST, steps=100))
+    for _ in range(5):
+        next(updates)
+    before = len(steps)
+    decoded.clear()  # the previews until now
+    updates.close()
+    deadline = time.monotonic() + 60
+    while list(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(steps) <= before + 2
+    assert not decoded
+    assert generate_all(session, REQUEST)[1]  # and the next one is whole
+
+
+def test_comparing_shows_both_and_their_flow(
+    session: GenerationSession, pipeline: DemoPipeline
+) -> None:
+    updates, result = generate_all(session, replace(REQUEST, tab="compare", videos=1))
+    assert updates[-1].step == updates[-1].total == 6
+    assert len(result.videos) == 2
+    assert (frames(result, 0) != frames(result, 1)).any()
+    (job,) = make_jobs([("1", REQUEST.prompt)], 1, REQUEST.seed)
+    for number, strength in enumerate((0.0, 1.0)):
+        config = REQUEST.config(session.config, strength)
+        ((_, alone, _),) = generate(pipeline, [job], config)
+        assert np.abs(alone.astype(int) - frames(result, number)).mean() < 12  # but for the codec
+    with Image.open(result.picture) as picture:
+        assert picture.height > 2 * 150
+
+
+def test_decomposition_uses_both_prompts(session: GenerationSession) -> None:
+    request = replace(REQUEST, tab="decompose", videos=1)
+    plain = frames(generate_all(session, request)[1])
+    other = frames(generate_all(session, replace(request, motion_prompt="a fish grows slowly"))[1])
+    weak = frames(generate_all(session, replace(request, motion_strength=0.0))[1])
+    same = frames(generate_all(session, replace(request, motion_prompt=request.prompt))[1])
+    assert (plain == same).all()
+    assert (plain != other).any()
+    assert (plain != weak).any()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 16])
+def test_attention_leaves_the_video_unchanged(session: GenerationSession, steps: int) -> None:
+    request = replace(REQUEST, tab="attention", videos=1, steps=steps)
+    _, result = generate_all(session, request)
+    with Image.open(result.picture) as picture:
+        assert abs(picture.height - 164 * len(recorded_steps(steps))) < 10
+    plain = generate_all(session, replace(request, tab="generate"))[1]
+    assert (frames(plain) == frames(result)).all()
+
+
+def test_failures_leave_no_files(
+    session: GenerationSession, pipeline: DemoPipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="must be a multiple of"):
+        list(session.generate(replace(REQUEST, width=33)))
+    pipeline.unet.conv_out.bias.data.fill_(float("nan"))
+    with pytest.raises(ArithmeticError):
+        list(session.generate(replace(REQUEST, steps=1)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_after_the_last_step_leaves_no_files(
+    session: GenerationSession,
+    pipeline: DemoPipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    last, stopped = threading.Event(), threading.Event()
+
+    def decode(*_: object) -> torch.Tensor:
+        last.set()
+        assert stopped.wait(60)
+        return torch.zeros(2, 4, 32, 32, 3)
+
+    monkeypatch.setattr(pipeline, "decode", decode)
+    updates = session.generate(REQUEST)
+    next(updates)
+    assert last.wait(60)
+    updates.close()
+    stopped.set()
+    session.close()  # waits until the work has ended
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_session_ends_quietly(session: GenerationSession, tmp_path: Path) -> None:
+    updates = session.generate(replace(REQUEST, steps=100))
+    next(updates)
+    session.close()
+    assert all(isinstance(update, StepUpdate) for update in updates)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_does_not_block_later_requests(
+    session: GenerationSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = tmp_path.rename(tmp_path.with_name("away"))
+    assert "No such file or directory" in final_status(session)
+    (record,) = caplog.records
+    assert record.name == "demo_t2v.web.session"
+    assert record.exc_info
+    away.rename(tmp_path)
+    assert generate_all(session, REQUEST)[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "Not enough memory: choose"),
+        (MemoryError(), "Not enough memory: choose"),
+        (torch.OutOfMemoryError("XPU out of memory"), "Not enough memory: choose"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "Not enough memory"),
+        (
+            NotImplementedError("Conv3D is not supported on MPS\nAsk us"),
+            "failed: device mps: has no",
+        ),
+        (RuntimeError("no kernel.\nMore of it"), "The generation failed: no kernel.</p>"),
+    ],
+)
+def test_the_page_shows_errors(
+    session: GenerationSession,
+    pipeline: DemoPipeline,
+    tmp_path: Path,
+    error: Exception,
+    message: str,
+) -> None:
+    tensors = list[weakref.ref[torch.Tensor]]()
+
+    def fail(*_: object) -> None:
+        held = torch.zeros(9)
+        tensors.append(weakref.ref(held))
+        raise error
+
+    pipeline.unet.register_forward_pre_hook(fail)
+    assert message in final_status(session)
+    assert list(tmp_path.iterdir()) == []
+    if "memory" in message:
+        assert tensors[0]() is None
+
+
+def final_status(session: GenerationSession) -> str:
+    """The status line at the end of a run."""
+    with gr.Blocks():
+        page = Page(session)
+    limits = session.limits
+    numbers = [getattr(limits, field.name).start for field in fields(limits)]
+    *_, last = page.run(page.layout.panels["generate"], History(), "a car falls", "", *numbers)
+    assert not last[2].visible  # Stop
+    return str(last[1])
+
+
+def test_history_has_the_newest_results(session: GenerationSession, tmp_path: Path) -> None:
+    result = generate_all(session, REQUEST)[1]
+    history = History()
+    for number in range(HISTORY_LENGTH + 3):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        history = history.add(replace(result, folder=folder, request=replace(REQUEST, seed=number)))
+    assert [entry.request.seed for entry in history.results] == list(
+        range(HISTORY_LENGTH + 2, 2, -1)
+    )
+    left = [
+        folder
+        for folder in (tmp_path / f"{n}" for n in range(HISTORY_LENGTH + 3))
+        if folder.exists()
+    ]
+    assert len(left) == HISTORY_LENGTH
+    caption = history.gallery()[0][1]
+    assert caption == f"a car falls · seed {HISTORY_LENGTH + 2} · 3 steps"
+    history.delete_files()
+    assert not any((tmp_path / f"{n}").exists() for n in range(HISTORY_LENGTH + 3))
+
+
+def test_a_result_without_files_loads_its_settings(session: GenerationSession) -> None:
+    result = generate_all(session, replace(REQUEST, tab="compare"))[1]
+    with gr.Blocks():
+        page = Page(session)
+    selected = gr.SelectData(None, {"index": 0, "value": None})
+    assert result.picture is not None
+    status = str(page.load_result(History((result,)), selected))
+    assert '<p role="status">' in status
+    assert "deleted" not in status
+    result.picture.unlink()
+    tabs, prompt, *updates = page.load_result(History((result,)), selected)
+    assert (tabs.selected, prompt) == ("compare", REQUEST.prompt)
+    assert "videos are deleted" in str(updates)
+    assert '<p role="status">' not in str(updates)
+
+
+def test_the_decorator_wraps_the_generation(tiny_folder: Path, tmp_path: Path) -> None:
+    """ZeroGPU's decorator has the GPU from the first to the last yield."""
+    seen: list[object] = []
+
+    def decorate(function: GenerateFunction) -> GenerateFunction:
+        def decorated(request: GenerationRequest) -> Iterator[StepUpdate | GenerationResult]:
+            for update in function(request):
+                seen.append(update)
+                yield update
+
+        return decorated
+
+    config = InferenceConfig(model=str(tiny_folder), device="cpu")
+    session = GenerationSession(load_pipeline(str(tiny_folder), "cpu"), config, tmp_path, decorate)
+    assert seen == []
+    assert list(session.generate(REQUEST)) == seen
+    assert isinstance(seen[-1], GenerationResult)
