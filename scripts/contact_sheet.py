@@ -1,4 +1,4 @@
-"""Lay out the videos of an output folder as one picture: a row a video, six frames each.
+"""Draw the videos of an output folder as one picture: six frames of each video in a row.
 
 demo-t2v generate --prompts prompts/examples.csv --out outputs/examples
 python scripts/contact_sheet.py outputs/examples docs/examples.png

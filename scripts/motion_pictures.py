@@ -1,4 +1,4 @@
-"""Draw the README's moving picture: each prompt without the motion branch, and with it.
+"""Draw the README's animation: each prompt without the motion branch and with it.
 
 python scripts/motion_pictures.py docs/motion.webp
 """
@@ -28,33 +28,33 @@ PROMPTS: Final = (
     "a butterfly shakes quickly on the grass",
 )
 COLUMNS: Final = 4
-GAP: Final = 6
-CAPTION: Final = 34
-HEAD: Final = 22
+GAP: Final = 6  # pixels, as the heights of caption and title
+CAPTION_HEIGHT: Final = 34
+TITLE_HEIGHT: Final = 22
 FPS: Final = 8
 
 
 def videos(pipeline: DemoPipeline, strength: float) -> NDArray[np.uint8]:
-    """One video for each prompt, the same noise for every strength: (B, F, H, W, 3)."""
+    """One video for each prompt, from the same noise for each strength: (B, F, H, W, 3)."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     frames = pipeline(list(PROMPTS), motion_strength=strength, generator=generators).frames
     return np.round(frames * 255).astype(np.uint8)
 
 
 def draw(pairs: list[NDArray[np.uint8]], frame: int) -> Image.Image:
-    """One frame of the picture: a cell of two videos for each prompt."""
+    """One frame of the animation: two videos side by side for each prompt."""
     side = pairs[0].shape[2]
-    width, height = 2 * side + GAP, side + CAPTION
+    width, height = 2 * side + GAP, side + CAPTION_HEIGHT
     rows = -(-len(PROMPTS) // COLUMNS)
-    size = (COLUMNS * (width + 3 * GAP), HEAD + rows * (height + GAP))
+    size = (COLUMNS * (width + 3 * GAP), TITLE_HEIGHT + rows * (height + GAP))
     picture = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
     for number, prompt in enumerate(PROMPTS):
         row, column = divmod(number, COLUMNS)
-        x, y = column * (width + 3 * GAP) + GAP, HEAD + row * (height + GAP)
-        for half, shown in enumerate(pairs):
+        x, y = column * (width + 3 * GAP) + GAP, TITLE_HEIGHT + row * (height + GAP)
+        for half, frames in enumerate(pairs):
             left = x + half * (side + GAP)
-            picture.paste(Image.fromarray(shown[number, frame]), (left, y))
+            picture.paste(Image.fromarray(frames[number, frame]), (left, y))
             if row == 0:
                 title = ("without motion branch", "with motion branch")[half]
                 pen.text((left + side / 2, 4), title, "black", font, anchor="ma")
@@ -66,13 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", default="sprites")
-    asked = parser.parse_args()
-    pipeline = load_pipeline(asked.model, "cpu")
+    args = parser.parse_args()
+    pipeline = load_pipeline(args.model, "cpu")
     pairs = [videos(pipeline, strength) for strength in (0.0, 1.0)]
     first, *others = [draw(pairs, frame) for frame in range(pairs[0].shape[1])]
     options = {"duration": 1000 // FPS, "loop": 0, "quality": 80, "method": 6}
-    first.save(asked.file, save_all=True, append_images=others, **options)
-    print(f"wrote {asked.file}: {asked.file.stat().st_size / 2**20:.2f} MiB")
+    first.save(args.file, save_all=True, append_images=others, **options)
+    print(f"wrote {args.file}: {args.file.stat().st_size / 2**20:.2f} MiB")
 
 
 if __name__ == "__main__":

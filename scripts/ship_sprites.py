@@ -1,10 +1,10 @@
-"""Put trained `sprites` models into the package, in half precision, with their loss curves.
+"""Copy trained `sprites` models into the package, in half precision, with their loss curves.
 
 python scripts/ship_sprites.py --demo runs/sprites/demo --base runs/sprites/base \
     --autoencoder runs/sprites/encoder
 
-Each can be left out; both models get the autoencoder. `--curves RUN ...` names runs of which only
-the curve is wanted. Curves are drawn behind those that are shipped already.
+Each option is optional; both models get the autoencoder. `--curves RUN ...` adds the curves of
+further runs. New curves are drawn to the right of the existing ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTH, HEIGHT, MARGIN = 320, 180, 30
 
 
 def curve(stage: str, lines: list[dict[str, float]]) -> str:
-    """One stage's loss over its steps as an SVG group, the loss on a logarithmic scale."""
+    """One stage's loss over its steps as an SVG group, on a logarithmic scale."""
     steps = torch.tensor([line["step"] for line in lines])
     losses = torch.tensor([line["loss"] for line in lines]).log10()
     low, high = losses.min(), losses.max()
@@ -41,25 +41,25 @@ def curve(stage: str, lines: list[dict[str, float]]) -> str:
     )
 
 
-def forget_origin(folder: Path) -> None:
-    """Drop the folder of the training run, which diffusers notes in every configuration."""
+def remove_origin(folder: Path) -> None:
+    """Remove the training run's folder, which diffusers writes into each configuration."""
     for file in folder.rglob("*.json"):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if '"_name_or_path"' not in line]
-        file.write_text("".join(kept), encoding="utf-8")
-        json.loads("".join(kept))
+        text = "".join(line for line in lines if '"_name_or_path"' not in line)
+        json.loads(text)
+        file.write_text(text, encoding="utf-8")
 
 
 def draw(curves: Path, runs: list[Path]) -> None:
-    """Draw the runs' curves behind the ones in the picture; a name that is there is drawn anew."""
+    """Add the runs' curves to a picture; a curve of the same name is replaced."""
     old = re.findall(r"<g [^>]*>(.*?)</g>", curves.read_text(encoding="utf-8"), re.DOTALL)
     drawn = {re.findall(r">([^<]*)</text>", group)[0]: group for group in old}
     for run in runs:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         drawn[run.name] = curve(run.name, [json.loads(line) for line in lines])
     groups = [
-        f'<g transform="translate({place * WIDTH},0)">{group}</g>'
-        for place, group in enumerate(drawn.values())
+        f'<g transform="translate({number * WIDTH},0)">{group}</g>'
+        for number, group in enumerate(drawn.values())
     ]
     curves.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(groups)}" height="{HEIGHT}" '
@@ -75,20 +75,20 @@ def main() -> None:
     parser.add_argument("--base", type=Path)
     parser.add_argument("--autoencoder", type=Path)
     parser.add_argument("--curves", type=Path, nargs="*", default=[])
-    asked = parser.parse_args()
-    runs = {"sprites": asked.demo, "sprites-base": asked.base}
+    args = parser.parse_args()
+    runs = {"sprites": args.demo, "sprites-base": args.base}
     for name, run in runs.items():
-        if run is None and asked.autoencoder is None:
+        if run is None and args.autoencoder is None:
             continue
         source = BUILT_IN[name] if run is None else run / "final"
         shipped = DemoPipeline.from_pretrained(source, dtype=torch.float16)
-        folder = BUILT_IN[name] if asked.autoencoder is None else asked.autoencoder / "final"
+        folder = BUILT_IN[name] if args.autoencoder is None else args.autoencoder / "final"
         vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float16)
         shipped.register_modules(vae=vae)
         shipped.save_pretrained(BUILT_IN[name])
-        forget_origin(BUILT_IN[name])
+        remove_origin(BUILT_IN[name])
     assets = BUILT_IN["sprites"].parent
-    draw(assets / "curves.svg", [*asked.curves, *filter(None, [*runs.values(), asked.autoencoder])])
+    draw(assets / "curves.svg", [*args.curves, *filter(None, [*runs.values(), args.autoencoder])])
     size = sum(file.stat().st_size for file in assets.rglob("*.safetensors")) / 2**20
     print(f"wrote {assets}: {size:.1f} MiB of weights")
 

@@ -102,6 +102,7 @@ def test_a_command_has_what_differs_from_the_defaults() -> None:
         *("--motion-strength", "0.25"),
         *("--model=a model", "--lora=x.safetensors", "--dtype=bfloat16"),
     ]
+    assert REQUEST.command(InferenceConfig(scheduler="ddim")).endswith("--scheduler=ddim")
     off, on = replace(REQUEST, tab="compare").command(InferenceConfig()).splitlines()
     assert "--motion-strength 0 --out outputs/motion-0" in off
     assert on.endswith("--out outputs/motion-1")

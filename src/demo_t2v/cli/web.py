@@ -43,13 +43,21 @@ def web(
             adapter_file(config.lora)
         try:
             with without_proxies("*"):  # Gradio's import makes a client for each proxy
-                from demo_t2v.web.server import ServerOptions, serve
+                from demo_t2v.web.server import serve
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
             raise ConfigError("web: needs gradio; run `pip install 'demo-t2v[web]'`") from None
-        server = ServerOptions(host, port, share, login, root_path, max_queue)
-        serve(config, server, lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
+        serve(
+            config,
+            lambda address: typer.echo(f"{address} (Ctrl-C ends it)"),
+            host=host,
+            port=port,
+            max_queue=max_queue,
+            share=share,
+            auth=login,
+            root_path=root_path,
+        )
 
 
 def _login(auth: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,8 @@ from demo_t2v.evaluation.errors import EvaluationError
 if TYPE_CHECKING:
     from rich.table import Table
 
+CRITERIA: Final = ("motion", "content", "both", "background")
+"""What can be right in a video; content is the thing, both are motion and content."""
 NO_MOTION: Final = "none"
 """Name in the confusions of a video without a recognized motion."""
 
@@ -44,20 +46,11 @@ class VideoScore:
     """Distance to the nearest motion in units of its tolerance; infinite without a thing."""
 
     @property
-    def content_right(self) -> bool:
-        return self.seen_thing == self.thing
-
-    @property
-    def motion_right(self) -> bool:
-        return self.seen_motion == self.motion
-
-    @property
-    def both_right(self) -> bool:
-        return self.content_right and self.motion_right
-
-    @property
-    def background_right(self) -> bool:
-        return self.seen_background == self.background
+    def right(self) -> dict[str, bool]:
+        """Which of CRITERIA the video meets."""
+        motion, content = self.seen_motion == self.motion, self.seen_thing == self.thing
+        background = self.seen_background == self.background
+        return dict(zip(CRITERIA, (motion, content, motion and content, background), strict=True))
 
 
 @dataclass(frozen=True)
@@ -86,14 +79,6 @@ class Proportion:
             return "-"
         low, high = self.interval
         return f"{self.right / self.count:.1%} ({low:.0%} to {high:.0%})"
-
-
-_CRITERIA: Final[dict[str, Callable[[VideoScore], bool]]] = {
-    "motion": lambda video: video.motion_right,
-    "content": lambda video: video.content_right,
-    "both": lambda video: video.both_right,
-    "background": lambda video: video.background_right,
-}
 
 
 @dataclass(frozen=True)
@@ -147,18 +132,16 @@ class Report:
 
 
 def accuracies(videos: Iterable[VideoScore]) -> dict[str, Proportion]:
-    """How many videos have the requested motion, content (thing), both, and background."""
-    scored = list(videos)
-    return {
-        name: Proportion(sum(map(right, scored)), len(scored)) for name, right in _CRITERIA.items()
-    }
+    """How many of the videos meet each of CRITERIA."""
+    right = [video.right for video in videos]
+    return {name: Proportion(sum(each[name] for each in right), len(right)) for name in CRITERIA}
 
 
 def tables(report: Report) -> list[Table]:
     """The report as tables: the accuracies, then one table of motions for each subject."""
     from rich.table import Table
 
-    top = Table("", "pairs", "videos", *_CRITERIA, title="Right, with 95 % intervals")
+    top = Table("", "pairs", "videos", *CRITERIA, title="Right, with 95 % intervals")
     for subject in report.subjects:
         for label, held_out in (("trained", False), ("held out", True)):
             videos = subject.subset(held_out)

@@ -45,10 +45,10 @@ class Cancelled(Exception):  # noqa: N818 (not an error)
 
 @dataclass
 class Generation:
-    """One request on its way.
+    """Generates the videos of one request.
 
     `base` has the model, device and precision. `on_update` is called after each denoising step,
-    `is_cancelled` is asked before each step and file. Files are written to `folder`.
+    `is_cancelled` after each step and before each file. Files are written to `folder`.
     """
 
     pipeline: DemoPipeline

@@ -1,4 +1,4 @@
-"""The page: which event of which component calls what."""
+"""Connects the components of the page to a session."""
 
 from __future__ import annotations
 

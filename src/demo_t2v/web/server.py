@@ -8,8 +8,8 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gradio import Blocks
 
@@ -18,27 +18,14 @@ from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.inference.batches import load_for
 from demo_t2v.web.page import build_page
 from demo_t2v.web.proxies import without_proxies
-from demo_t2v.web.session import GenerateFunction, GenerationSession, undecorated
+from demo_t2v.web.session import GenerateFunction, GenerationSession
 from demo_t2v.web.theme import launch_options
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Address and access of the page, under the names of Gradio's `launch`."""
-
-    host: str = "127.0.0.1"
-    port: int = 7860
-    """0 for any free port."""
-    share: bool = False
-    auth: tuple[str, str] | None = None
-    root_path: str | None = None
-    max_queue: int = 20
 
 
 def open_session(
     config: InferenceConfig,
     folder: Path,
-    decorate: Callable[[GenerateFunction], GenerateFunction] = undecorated,
+    decorate: Callable[[GenerateFunction], GenerateFunction] | None = None,
 ) -> GenerationSession:
     """A session with its model loaded, whose files are written to `folder`, which must exist.
 
@@ -49,18 +36,28 @@ def open_session(
     return GenerationSession(pipeline, config, folder, decorate)
 
 
-def serve(config: InferenceConfig, options: ServerOptions, on_ready: Callable[[str], None]) -> None:
+def serve(
+    config: InferenceConfig,
+    on_ready: Callable[[str], None],
+    *,
+    host: str,
+    port: int,
+    max_queue: int,
+    share: bool,
+    **options: Any,
+) -> None:
     """Load the model, serve the page and call `on_ready` with its address; ends with Ctrl-C.
 
-    All files of visitors are deleted at the end. Raises ConfigError for a port in use, and the
-    errors of loading a model.
+    Port 0 is any free one, `max_queue` is that of `build_page`; `share` and `options` are passed to
+    Gradio's `launch`. All files of visitors are deleted at the end. Raises ConfigError for a port
+    in use, and the errors of loading a model.
     """
-    port = _free_port(options.host, options.port)
+    port = _free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="demo-t2v-web-") as folder:
         session = open_session(config, Path(folder))
-        page = build_page(session, options.max_queue)
-        local, public = _launch(page, options, port)
-        on_ready(public or local)
+        page = build_page(session, max_queue)
+        address = _launch(page, server_name=host, server_port=port, share=share, **options)
+        on_ready(address)
         # SIGTERM ends the program like Ctrl-C, so that the folder is deleted.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -70,23 +67,21 @@ def serve(config: InferenceConfig, options: ServerOptions, on_ready: Callable[[s
             page.close(verbose=False)
 
 
-def _launch(page: Blocks, options: ServerOptions, port: int) -> tuple[str, str]:
-    """Launch; returns the local address and the public one, which is empty without `share`.
+def _launch(page: Blocks, server_name: str, share: bool, **options: Any) -> str:
+    """Launch the page; returns its public address with `share`, else the local one.
 
     Gradio requests its own page once, without a proxy; the public address may need one.
     """
-    hosts = ("localhost", "127.0.0.1", options.host) if options.share else ("*",)
+    hosts = ("localhost", "127.0.0.1", server_name) if share else ("*",)
     try:
         with without_proxies(*hosts):
             _, local, public = page.launch(
-                server_name=options.host,
-                server_port=port,
-                share=options.share,
-                auth=options.auth,
-                root_path=options.root_path,
+                server_name=server_name,
+                share=share,
                 max_file_size="1mb",
                 quiet=True,
                 prevent_thread_lock=True,
+                **options,
                 **launch_options(),
             )
     except ImportError as error:
@@ -95,7 +90,7 @@ def _launch(page: Blocks, options: ServerOptions, port: int) -> tuple[str, str]:
         raise ConfigError(
             "share: the environment names a SOCKS proxy, which needs `pip install 'httpx[socks]'`"
         ) from None
-    return local, public or ""
+    return str(public or local)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -27,11 +27,6 @@ GenerateFunction = Callable[[GenerationRequest], Iterator[StepUpdate | Generatio
 """Yields an update after each step, and the result at the end."""
 
 
-def undecorated(function: GenerateFunction) -> GenerateFunction:
-    """The function itself, for sessions without a decorator."""
-    return function
-
-
 class GenerationSession:
     """One model, and one generation at a time.
 
@@ -44,7 +39,7 @@ class GenerationSession:
         pipeline: DemoPipeline,
         config: InferenceConfig,
         folder: Path,
-        decorate: Callable[[GenerateFunction], GenerateFunction] = undecorated,
+        decorate: Callable[[GenerateFunction], GenerateFunction] | None = None,
     ) -> None:
         self.config = config
         self.limits = Limits.of(pipeline)
@@ -53,7 +48,7 @@ class GenerationSession:
         self._folder = folder
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._generate_decorated = decorate(self._generate)
+        self._decorated = decorate(self._generate) if decorate else self._generate
 
     def generate(self, request: GenerationRequest) -> Iterator[StepUpdate | GenerationResult]:
         """Yields an update after each step, and the result at the end.
@@ -62,7 +57,7 @@ class GenerationSession:
         ConfigError for a size that the network cannot take, ArithmeticError for an overflow, and
         any other failure; failures other than a lack of memory are logged.
         """
-        return self._generate_decorated(request)
+        return self._decorated(request)
 
     def close(self) -> None:
         """Cancel the current generation, which takes a step, and all later ones."""

@@ -51,9 +51,9 @@ def classify_video(frames: NDArray[np.uint8]) -> VideoClassification:
     """
     scene = read_scene(frames)
     match, rival = find_things(scene)
-    track, share = match.polished
+    track, share = match.fitted_path
     visible = share >= MIN_SHARE
-    visible &= 1 - share <= MAX_RIVAL_RESIDUAL * (1 - rival.polished[1])
+    visible &= 1 - share <= MAX_RIVAL_RESIDUAL * (1 - rival.fitted_path[1])
     visible &= share >= scene.ellipse_share - MAX_ELLIPSE_LEAD
     recognized = bool(visible.mean() >= MIN_VISIBLE_FRAMES)
     motion, deviation = classify_motion(match, visible) if recognized else (None, np.inf)
@@ -68,19 +68,19 @@ def classify_motion(match: Match, visible: NDArray[np.bool_]) -> tuple[str | Non
     lose: a ball that spins looks like a ball that does not.
     """
     weight = visible / visible.sum()
-    _, free = match.free
+    _, free_share = match.best_path
     choices = []
     for angles, shapes in _templates(len(visible)):
-        track, share = match.along(np.array(angles))
-        loss = free - share
+        track, share = match.path_with_angles(np.array(angles))
+        loss = free_share - share
         choices += [
             (_deviation(track, shape, loss, weight), motion, shape, track)
             for motion, shape in shapes
         ]
     _, motion, shape, track = min(choices, key=lambda choice: choice[0])
-    track, share = match.polish(track)  # the grid selects the motion, the exact fit measures it
-    _, free = match.polished
-    deviation = _deviation(track, shape, free - share, weight)
+    track, share = match.fit(track)  # the grid selects the motion, the exact fit measures it
+    _, free_share = match.fitted_path
+    deviation = _deviation(track, shape, free_share - share, weight)
     return (motion if deviation <= MAX_DEVIATION else None), deviation
 
 

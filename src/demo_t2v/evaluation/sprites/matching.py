@@ -33,12 +33,13 @@ SIZE_STEP_COST: Final = 0.02  # share; for a change of size by one grid step
 _DELTAS: Final = np.diag([0.01, 0.01, 0.01, 4.0])  # of x, y, size, angle; for the derivatives
 
 
+MatchedPath = tuple[Trajectory, NDArray[np.float64]]
+"""A path, and the share (F,), at most 1, that the thing explains of each frame."""
+
+
 @dataclass(frozen=True)
 class Match:
-    """The match of one thing with a video of F frames in all poses.
-
-    A path is a Trajectory with the share (F,), at most 1, that the thing explains of each frame.
-    """
+    """The match of one thing with a video of F frames in all poses."""
 
     scene: Scene
     thing: str
@@ -48,16 +49,16 @@ class Match:
     """(F, V, V, A, S) explained share for V shifts of y and x, A angles and S sizes."""
 
     @cached_property
-    def free(self) -> tuple[Trajectory, NDArray[np.float64]]:
+    def best_path(self) -> MatchedPath:
         """The most likely path, to a fraction of a grid step."""
         return self._refine(_likeliest_path(self.shares.max((1, 2)).astype(np.float64)))
 
     @cached_property
-    def polished(self) -> tuple[Trajectory, NDArray[np.float64]]:
+    def fitted_path(self) -> MatchedPath:
         """The most likely path, fitted to the pixels."""
-        return self.polish(self.free[0])
+        return self.fit(self.best_path[0])
 
-    def polish(self, track: Trajectory) -> tuple[Trajectory, NDArray[np.float64]]:
+    def fit(self, track: Trajectory) -> MatchedPath:
         """Fit a path's poses to the pixels by two Gauss-Newton steps a frame."""
         poses = np.stack([track.x, track.y, track.size, track.angle], 1)
         difference = self.scene.difference.astype(np.float64)
@@ -88,7 +89,7 @@ class Match:
         sprite = shrink(drawn[None].astype(np.float32) / 255, SIDE)[0].astype(np.float64)
         return np.asarray(sprite[..., :3] - sprite[..., 3:] * self.scene.backdrop[:, None])
 
-    def along(self, angles: NDArray[np.float64]) -> tuple[Trajectory, NDArray[np.float64]]:
+    def path_with_angles(self, angles: NDArray[np.float64]) -> MatchedPath:
         """The best path with given angles (F,) in degrees, to one grid step (15 degrees)."""
         count, _, _, steps, sizes = self.shares.shape
         near = np.rint(angles / (360 / steps)).astype(np.int64)[:, None] + (-1, 0, 1)  # (F, 3)
@@ -97,7 +98,7 @@ class Match:
         step, size = np.divmod(shares.reshape(count, -1).argmax(1), sizes)
         return self._refine(np.stack([near[np.arange(count), step], size], 1))
 
-    def _refine(self, poses: NDArray[np.int64]) -> tuple[Trajectory, NDArray[np.float64]]:
+    def _refine(self, poses: NDArray[np.int64]) -> MatchedPath:
         """The path with the best shifts for (F, 2) indices of angles and sizes.
 
         A parabola through neighbouring grid points interpolates each axis.
@@ -114,12 +115,14 @@ class Match:
             low, high = at.copy(), at.copy()
             low[:, axis] -= 1
             high[:, axis] += 1
-            inside = wraps | ((low[:, axis] >= 0) & (high[:, axis] < length))
+            interior = wraps | ((low[:, axis] >= 0) & (high[:, axis] < length))
             low[:, axis] %= length
             high[:, axis] %= length
             before, after = self.shares[(frame, *low.T)], self.shares[(frame, *high.T)]
             bend = np.maximum(2 * share - before - after, 1e-6)
-            offset[:, axis] = np.where(inside, np.clip((after - before) / (2 * bend), -0.5, 0.5), 0)
+            offset[:, axis] = np.where(
+                interior, np.clip((after - before) / (2 * bend), -0.5, 0.5), 0
+            )
             peak += 0.5 * bend * offset[:, axis] ** 2
         y, x = ((_pixel(self.centres, FINE) + at[:, :2] - SHIFTS[FINE] + offset[:, :2]) / FINE).T
         turn = np.unwrap((at[:, 2] + offset[:, 2]) * (360 / angles), period=360)
@@ -130,15 +133,15 @@ class Match:
 
 def find_things(scene: Scene) -> tuple[Match, Match]:
     """The two things that match a video best, by the sum of their shares over the frames."""
-    coarse = _shares(_features(scene, COARSE), scene.centres, THINGS, COARSE)
-    features = _features(scene, FINE)
+    coarse = _shares(_frame_factors(scene, COARSE), scene.centres, THINGS, COARSE)
+    features = _frame_factors(scene, FINE)
     matches = []
     for index in np.argsort(-_evidence(coarse.reshape(*coarse.shape[:2], -1).max(-1)))[:CANDIDATES]:
         centres = _best_centres(coarse[index], scene.centres)
         shares = _shares(features, centres, (THINGS[index],), FINE)[0]
         matches.append(Match(scene, THINGS[index], centres, shares))
-    matches.sort(key=lambda match: -_evidence(match.free[1]))
-    first, second = sorted(matches[:2], key=lambda match: -_evidence(match.polished[1]))
+    matches.sort(key=lambda match: -_evidence(match.best_path[1]))
+    first, second = sorted(matches[:2], key=lambda match: -_evidence(match.fitted_path[1]))
     return first, second
 
 
@@ -147,24 +150,24 @@ def _evidence(shares: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.clip(shares, 0, None).sum(-1), dtype=np.float64)
 
 
-def _features(scene: Scene, side: int) -> Floats:
-    """A frame's factors of the sprite features of `_templates`, over <D, D>: (F, N, N, 9)."""
+def _frame_factors(scene: Scene, side: int) -> Floats:
+    """A frame's factors of the `_sprite_features`, over <D, D>: (F, N, N, 9)."""
     scale = scene.energy[:, None, None, None] * (side / SIDE) ** 2
     difference = shrink(scene.difference, side)
     background = scene.backdrop.reshape(side, -1, 3).mean(1)[:, None]  # (N, 1, 3)
     background = np.broadcast_to(background, difference.shape)
-    parts = [
+    factors = [
         2 * difference,
         -2 * (difference * background).sum(-1, keepdims=True),
         -np.ones_like(difference[..., :1]),
         2 * background,
         -(background**2).sum(-1, keepdims=True),
     ]
-    return np.asarray(np.concatenate(parts, -1) / scale, dtype=np.float32)
+    return np.asarray(np.concatenate(factors, -1) / scale, dtype=np.float32)
 
 
 @cache
-def _templates(thing: str, side: int) -> Floats:
+def _sprite_features(thing: str, side: int) -> Floats:
     """Sprite features of all poses, centred in a frame of N = `side`: (A * S, N * N * 9)."""
     poses = np.stack(
         [
@@ -176,8 +179,8 @@ def _templates(thing: str, side: int) -> Floats:
     sprite = shrink(poses.astype(np.float32) / 255, side)
     colour, opacity = sprite[..., :3], sprite[..., 3:]
     square = (colour**2).sum(-1, keepdims=True)
-    parts = [colour, opacity, square, opacity * colour, opacity**2]
-    return np.concatenate(parts, -1).reshape(len(poses), -1)
+    features = [colour, opacity, square, opacity * colour, opacity**2]
+    return np.concatenate(features, -1).reshape(len(poses), -1)
 
 
 def _shares(
@@ -194,7 +197,7 @@ def _shares(
     patches = windows[np.arange(count)[:, None, None], y, x]  # (F, V, V, 9, side, side)
     flat = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, side * side * 9)
     shape = (count, len(around), len(around), len(ANGLES[side]), len(SIZES))
-    return np.stack([(flat @ _templates(thing, side).T).reshape(shape) for thing in things])
+    return np.stack([(flat @ _sprite_features(thing, side).T).reshape(shape) for thing in things])
 
 
 def _pixel(centres: NDArray[np.float64], side: int) -> NDArray[np.int64]:

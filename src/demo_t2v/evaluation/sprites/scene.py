@@ -82,9 +82,9 @@ class Scene:
         distance = (yy * x**2 - 2 * xy * x * y + xx * y**2) / (xx * yy - xy**2)  # 4 at its edge
         shares = []
         for edge in (2.5, 3.2, 4.0, 5.0):
-            inside = np.clip(3 - 3 * distance / edge + 0.5, 0, 1)  # (F, N, N)
-            colour = np.einsum("fyx,fyxc->fc", inside, self.difference)
-            shares.append((colour**2).sum(1) / ((inside**2).sum((1, 2)) + 1e-6) / self.energy)
+            mask = np.clip(3 - 3 * distance / edge + 0.5, 0, 1)  # (F, N, N)
+            colour = np.einsum("fyx,fyxc->fc", mask, self.difference)
+            shares.append((colour**2).sum(1) / ((mask**2).sum((1, 2)) + 1e-6) / self.energy)
         return np.asarray(np.max(shares, axis=0))
 
 
@@ -136,11 +136,11 @@ def fit_background(pixels: Floats) -> tuple[str, Floats]:
     if len(shifts):  # most of these pixels are background, so the median is its shift
         rows = (rows + np.median(shifts, axis=0)).astype(np.float32)
     for _ in range(2):
-        here = near(rows, _TOLERANCE / 2)  # (F, N, N)
-        weight = here.sum((0, 2)).astype(np.float64)  # (N,)
+        background = near(rows, _TOLERANCE / 2)  # (F, N, N)
+        weight = background.sum((0, 2)).astype(np.float64)  # (N,)
         if np.count_nonzero(weight) < 2:
             break
-        total = np.einsum("fyxc,fyx->yc", pixels, here)
+        total = np.einsum("fyxc,fyx->yc", pixels, background)
         basis = np.stack([np.ones(side), height], 1)  # (N, 2)
         line = np.linalg.lstsq((basis.T * weight) @ basis, basis.T @ total, rcond=None)[0]
         rows = (basis @ line).astype(np.float32)
