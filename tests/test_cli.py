@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +17,13 @@ import pytest
 from demo_t2v.data.video import read_video
 from demo_t2v.inference.outputs import MANIFEST, read_manifest
 from helpers import in_process
-
-ROOT = Path(__file__).parent.parent
-COMMAND = (sys.executable, "-m", "demo_t2v")
-TIMEOUT = 600  # seconds; only a program that hangs takes so long
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
-# Launchers stand beside the interpreter, which need not be on the path of who runs the tests.
-ENVIRONMENT |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-def run(
-    folder: Path, *words: object, limit: Callable[[], None] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run the program in `folder`; under a limit without coverage, whose files would meet it."""
-    measured = limit is None
-    return subprocess.run(
-        [*COMMAND, *map(str, words)],
-        cwd=folder,
-        env={k: v for k, v in ENVIRONMENT.items() if measured or not k.startswith("COVERAGE")},
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-
-
-def messages(stderr: str) -> list[str]:
-    """What the program said to a person: all but the other events of `--json`."""
-    said = {"error": "demo-t2v: ", "message": ""}
-    lines = []
-    for line in stderr.splitlines():
-        event = json.loads(line) if line.startswith('{"event"') else None
-        if event is None:
-            lines.append(line)
-        elif event["event"] in said:
-            lines.append(said[event["event"]] + event["text"])
-    return lines
+from helpers.program import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, assert_one_line, messages, run
 
 
 def only_entry(folder: Path) -> dict[str, Any]:
     """The manifest's line on the only video of a folder."""
     (entry,) = read_manifest(folder).values()
     return entry
-
-
-def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    """Whether the program ended with `code` and one line on stderr that has all `parts`."""
-    assert done.returncode == code, done.stderr
-    (line,) = messages(done.stderr)
-    assert line.startswith("demo-t2v: ")
-    for part in parts:
-        assert part in line
 
 
 @pytest.fixture(scope="module")

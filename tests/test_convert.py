@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet3DConditionModel
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from conftest import shake, tiny_unet
 from demo_t2v.checkpoints.original.exporter import export
 from demo_t2v.checkpoints.original.files import read_torch_file
 from demo_t2v.checkpoints.original.importer import convert
@@ -30,6 +29,7 @@ from helpers import in_process as inside
 from helpers import stages
 from helpers.golden import relative_error
 from helpers.published_layout import NEGATIVE_PROMPT, write_published
+from helpers.tiny_networks import shake, tiny_unet
 
 Files = dict[str, dict[str, Tensor]]
 

@@ -8,8 +8,8 @@ import pytest
 
 from helpers import in_process as inside
 from helpers.datasets import PARTS, configure
-from test_cli import assert_one_line
-from test_cli import run as command
+from helpers.program import assert_one_line
+from helpers.program import run as command
 
 
 def test_the_commands(world: Path, tmp_path: Path) -> None:

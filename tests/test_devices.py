@@ -28,7 +28,7 @@ from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.backends.ray_data import make_on_ray
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process as inside
-from test_cli import assert_one_line
+from helpers.program import assert_one_line
 
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU here")
 

@@ -12,7 +12,7 @@ from diffusers.utils import export_to_gif
 from PIL import Image
 
 from demo_t2v.pipeline import DemoPipeline
-from helpers.latents import latents_of, seeded, with_scheduler
+from helpers.pipelines import latents_of, seeded, with_scheduler
 
 PROMPTS = ["a car falls", "the fish grows"]
 

@@ -31,8 +31,8 @@ from demo_t2v.training.config import (
     DenoiserTraining,
     WebvidDataset,
 )
+from helpers.program import ENVIRONMENT, ROOT, TIMEOUT
 from helpers.released_checkout import INFERENCE, TRAINING, write_checkout
-from test_cli import ENVIRONMENT, ROOT, TIMEOUT
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 ALL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,57 +18,13 @@ from torch import nn
 from demo_t2v.config import ConfigError
 from demo_t2v.training.optimizers import rate_factor
 from demo_t2v.training.trainer import train
+from helpers.program import ROOT, TIMEOUT, free_port
 from helpers.stages import AUTOENCODER, load
 from helpers.stages import run as run_stage
 from helpers.tiny_task import TinyConfig, TinyTask, run
+from helpers.tiny_training import WORKER, config, curve, launch, zero
 
-ROOT = Path(__file__).parent.parent
-WORKER = Path(__file__).parent / "helpers/tiny_task.py"
-TIMEOUT = 600  # seconds; only what hangs takes so long
-PLAIN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-SHARED = {"num_steps": 8, "batch_size": 8, "lr": 1e-2, "warmup_steps": 2, "log_interval": 1}
 TWO = {"gradient_accumulation": 2, "lr_schedule": "constant", "poison": (23,)}
-ZERO = {"zero_optimization": {"stage": 2}, "gradient_clipping": "auto"}
-
-
-def config(folder: Path, **settings: Any) -> TinyConfig:
-    return TinyConfig(log_dir=folder / "run", **{**SHARED, **settings})
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def launch(*wanted: TinyConfig) -> list[list[dict[str, float]]]:
-    """Train all of them, one after another, in the same two processes; each one's log lines."""
-    files = [each.log_dir.with_suffix(".json") for each in wanted]
-    for each, file in zip(wanted, files, strict=True):
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(each.model_dump_json())
-    done = subprocess.run(
-        [sys.executable, *PLAIN, str(free_port()), str(WORKER), *map(str, files)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [[line for line in lines if line["run"] == str(each.log_dir)] for each in wanted]
-
-
-def curve(lines: list[dict[str, float]]) -> dict[float, list[float]]:
-    """What a clock has no part in, by step."""
-    return {line["step"]: [line.get("loss", 0), line.get("grad_norm", 0)] for line in lines}
-
-
-def zero(folder: Path, **settings: Any) -> Path:
-    file = folder / "zero.json"
-    file.write_text(json.dumps({**ZERO, **settings}))
-    return file
 
 
 def launch_twice(*wanted: TinyConfig) -> list[list[dict[str, float]]]:

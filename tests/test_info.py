@@ -10,7 +10,7 @@ import pytest
 
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process as inside
-from test_cli import assert_one_line, run
+from helpers.program import assert_one_line, run
 
 
 def info(start: Any, folder: Path, *words: object) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from helpers.program import ENVIRONMENT, ROOT, free_port
 from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, metrics, run
-from test_cli import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
 DEMO: dict[str, Any] = {
@@ -19,11 +19,13 @@ DEMO: dict[str, Any] = {
     "text_motion_weight": 0,
 }  # fmt: skip
 ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--main_process_port", "0"]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "demo_t2v", "train"]
-TORCHRUN = ["torchrun", "--nproc-per-node", "2"]
+TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2"]
+DEEPSPEED = ["bash", str(ROOT / "scripts/train_deepspeed.sh"), "--num_accelerators", "2"]
 LAUNCHERS: dict[str, tuple[list[str], list[str]]] = {
     "deepspeed": (
-        ["bash", str(ROOT / "scripts/train_deepspeed.sh"), "--num_accelerators", "2", "--"],
+        [*DEEPSPEED, "--master_port", "PORT", "--"],
         [f"deepspeed_config={ROOT / 'configs/deepspeed/train_zero2_offload.json'}"],
     ),
     "accelerate": (ACCELERATE, []),
@@ -58,7 +60,7 @@ def test_sharded_layers_take_the_same_steps(place: Path) -> None:
     """Layer by layer, as in the published size: keys and values are asked for from outside."""
     few = {**DEMO, "num_steps": 4}
     run(load(place, few, "few-one"))
-    program = [*TORCHRUN, str(ROOT / "tests/small_shards.py"), "train"]
+    program = [*TORCHRUN, str(ROOT / "tests/helpers/small_fsdp_shards.py"), "train"]
     assert_same_curve(place, few, "few-one", "few-two", program, ["fsdp=true"])
 
 
@@ -67,8 +69,9 @@ def assert_same_curve(
 ) -> None:
     """Launched over two processes as `two`, the losses are those of the run `one`."""
     wanted = load(place, stage, two)
+    words = [str(free_port()) if word == "PORT" else word for word in before]
     done = subprocess.run(
-        [*before, "--config", f"{two}.yaml", *more],
+        [*words, "--config", f"{two}.yaml", *more],
         cwd=place,
         env=ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"},
         capture_output=True,

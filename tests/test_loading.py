@@ -21,7 +21,7 @@ from demo_t2v.checkpoints.resolve import BUILT_IN, load_pipeline, read_defaults
 from demo_t2v.model_folder import OWN_CLASSES, ModelError
 from demo_t2v.pipeline import DemoPipeline
 from helpers.damage import spoil
-from helpers.latents import seeded
+from helpers.pipelines import seeded
 from helpers.published_layout import write_published
 
 CODE = ["pipeline.py", "unet/demo_unet.py"]

@@ -18,17 +18,10 @@ from torch import Tensor
 from demo_t2v.lora import WEIGHT_NAME, LoraError, add_lora
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process as inside
-from test_cli import ENVIRONMENT, assert_one_line
-from test_engine import TIMEOUT
-from test_pipeline import differ, latents_of
+from helpers.pipelines import differ, latents_of, load_saved
+from helpers.program import ENVIRONMENT, TIMEOUT, assert_one_line
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-
-
-def fresh(folder: Path, **options: Any) -> DemoPipeline:
-    pipeline = DemoPipeline.from_pretrained(folder, **options)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def shake_adapters(pipeline: DemoPipeline, seed: int) -> None:
@@ -43,7 +36,7 @@ def shake_adapters(pipeline: DemoPipeline, seed: int) -> None:
 @pytest.fixture
 def adapted(tiny_folder: Path) -> DemoPipeline:
     """A pipeline with a motion adapter that changes the video."""
-    pipeline = fresh(tiny_folder)
+    pipeline = load_saved(tiny_folder)
     add_lora(pipeline.unet, pipeline.motion_encoder, "motion", rank=2, alpha=3)
     shake_adapters(pipeline, seed=1)
     return pipeline
@@ -64,7 +57,7 @@ def same(first: Tensor, second: Tensor) -> bool:
 def test_a_new_adapter_changes_nothing_until_it_has_learned(
     tiny_pipeline: DemoPipeline, tiny_folder: Path, target: str
 ) -> None:
-    pipeline = fresh(tiny_folder)
+    pipeline = load_saved(tiny_folder)
     add_lora(pipeline.unet, pipeline.motion_encoder, target)
     base = latents_of(tiny_pipeline)
     assert same(latents_of(pipeline), base)
@@ -85,7 +78,7 @@ def test_the_motion_adapter_is_on_what_demo_adds_and_nowhere_else(saved: Path) -
 
 
 def test_all_is_every_transformer(tiny_folder: Path) -> None:
-    pipeline = fresh(tiny_folder)
+    pipeline = load_saved(tiny_folder)
     add_lora(pipeline.unet, pipeline.motion_encoder, "all")
     names = get_peft_model_state_dict(pipeline.unet)
     adapted = {name.partition(".lora_")[0] for name in names}
@@ -112,7 +105,7 @@ def test_saved_and_loaded_it_makes_the_same_videos(
 ) -> None:
     wanted = latents_of(adapted)
     assert differ(wanted, latents_of(tiny_pipeline))
-    by_folder, by_file, by_tensors = (fresh(tiny_folder) for _ in range(3))
+    by_folder, by_file, by_tensors = (load_saved(tiny_folder) for _ in range(3))
     by_folder.load_lora_weights(saved)
     assert torch.equal(latents_of(by_folder), wanted)
     by_file.load_lora_weights(str(saved / WEIGHT_NAME), adapter_name="mine")
@@ -129,7 +122,7 @@ def test_the_file_is_diffusers_own(adapted: DemoPipeline, saved: Path, tiny_fold
     assert (told["unet.r"], told["unet.lora_alpha"]) == (2, 3)
     assert (told["motion_encoder.r"], told["motion_encoder.lora_alpha"]) == (2, 3)
     assert str(tiny_folder) not in json.dumps(told)
-    other = fresh(tiny_folder)
+    other = load_saved(tiny_folder)
     other.unet.load_lora_adapter(str(saved), prefix="unet", weight_name=WEIGHT_NAME)
     other.motion_encoder = adapted.motion_encoder
     assert torch.equal(latents_of(other), latents_of(adapted))
@@ -156,9 +149,11 @@ def test_strength_goes_from_the_base_to_the_adapter(
 def test_the_adapter_that_was_loaded_last_is_heard(
     adapted: DemoPipeline, saved: Path, tiny_folder: Path
 ) -> None:
-    first, pipeline = latents_of(adapted), fresh(tiny_folder)
+    first, pipeline = latents_of(adapted), load_saved(tiny_folder)
     shake_adapters(adapted, seed=2)
-    adapted.motion_encoder = fresh(tiny_folder).motion_encoder  # the second is on one part only
+    adapted.motion_encoder = load_saved(
+        tiny_folder
+    ).motion_encoder  # the second is on one part only
     pipeline.load_lora_weights(saved, "first")
     adapted.save_lora_weights(saved)
     pipeline.load_lora_weights(saved, "second")
@@ -186,7 +181,7 @@ def test_fused_it_is_a_model_like_any_other(adapted: DemoPipeline, tmp_path: Pat
     assert not [name for name, _ in adapted.unet.named_parameters() if "lora" in name]
     torch.testing.assert_close(latents_of(adapted), wanted, rtol=1e-5, atol=1e-5)
     adapted.save_pretrained(tmp_path / "model")
-    assert same(latents_of(fresh(tmp_path / "model")), latents_of(adapted))
+    assert same(latents_of(load_saved(tmp_path / "model")), latents_of(adapted))
 
 
 def test_unfused_and_unloaded_the_base_is_there_again(
@@ -205,7 +200,7 @@ def test_unfused_and_unloaded_the_base_is_there_again(
 
 
 def test_it_loads_into_half_precision(saved: Path, tiny_folder: Path) -> None:
-    pipeline = fresh(tiny_folder, dtype=torch.bfloat16)
+    pipeline = load_saved(tiny_folder, dtype=torch.bfloat16)
     base = latents_of(pipeline)
     pipeline.load_lora_weights(saved)
     assert pipeline.unet.dtype == pipeline.motion_encoder.dtype == torch.bfloat16
@@ -256,7 +251,7 @@ def test_a_file_of_other_tensors_is_refused_in_one_line(
     tensors = load_file(file)
     spoil(tensors)
     save_file(tensors, file, settings)
-    pipeline = fresh(tiny_folder)
+    pipeline = load_saved(tiny_folder)
     before = list(pipeline.unet.state_dict())
     with pytest.raises(LoraError) as error:
         pipeline.load_lora_weights(saved)
@@ -270,7 +265,7 @@ def test_a_file_of_other_tensors_is_refused_in_one_line(
 
 
 def test_what_is_no_adapter_is_refused_in_one_line(saved: Path, tiny_folder: Path) -> None:
-    pipeline = fresh(tiny_folder)
+    pipeline = load_saved(tiny_folder)
     for nothing in (saved.parent / "nowhere", saved.parent, "nothing", "a/b/c", "x/y.safetensors"):
         with pytest.raises(LoraError, match="there is no such adapter; use a file, a folder with"):
             pipeline.load_lora_weights(nothing)
@@ -286,7 +281,7 @@ def test_what_is_no_adapter_is_refused_in_one_line(saved: Path, tiny_folder: Pat
 
 
 def test_a_model_without_motion_takes_no_motion_adapter(tiny_folder: Path) -> None:
-    pipeline = fresh(tiny_folder)
+    pipeline = load_saved(tiny_folder)
     with pytest.raises(LoraError, match="has no motion transformers"):
         add_lora(pipeline.unet, None, "motion")
     add_lora(pipeline.unet, None, "all")

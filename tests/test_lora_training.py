@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from demo_t2v.config import ConfigError
 from demo_t2v.lora import WEIGHT_NAME, LoraError
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
+from helpers.pipelines import latents_of, load_saved
+from helpers.program import TIMEOUT, free_port
 from helpers.stages import DENOISER, assert_same_weights, load, metrics
 from helpers.stages import run as run_stage
-from test_engine import PLAIN, TIMEOUT, free_port
-from test_lora import fresh
-from test_pipeline import latents_of
+from helpers.tiny_training import TORCHRUN
 
 
 def adapter_stage(stages: Path, name: str, *overrides: str) -> Any:
@@ -55,7 +54,7 @@ def test_training_moves_the_adapter_alone_and_goes_on_as_if_it_never_had_stopped
     assert metrics(parts.log_dir) == metrics(whole.log_dir)
     assert_same_weights(parts.log_dir / "final", whole.log_dir / "final")
 
-    pipeline = fresh(stages / "demo/final")
+    pipeline = load_saved(stages / "demo/final")
     base = latents_of(pipeline)
     pipeline.load_lora_weights(whole.log_dir / "final")
     assert torch.equal(latents_of(pipeline), latents_of(task.pipeline()))
@@ -95,7 +94,7 @@ def test_a_base_without_motion_is_adapted_as_a_whole_or_not(stages: Path) -> Non
 def test_two_processes_train_the_adapter_that_one_does(stages: Path) -> None:
     same = ("model={motion: true, dropout: 0}", "text_motion_weight=0", f"latents={stages}/anew")
     one, two = (adapter_stage(stages, name, *same) for name in ("one", "two"))
-    command = [sys.executable, *PLAIN, str(free_port()), "-m", "demo_t2v", "train", "--config"]
+    command = [*TORCHRUN, str(free_port()), "-m", "demo_t2v", "train", "--config"]
     done = subprocess.run(
         [*command, str(stages / "two.yaml"), *same],
         capture_output=True, text=True, timeout=TIMEOUT, check=False,

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from conftest import TINY
 from demo_t2v.checkpoints.memory import (
     DENOISING,
     TEXT,
@@ -38,6 +37,7 @@ from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.models.text import penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
+from helpers.tiny_networks import TINY
 
 
 class LiveBytes(TorchDispatchMode):

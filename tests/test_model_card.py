@@ -17,7 +17,7 @@ from demo_t2v.evaluation.model_card import escape
 from demo_t2v.evaluation.report import read_report, save_report
 from demo_t2v.evaluation.sprites.benchmark import evaluate
 from helpers import in_process as inside
-from test_cli import assert_one_line, run
+from helpers.program import assert_one_line, run
 
 SLY = 'a car | <script>alert("1")</script> **falls** ![x](http://example.org/y.png) `now`'
 

@@ -23,7 +23,7 @@ from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.models.text import TextStates
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process as inside
-from test_cli import assert_one_line, messages, run
+from helpers.program import assert_one_line, messages, run
 
 PROMPTS = ["a car falls", "the fish grows"]
 

@@ -15,16 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import tiny_unet
 from demo_t2v.checkpoints.resolve import read_defaults
 from demo_t2v.pipeline import DemoPipeline
-from helpers.latents import latents_of, seeded, with_scheduler
+from helpers.pipelines import differ, latents_of, seeded, with_scheduler
+from helpers.tiny_networks import tiny_unet
 
 PROMPTS = ["a car falls", "the fish grows"]
-
-
-def differ(first: Tensor, second: Tensor) -> bool:
-    return not torch.allclose(first, second, atol=1e-3)
 
 
 @contextmanager

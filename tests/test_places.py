@@ -7,7 +7,7 @@ import pytest
 
 from demo_t2v.data.video import read_video
 from helpers import in_process as inside
-from test_cli import assert_one_line
+from helpers.program import assert_one_line
 
 
 @pytest.fixture(scope="module")

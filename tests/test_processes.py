@@ -23,7 +23,7 @@ from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.backends.ray_data import from_anywhere
 from demo_t2v.inference.outputs import MANIFEST
 from helpers import in_process as inside
-from test_cli import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, messages
+from helpers.program import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, free_port, messages
 
 TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--standalone", "-m", "demo_t2v"]
 # Ray would have its workers wait behind everything else on the machine.
@@ -169,8 +169,7 @@ def test_a_folder_that_one_process_does_not_see(place: Path) -> None:
     other.mkdir()
     for name in ("model", "six.jsonl"):
         (other / name).symlink_to(place / name)
-    port = str(29_600 + os.getpid() % 1000)
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [
         subprocess.Popen(
             [*COMMAND, *asked("apart")],
@@ -219,7 +218,7 @@ def test_a_process_that_ends_early_is_missed(place: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_two_nodes(place: Path, alone: dict[str, str]) -> None:
     """Two of torchrun's agents, as on two machines, meet at a rendezvous."""
-    meeting = f"127.0.0.1:{30_600 + os.getpid() % 1000}"
+    meeting = f"127.0.0.1:{free_port()}"
     words = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1"]
     words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "-m", "demo_t2v"]
     nodes = [
@@ -242,8 +241,8 @@ def test_two_nodes(place: Path, alone: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_accelerate_launch(place: Path, alone: dict[str, str]) -> None:
     words = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "demo_t2v"]
-    done = launch(place, *words, *asked("accelerated"), ACCELERATE_USE_CPU="true")
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = launch(place, *words, "-m", "demo_t2v", *asked("accelerated"), ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     assert hashes(place / "accelerated") == alone
 
@@ -251,7 +250,8 @@ def test_accelerate_launch(place: Path, alone: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["inference", "inference_zero3_offload"])
 def test_deepspeed(place: Path, stage: str) -> None:
-    words = ["bash", ROOT / "scripts" / "inference_deepspeed.sh", "--num_accelerators", "2", "--"]
+    words = ["bash", ROOT / "scripts" / "inference_deepspeed.sh", "--num_accelerators", "2"]
+    words += ["--master_port", free_port(), "--"]
     file = ROOT / "configs" / "deepspeed" / f"{stage}.json"
     more = [f"deepspeed_config={file}", "--format", "png"]
     done = launch(place, *words, *asked(stage, *more)[1:])  # it says `generate` itself

@@ -15,8 +15,8 @@ from demo_t2v.inference.backends.ray_data import from_anywhere
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import AnyTraining, find_models
 from helpers import in_process as inside
+from helpers.program import run
 from helpers.released_checkout import BASE_FILES, write_models, write_steps
-from test_cli import run
 
 RUN = "workspace/t2v_train_deepspeed11-28_12:30"
 

@@ -11,7 +11,7 @@ import torch
 
 from demo_t2v.config import load
 from demo_t2v.training.config import AnyTraining, fit_device
-from test_cli import ENVIRONMENT, ROOT, TIMEOUT
+from helpers.program import ENVIRONMENT, ROOT, TIMEOUT
 
 OWN = "--no_local_rank --module demo_t2v"
 CASES = [

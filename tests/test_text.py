@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from conftest import CAPTIONS
 from demo_t2v.models.text import TextConditioner, penultimate_states
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.tasks.clip import train_tokenizer
+from helpers.tiny_networks import CAPTIONS
 
 LENGTH = 16
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import tiny_unet
 from demo_t2v.checkpoints.original.key_maps import denoiser_from_original, denoiser_to_original
 from demo_t2v.models.unet import DemoUNet
 from helpers.golden import make_input, make_state, manifest, recorded, relative_error, weight
+from helpers.tiny_networks import tiny_unet
 
 
 def small_network() -> DemoUNet:

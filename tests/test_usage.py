@@ -8,7 +8,7 @@ import pytest
 
 from demo_t2v.cli.usage import one_line
 from helpers import in_process as inside
-from test_cli import assert_one_line
+from helpers.program import assert_one_line
 
 SIZES = (
     "{hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1, "

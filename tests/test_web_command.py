@@ -20,9 +20,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from demo_t2v.web.proxies import without_proxies
-from test_cli import ENVIRONMENT, assert_one_line, run
+from helpers.program import ENVIRONMENT, ROOT, assert_one_line, free_port, run
 
-ROOT = Path(__file__).parent.parent
 TIMEOUT = 120
 
 
@@ -73,11 +72,6 @@ def get(port: int, path: str, login: str | None = None) -> int:
         except OSError:
             assert time.monotonic() < deadline, "no server"
             time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.mark.parametrize(

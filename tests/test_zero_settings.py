@@ -11,10 +11,10 @@ import torch
 
 from demo_t2v.config import ConfigError
 from demo_t2v.training.distributed.deepspeed_config import read_settings, take_settings
+from helpers.program import ROOT, assert_one_line
+from helpers.program import run as run_program
 from helpers.tiny_task import run
-from test_cli import assert_one_line
-from test_cli import run as run_program
-from test_engine import ROOT, config, curve, launch, zero
+from helpers.tiny_training import config, curve, launch, zero
 
 ONE_CYCLE = {
     "type": "OneCycle",

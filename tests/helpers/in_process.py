@@ -12,7 +12,7 @@ from demo_t2v.cli import app
 
 
 def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run the program in `folder`: as `test_cli.run`, and without importing torch once more."""
+    """Run the program in `folder`: as `program.run`, and without importing torch once more."""
     with contextlib.chdir(folder):
         done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)

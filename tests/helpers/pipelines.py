@@ -1,7 +1,8 @@
-"""Calls of a pipeline whose result is latents, for its tests."""
+"""Pipelines from a folder or with another scheduler, and the latents that they give."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,18 @@ def latents_of(pipeline: DemoPipeline, prompt: Any = "a car falls", **options: A
     count = 1 if isinstance(prompt, str) else len(prompt)
     start = {"generator": seeded(*range(count)), "output_type": "latent"}
     return pipeline(prompt, **{**start, **options}).frames
+
+
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether two results differ by more than rounding."""
+    return not torch.allclose(first, second, atol=1e-3)
+
+
+def load_saved(folder: Path, **options: Any) -> DemoPipeline:
+    """The saved pipeline, without progress bars."""
+    pipeline = DemoPipeline.from_pretrained(folder, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def with_scheduler(pipeline: DemoPipeline, scheduler: Any) -> DemoPipeline:
