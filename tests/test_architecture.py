@@ -1,16 +1,17 @@
-"""The rules of the code: layers, short files and functions, a command line that starts fast."""
+"""The rules of the code: layers, errors, quick imports, and what tests may import."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from helpers.program import ROOT
 
-ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "src" / "demo_t2v").rglob("*.py"))
+SOURCES = sorted((ROOT / "src" / "demo_t2v").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HEAVY = {"torch", "diffusers", "transformers", "tensorboard", "accelerate"}
 
 
@@ -18,24 +19,39 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def nodes(file: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def imported(file: Path) -> Iterator[tuple[str, str]]:
+    """Module and name of each import, lazy ones too; the name is empty for a module."""
+    for node in nodes(file):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
 def test_every_import_goes_down():
+    """Imports inside functions count like those at the top of a file.
+
+    A lazy import of a higher layer breaks the contract of layers. A lazy import that closes a
+    circle, of files or of packages, breaks the contract without circles.
+    """
     lint_imports = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
     done = run(sys.executable, "-c", lint_imports)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT / "src").as_posix())
-def test_files_and_functions_are_short(file):
-    text = file.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 350
-    long = {
-        node.name: length
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        # the signature is not counted: a command has a line for each of its options
-        and (length := node.end_lineno - node.body[0].lineno + 1) > 50
-    }
-    assert not long
+def test_errors_for_bad_input_share_one_base():
+    """The command line ends with exit code 2 for UserError, with 1 for any other error."""
+    derived = [
+        node.name
+        for file in SOURCES
+        for node in nodes(file)
+        if isinstance(node, ast.ClassDef) and "ValueError" in map(ast.unparse, node.bases)
+    ]
+    assert derived == ["UserError"]
 
 
 def test_the_command_line_is_imported_without_the_heavy_packages():
@@ -43,3 +59,24 @@ def test_the_command_line_is_imported_without_the_heavy_packages():
     assert done.returncode == 0, done.stderr
     assert "demo_t2v.cli" in done.stdout.split()
     assert not HEAVY & set(done.stdout.split())
+
+
+def test_tests_and_helpers_import_no_test_module():
+    modules = {file.stem for file in TESTS if file.parent.name == "tests"}
+    found = [
+        f"{file.name} imports {module}"
+        for file in TESTS
+        for module, _ in imported(file)
+        if module.partition(".")[0] in modules
+    ]
+    assert not found
+
+
+def test_tests_import_no_private_name():
+    found = [
+        f"{file.name} imports {module}.{name}"
+        for file in TESTS
+        for module, name in imported(file)
+        if module.startswith("demo_t2v") and any(p[:1] == "_" for p in [*module.split("."), name])
+    ]
+    assert not found

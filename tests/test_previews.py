@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,25 @@ from torch.utils.tensorboard import SummaryWriter
 
 from demo_t2v.data.sprites import Trajectory, render
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training.previews import Preview, _measure, make_previews, show_previews
+from demo_t2v.training.previews import Preview, make_previews, show_previews
+
+
+class OneVideo:
+    """A pipeline without a motion branch whose every video is the same."""
+
+    motion_encoder = None
+
+    def __init__(self, video: np.ndarray) -> None:
+        self.video = video
+
+    def __call__(self, _: str, **_options: Any) -> Any:
+        return SimpleNamespace(frames=[self.video])
+
+
+def preview_of(video: np.ndarray) -> Preview:
+    """The preview of a video (F, H, W, 3) in [0, 1]."""
+    (preview,) = make_previews(OneVideo(video.astype(np.float32)), ["a"], 0)  # type: ignore[arg-type]
+    return preview
 
 
 def test_what_moves_two_pixels_a_frame_has_flow_and_what_stands_has_none() -> None:
@@ -22,7 +42,7 @@ def test_what_moves_two_pixels_a_frame_has_flow_and_what_stands_has_none() -> No
     moving = Trajectory(0.3 + steps * 2 / 64, 0.5 * flat, 0.5 * flat, 0 * flat)
     standing = Trajectory(0.5 * flat, 0.5 * flat, 0.5 * flat, 0 * flat)
     moved, stood = (
-        _measure("a", render("pig", "at night", path, 64).astype(np.float32) / 255)
+        preview_of(render("pig", "at night", path, 64) / np.float32(255))
         for path in (moving, standing)
     )
     # The pig covers some 15 % of the picture: 2 pixels there, none elsewhere.
@@ -33,9 +53,9 @@ def test_what_moves_two_pixels_a_frame_has_flow_and_what_stands_has_none() -> No
 
 
 def test_a_black_frame_and_a_white_one_flicker_by_the_whole_range() -> None:
-    video = np.stack([np.zeros((8, 8, 3)), np.ones((8, 8, 3))]).astype(np.float32)
-    assert _measure("a", video).flicker == pytest.approx(255)
-    assert _measure("a", video[:1]).flow == 0
+    video = np.stack([np.zeros((8, 8, 3)), np.ones((8, 8, 3))])
+    assert preview_of(video).flicker == pytest.approx(255)
+    assert preview_of(video[:1]).flow == 0
 
 
 def test_every_prompt_is_shown_with_and_without_motion(tiny_pipeline: DemoPipeline) -> None:
