@@ -26,6 +26,7 @@ from demo_t2v.core.devices import (
 )
 from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.backends.ray_data import make_on_ray
+from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process as inside
 from helpers.program import assert_one_line
@@ -207,9 +208,14 @@ def test_what_mps_lacks(text: str, what: str) -> None:
     assert str(lacking(RuntimeError(text))) == f"device mps: {what}; {ways}"
 
 
-@pytest.mark.parametrize("step", ["decode", "_denoiser"])
+@pytest.mark.parametrize(("owner", "step"), [(DemoPipeline, "decode"), (DemoUNet, "forward")])
 def test_a_run_ends_where_an_operation_is_lacking(
-    elsewhere: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    elsewhere: Any,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    step: str,
 ) -> None:
     calls: list[str] = []
 
@@ -217,7 +223,7 @@ def test_a_run_ends_where_an_operation_is_lacking(
         calls.append(step)
         elsewhere(torch.ones(1))
 
-    monkeypatch.setattr(DemoPipeline, step, call)
+    monkeypatch.setattr(owner, step, call)
     (tmp_path / "two.csv").write_text("id,prompt\n1,a car\n2,a fish\n")
     words = ("--prompts", "two.csv", "--model", tiny_folder, "--device", "cpu", "--steps", "1")
     done = inside.run(tmp_path, "generate", *words)
