@@ -219,7 +219,7 @@ def test_a_run_ends_where_an_operation_is_lacking(
 ) -> None:
     calls: list[str] = []
 
-    def call(*_: Any) -> None:
+    def call(*_: Any, **__: Any) -> None:
         calls.append(step)
         elsewhere(torch.ones(1))
 

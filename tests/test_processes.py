@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -23,6 +24,7 @@ from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.backends.ray_data import from_anywhere
 from demo_t2v.inference.outputs import MANIFEST
 from helpers import in_process as inside
+from helpers.processes import children, command_line, descendants, needs_proc
 from helpers.program import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, free_port, messages
 
 TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--standalone", "-m", "demo_t2v"]
@@ -144,13 +146,8 @@ def kill_one(place: Path, out: str, rng: random.Random) -> bool:
         return launcher.wait(TIMEOUT) != 0
 
 
-def children(parent: int) -> list[int]:
-    """The Python processes that a launcher started."""
-    listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(pid) for pid in listed]
-
-
 @pytest.mark.slow
+@needs_proc
 def test_processes_that_are_killed_ten_times_lose_nothing(
     place: Path, alone: dict[str, str]
 ) -> None:
@@ -285,6 +282,7 @@ def test_ray(place: Path, alone: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+@needs_proc
 def test_ray_replaces_a_process_that_dies(place: Path, alone: dict[str, str]) -> None:
     url = f"file://{place}/replaced"
     with subprocess.Popen(
@@ -297,12 +295,13 @@ def test_ray_replaces_a_process_that_dies(place: Path, alone: dict[str, str]) ->
     ) as process:
         while process.poll() is None and not (place / "replaced" / MANIFEST).exists():
             time.sleep(0.05)
-        found = subprocess.run(
-            ["pgrep", "-f", r"ray::.*MapBatches\(Worker\)"], capture_output=True, text=True
-        )
-        victims = [int(pid) for pid in found.stdout.split()]
-        assert victims
-        os.kill(victims[0], signal.SIGKILL)
+        actors = [
+            pid
+            for pid in descendants(process.pid)
+            if re.match(r"ray::.*MapBatches\(Worker\)", command_line(pid))
+        ]
+        assert actors
+        os.kill(actors[0], signal.SIGKILL)
         _, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, stderr
     assert_whole(place / "replaced", 12)

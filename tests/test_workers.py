@@ -25,6 +25,7 @@ from demo_t2v.training.distributed.base import make_engine
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
 from helpers.datasets import configure
+from helpers.processes import descendants, is_running, needs_proc
 from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, metrics
 from helpers.tiny_task import TinyConfig, TinyTask, run
 
@@ -115,7 +116,7 @@ def test_what_workers_cannot_make_is_refused(
     make_task(configure(world, tmp_path, "sprites", *words, "encode_in_step=true"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes as Linux does")
+@needs_proc
 def test_a_signal_to_all_processes_ends_the_run_after_a_checkpoint(tmp_path: Path) -> None:
     wanted = tiny(tmp_path, num_steps=100_000, num_workers=2, pause=0.01)
     file = tmp_path / "config.json"
@@ -127,28 +128,17 @@ def test_a_signal_to_all_processes_ends_the_run_after_a_checkpoint(tmp_path: Pat
     assert process.stdout is not None
     for _ in range(3):
         assert process.stdout.readline().startswith("{")
+    workers = descendants(process.pid)
+    assert len(workers) >= 2
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert err.splitlines()[-1].startswith("SIGTERM: stopped after step ")
     assert any((wanted.log_dir / "checkpoints").iterdir())
     until = time.monotonic() + TIMEOUT
-    while group_of(process.pid) and time.monotonic() < until:
+    while any(map(is_running, workers)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not group_of(process.pid)
-
-
-def group_of(leader: int) -> list[str]:
-    """The processes of a group that are there still."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(words[2]) == leader and words[0] != "Z":
-            found.append(folder.name)
-    return found
+    assert not any(map(is_running, workers))
 
 
 def test_clips_encoded_in_the_step_are_those_encoded_before(stages: Path) -> None:
