@@ -1,10 +1,11 @@
-"""Fixtures that several tests share: one torch thread, and a small pipeline of random weights."""
+"""Fixtures that several tests share: fixed seeds, one torch thread, small random networks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -18,10 +19,19 @@ from helpers.datasets import make_world
 from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, run
 from helpers.tiny_networks import CAPTIONS, shake, tiny_unet
 
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    """Networks that a test makes have the same random weights in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

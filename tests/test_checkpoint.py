@@ -64,12 +64,12 @@ def assert_stopped_with(process: subprocess.Popen[str], code: int, *parts: str) 
     return out.splitlines()
 
 
-def kill(folder: Path, name: str, lines: int, *words: str) -> int:
-    """Start the program, kill it after so many log lines; the last line's step."""
+def kill(folder: Path, name: str, lines: int, wait: float, *words: str) -> int:
+    """Start the program, kill it `wait` seconds after so many log lines; the last line's step."""
     process = start(folder, name, "--json", *words)
     assert process.stdout is not None
     last = [json.loads(line)["step"] for line in islice(process.stdout, lines)][-1]
-    time.sleep(random.random() / 20)  # also in the middle of writing a checkpoint
+    time.sleep(wait)  # also in the middle of writing a checkpoint
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -83,9 +83,10 @@ def killed_and_whole(folder: Path, kills: int, longest: int, *words: str) -> Any
     whole = load(folder, AUTOENCODER, "whole", *words)
     run_stage(whole)
     parts = load(folder, AUTOENCODER, "parts", *words)
-    steps = []
+    rng, steps = random.Random(0), []
     for _ in range(kills):
-        steps.append(kill(folder, "parts", random.randint(1, longest), *words))
+        lines, wait = rng.randint(1, longest), rng.random() / 20
+        steps.append(kill(folder, "parts", lines, wait, *words))
         assert not (parts.log_dir / "final").exists()
         for place in (parts.log_dir / "checkpoints").glob("[0-9]*"):
             assert {file.name for file in place.iterdir()} == STATE
