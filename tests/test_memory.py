@@ -293,15 +293,6 @@ def test_the_fastest_plan_that_fits_is_chosen(published: dict[str, Part]) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_gpus_of_common_sizes(published: dict[str, Part]) -> None:
-    def chosen(gigabytes: int) -> Plan:
-        return choose(published, REQUEST, 16, "cuda", gigabytes * 10**9)[0]
-
-    assert chosen(24) == Plan(16)
-    assert chosen(6) == Plan(1, drop_text=True)
-    assert chosen(3) == Plan(1, offload="sequential")
-
-
 def test_nothing_is_decoded_in_larger_chunks_than_asked() -> None:
     for asked in (1, 2, 4, 5, 16):
         chunks = [plan.decode_chunk for plan in plans(asked, "cpu")]
