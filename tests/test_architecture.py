@@ -12,7 +12,7 @@ from helpers.program import ROOT
 
 SOURCES = sorted((ROOT / "src" / "demo_t2v").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-HEAVY = {"torch", "diffusers", "transformers", "tensorboard", "accelerate"}
+HEAVY = {"av", "torch", "diffusers", "transformers", "tensorboard", "accelerate"}
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -55,6 +55,7 @@ def test_errors_for_bad_input_share_one_base():
 
 
 def test_the_command_line_is_imported_without_the_heavy_packages():
+    """Bad input is found, and help is shown, without loading torch."""
     done = run(sys.executable, "-c", "import demo_t2v.cli, sys; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
     assert "demo_t2v.cli" in done.stdout.split()

@@ -21,18 +21,14 @@ from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
 from demo_t2v.training.trainer import train
+from helpers.program import TIMEOUT
 from helpers.stages import AUTOENCODER, assert_same_weights, load, metrics
 from helpers.stages import run as run_stage
 from helpers.tiny_task import TinyConfig, TinyTask, run
+from helpers.tiny_training import checkpointed as config
 
 COMMAND = (sys.executable, "-m", "demo_t2v", "train", "--config")
-TIMEOUT = 600  # seconds; only what hangs takes so long
 STATE = {"weights.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
-SHARED = {"num_steps": 12, "batch_size": 4, "lr": 1e-2, "warmup_steps": 2, "log_interval": 1}
-
-
-def config(folder: Path, **settings: Any) -> TinyConfig:
-    return TinyConfig(log_dir=folder / "run", **{**SHARED, "save_ckp_interval": 2, **settings})
 
 
 def saved(wanted: Any) -> list[str]:

@@ -290,15 +290,6 @@ def test_a_size_that_the_network_cannot_take(place: Path) -> None:
     assert list((place / "odd").iterdir()) == []
 
 
-def test_bad_input_is_found_without_torch() -> None:
-    """Reading prompts, configurations and models' settings must stay quick."""
-    code = "import sys, demo_t2v.cli; print({'torch', 'diffusers', 'av'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
-    )
-    assert done.stdout == "set()\n"
-
-
 @pytest.mark.usefixtures("first")
 def test_a_full_disk(place: Path) -> None:
     """As a full disk, a limit on the size of files lets a write begin and then fail."""

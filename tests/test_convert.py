@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet3DConditionModel
+from diffusers import DiffusionPipeline
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPModel
 
 from demo_t2v.checkpoints.original.exporter import export
 from demo_t2v.checkpoints.original.files import read_torch_file
@@ -27,9 +27,10 @@ from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process as inside
 from helpers import stages
+from helpers.diffusers_folder import write_text_to_video_folder
 from helpers.golden import relative_error
 from helpers.published_layout import NEGATIVE_PROMPT, write_published
-from helpers.tiny_networks import shake, tiny_unet
+from helpers.tiny_networks import tiny_unet
 
 Files = dict[str, dict[str, Tensor]]
 
@@ -182,25 +183,8 @@ def test_a_checkpoint_goes_back_as_the_finished_run_does(
 
 @torch.no_grad()
 def test_a_folder_of_diffusers(tmp_path: Path) -> None:
-    unet = UNet3DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24,
-        attention_head_dim=8, norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-    ).eval()  # fmt: skip
-    tower = CLIPTextConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        hidden_act="gelu", pad_token_id=0, bos_token_id=49406, eos_token_id=49407,
-        vocab_size=49408,
-    )  # fmt: skip
-    text = CLIPTextModel(tower).eval()
-    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).eval()
-    for seed, network in enumerate((unet, text, vae)):
-        shake(network, seed)
     theirs = tmp_path / "theirs"
-    for name, network in (("unet", unet), ("text_encoder", text), ("vae", vae)):
-        network.save_pretrained(theirs / name)
-    (theirs / "model_index.json").write_text('{"_class_name": "TextToVideoSDPipeline"}')
+    unet, text, vae = write_text_to_video_folder(theirs)
     convert(theirs, tmp_path / "ours")
     loaded = DemoPipeline.from_pretrained(tmp_path / "ours")
     noisy, states = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 77, 24)

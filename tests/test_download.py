@@ -7,15 +7,15 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from demo_t2v.checkpoints.original.files import BASE_REPOSITORY, DEMO_REPOSITORY
+from helpers.http_server import serve
 from helpers.published_layout import write_published
 
 TIMEOUT = 120
@@ -75,11 +75,8 @@ def hub(tmp_path: Path) -> Iterator[str]:
     Hub.folder = tmp_path / "hub"
     Hub.folder.mkdir()
     write_published(Hub.folder, motion=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve(Hub) as address:
+        yield address
 
 
 @pytest.mark.slow  # the client tries many times

@@ -5,9 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from demo_t2v.checkpoints.resolve import (
 )
 from demo_t2v.pipeline import DemoPipeline
 from helpers.damage import spoil
+from helpers.http_server import serve
 
 NO_TEXT = json.dumps({
     "_class_name": "DemoPipeline", "num_inference_steps": 3, "guidance_scale": 3.0,
@@ -161,10 +161,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serve(Hub) as address:
+        yield address
 
 
 @pytest.mark.parametrize(

@@ -230,9 +230,13 @@ def test_what_would_change_results_is_refused(
 )
 def test_a_bad_inference(files: tuple[Path, Path], key: str, value: Any, line: str) -> None:
     files[0].write_text(yaml.safe_dump(changed(INFERENCE, key, value)))
+    assert_refused(InferenceConfig, files[0], line)
+
+
+def assert_refused(kind: Any, file: Path, line: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load(InferenceConfig, files[0])
-    assert str(error.value).startswith(f"{files[0]}: ")
+        load(kind, file)
+    assert str(error.value).startswith(f"{file}: ")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -252,11 +256,7 @@ def test_a_bad_inference(files: tuple[Path, Path], key: str, value: Any, line: s
 )
 def test_a_bad_training(files: tuple[Path, Path], key: str, value: Any, line: str) -> None:
     files[1].write_text(yaml.safe_dump(changed(TRAINING, key, value)))
-    with pytest.raises(ConfigError) as error:
-        load(AnyTraining, files[1])
-    assert str(error.value).startswith(f"{files[1]}: ")
-    assert line in str(error.value)
-    assert "\n" not in str(error.value)
+    assert_refused(AnyTraining, files[1], line)
 
 
 def test_what_a_file_leaves_out_is_as_in_the_published_code(tmp_path: Path) -> None:

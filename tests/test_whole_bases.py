@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import DDIMScheduler
 
 from demo_t2v.checkpoints.original.importer import convert
 from demo_t2v.checkpoints.resolve import ModelError
@@ -19,6 +18,7 @@ from demo_t2v.training.data.features import Preprocessing
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.tasks.denoiser import DenoiserTask
 from helpers.damage import spoil
+from helpers.diffusers_folder import write_text_to_video_folder
 from helpers.stages import CLIP, DENOISER, load
 
 
@@ -138,23 +138,11 @@ def test_preprocessing_is_saved_and_a_missing_file_is_said(
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
     """A small folder of diffusers' `TextToVideoSDPipeline`."""
-    unet = UNet3DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24,
-        attention_head_dim=8, norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-    )  # fmt: skip
-    tower = CLIPTextConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
-    )
-    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     folder = tmp_path / "theirs"
-    for name, part in (("unet", unet), ("text_encoder", CLIPTextModel(tower)), ("vae", vae)):
-        part.save_pretrained(folder / name)
+    write_text_to_video_folder(folder)
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     ).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text('{"_class_name": "TextToVideoSDPipeline"}')
     return folder
 
 

@@ -26,16 +26,12 @@ from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
 from helpers.datasets import configure
 from helpers.processes import descendants, is_running, needs_proc
+from helpers.program import TIMEOUT
 from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, metrics
-from helpers.tiny_task import TinyConfig, TinyTask, run
+from helpers.tiny_task import TinyTask, run
+from helpers.tiny_training import checkpointed
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
-TIMEOUT = 600  # seconds; only what hangs takes so long
-SHARED = {"num_steps": 12, "batch_size": 4, "lr": 1e-2, "warmup_steps": 2, "log_interval": 1}
-
-
-def tiny(folder: Path, **settings: Any) -> TinyConfig:
-    return TinyConfig(log_dir=folder / "run", **{**SHARED, "save_ckp_interval": 2, **settings})
 
 
 def batches(config: Any, step: int = 0) -> list[Any]:
@@ -59,8 +55,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
 def test_a_run_takes_the_same_steps_with_workers(tmp_path: Path, stop: int) -> None:
     """Also one that was stopped, and one of several micro-batches with bad samples."""
     settings = {"gradient_accumulation": 2, "poison": (9, 23), "optimizer": "muon"}
-    alone = tiny(tmp_path / "alone", **settings)
-    beside = tiny(tmp_path / "beside", **settings, num_workers=2)
+    alone = checkpointed(tmp_path / "alone", **settings)
+    beside = checkpointed(tmp_path / "beside", **settings, num_workers=2)
     for wanted in (alone, beside):
         wanted.log_dir.parent.mkdir()
     run(alone)
@@ -118,7 +114,7 @@ def test_what_workers_cannot_make_is_refused(
 
 @needs_proc
 def test_a_signal_to_all_processes_ends_the_run_after_a_checkpoint(tmp_path: Path) -> None:
-    wanted = tiny(tmp_path, num_steps=100_000, num_workers=2, pause=0.01)
+    wanted = checkpointed(tmp_path, num_steps=100_000, num_workers=2, pause=0.01)
     file = tmp_path / "config.json"
     file.write_text(wanted.model_dump_json())
     program = [sys.executable, str(Path(__file__).parent / "helpers/tiny_task.py"), str(file)]

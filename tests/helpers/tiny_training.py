@@ -23,6 +23,11 @@ def config(folder: Path, **settings: Any) -> TinyConfig:
     return TinyConfig(log_dir=folder / "run", **{**SHARED, **settings})
 
 
+def checkpointed(folder: Path, **settings: Any) -> TinyConfig:
+    """Twelve steps of four samples, with a checkpoint after every second step."""
+    return config(folder, **{"num_steps": 12, "batch_size": 4, "save_ckp_interval": 2, **settings})
+
+
 def launch(*wanted: TinyConfig) -> list[list[dict[str, float]]]:
     """Train all of them, one after another, in the same two processes; each one's log lines."""
     files = [each.log_dir.with_suffix(".json") for each in wanted]
