@@ -41,7 +41,7 @@ def test_the_figures(tmp_path: Path, tiny_folder: Path, tiny_pipeline: DemoPipel
 
 def test_the_tables(tmp_path: Path) -> None:
     """The built-in model by default."""
-    done = run(tmp_path, "info", "--device", "cpu")
+    done = inside.run(tmp_path, "info", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     for text in ("DemoUNet", "4.68", "1 x 16 frames, 128x128", "all parts in memory", "yes"):
         assert text in done.stdout

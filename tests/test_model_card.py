@@ -147,7 +147,7 @@ def test_the_built_in_models(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "sprites" / "README.md")
     assert card.data.license == "mit"
     assert "DemoUNet | 4,6" in card.text
-    assert_one_line(run(tmp_path, "card", "sprites"), 2, "README.md: exists")
+    assert_one_line(inside.run(tmp_path, "card", "sprites"), 2, "README.md: exists")
     shutil.copytree(BUILT_IN["sprites-base"], tmp_path / "base")
     assert inside.run(tmp_path, "card", "base").returncode == 0
     assert "the base network of DEMO" in (tmp_path / "base" / "README.md").read_text()

@@ -20,6 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from demo_t2v.web.proxies import without_proxies
+from helpers import in_process
 from helpers.program import ENVIRONMENT, ROOT, assert_one_line, free_port, run
 
 TIMEOUT = 120
@@ -37,7 +38,7 @@ TIMEOUT = 120
     ids=lambda value: " ".join(value),
 )
 def test_bad_input(tmp_path: Path, words: list[str], parts: list[str]) -> None:
-    assert_one_line(run(tmp_path, "web", "--port", 0, *words), 2, *parts)
+    assert_one_line(in_process.run(tmp_path, "web", "--port", 0, *words), 2, *parts)
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
