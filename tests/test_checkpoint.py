@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and a run that goes on from one as if it never had stopped."""
+"""Checkpoints: complete or absent, and runs that resume from one bit-exactly."""
 
 from __future__ import annotations
 
@@ -93,21 +93,21 @@ def killed_and_whole(folder: Path, kills: int, longest: int, *words: str) -> Any
 
 
 @pytest.mark.slow
-def test_killed_at_a_random_step_it_ends_as_if_it_never_had_been(tmp_path: Path) -> None:
+def test_a_run_killed_at_a_random_step_resumes_bit_exactly(tmp_path: Path) -> None:
     times = ("num_steps=80", "log_interval=1", "save_ckp_interval=3")
     parts = killed_and_whole(tmp_path, 1, 50, *times)
     assert saved(parts) == ["00000075", "00000078", "00000080"]
 
 
 @pytest.mark.slow
-def test_killed_ten_times_in_one_run(tmp_path: Path) -> None:
+def test_a_run_killed_ten_times_resumes_bit_exactly(tmp_path: Path) -> None:
     killed_and_whole(tmp_path, 10, 20, "num_steps=300", "log_interval=1", "save_ckp_interval=2")
 
 
 @pytest.mark.parametrize(
     "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_ends_it_after_a_checkpoint_with_a_code_of_its_own(
+def test_a_signal_stops_the_program_after_a_checkpoint(
     tmp_path: Path, kind: signal.Signals
 ) -> None:
     times = ("num_steps=100000", "log_interval=1", "save_ckp_interval=50000")
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_optimizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("stop", [3, 6, 9])
-def test_losses_after_going_on_are_those_of_the_undisturbed_run(
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
     tmp_path: Path, optimizer: str, stop: int
 ) -> None:
     """With bad steps, averaging and accumulation; checkpoints lie between the log lines."""
@@ -253,7 +253,7 @@ class Streaming(TinyTask):
         return super().batch(range(first, first + len(places)))
 
 
-def test_a_stream_goes_on_behind_what_was_learned_from(tmp_path: Path) -> None:
+def test_a_stream_resumes_after_the_last_trained_sample(tmp_path: Path) -> None:
     """Not behind the micro-batch that was made ahead, nor from the beginning."""
     wanted = config(tmp_path, num_steps=4, gradient_accumulation=2)
     list(train(Streaming(wanted), wanted))

@@ -250,7 +250,7 @@ def test_json_says_errors_as_events(place: Path, words: list[str], text: str) ->
     assert any(text in event["text"] for event in events)
 
 
-def test_whatever_is_printed_becomes_an_event() -> None:
+def test_every_line_on_stderr_becomes_an_event() -> None:
     """Python's warnings, logging, a library in C, a process of its own, a progress bar."""
     code = """if True:
         import logging, os, subprocess, sys, warnings

@@ -199,7 +199,7 @@ def test_a_folder_of_diffusers(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_motion_transformers_that_say_nothing_are_not_there() -> None:
+def test_motion_transformers_with_zero_output_change_nothing() -> None:
     silent, base = tiny_unet(), tiny_unet(motion=False)
     base.load_state_dict({name: silent.state_dict()[name] for name in base.state_dict()})
     for name, weight in silent.named_parameters():

@@ -60,7 +60,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, An
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_two_processes_are_as_one(
+def test_two_processes_train_as_one_does(
     tmp_path: Path, engines: dict[str, tuple[Any, Any]], engine: str
 ) -> None:
     assert_two_are_as_one(tmp_path, *engines[engine])
@@ -142,7 +142,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
     assert stopped.value.code == 1
 
 
-def test_a_gradient_that_is_not_finite_is_not_eaten(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
     class Steep(TinyTask):
         def loss(self, batch: Any) -> Any:
             error, figures = super().loss(batch)

@@ -146,7 +146,7 @@ def test_strength_goes_from_the_base_to_the_adapter(
     assert same(latents_of(adapted), full)
 
 
-def test_the_adapter_that_was_loaded_last_is_heard(
+def test_the_adapter_that_was_loaded_last_is_used(
     adapted: DemoPipeline, saved: Path, tiny_folder: Path
 ) -> None:
     first, pipeline = latents_of(adapted), load_saved(tiny_folder)

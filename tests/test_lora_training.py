@@ -32,7 +32,7 @@ def adapter_stage(stages: Path, name: str, *overrides: str) -> Any:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_training_moves_the_adapter_alone_and_goes_on_as_if_it_never_had_stopped(
+def test_training_changes_the_adapter_only_and_resumes_bit_exactly(
     stages: Path,
 ) -> None:
     whole = adapter_stage(stages, "adapter", "log_interval=1")

@@ -44,7 +44,9 @@ def run(script: str, folder: Path, words: list[str], path: str) -> subprocess.Co
 
 
 @pytest.mark.parametrize(("script", "words", "told"), CASES)
-def test_what_the_launcher_is_told(tmp_path: Path, script: str, words: str, told: str) -> None:
+def test_the_options_that_the_launcher_gets(
+    tmp_path: Path, script: str, words: str, told: str
+) -> None:
     launcher = tmp_path / "deepspeed"
     launcher.write_text('#!/bin/sh\necho "$@"\n')
     launcher.chmod(0o755)
