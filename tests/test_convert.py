@@ -25,8 +25,7 @@ from demo_t2v.checkpoints.resolve import ModelError, load_pipeline, read_default
 from demo_t2v.models.text import penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from helpers import in_process as inside
-from helpers import stages
+from helpers import in_process, stages
 from helpers.diffusers_folder import write_text_to_video_folder
 from helpers.golden import relative_error
 from helpers.published_layout import NEGATIVE_PROMPT, write_published
@@ -289,7 +288,7 @@ def test_a_published_file_is_a_model(
     assert (first / "model_index.json").stat().st_mtime_ns == made
     options = ["--model", str(demo[0]), "--frames", "1", "--height", "64", "--width", "64"]
     options += ["--steps", "1", "--format", "png", "--out", str(tmp_path / "out")]
-    ended = inside.run(tmp_path, "generate", "a dog runs", *options)
+    ended = in_process.run(tmp_path, "generate", "a dog runs", *options)
     assert ended.returncode == 0, ended.stderr
     assert len(list((tmp_path / "out").glob("*/*.png"))) == 1
     (tmp_path / "empty.pth").touch()
@@ -301,10 +300,10 @@ def test_the_commands(demo: tuple[Path, Files], started: Path, tmp_path: Path) -
     ended = run(tmp_path, "convert", str(demo[0]), str(tmp_path / "a"), "--dtype", "float16")
     assert (ended.returncode, ended.stdout) == (0, f"{tmp_path / 'a'}\n"), ended.stderr
     clip = str(demo[0] / "open_clip_pytorch_model.bin")
-    ended = inside.run(tmp_path, "convert", started, "b", "--published", "--clip", clip)
+    ended = in_process.run(tmp_path, "convert", started, "b", "--published", "--clip", clip)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "b/demo.pth").is_file()
-    ended = inside.run(tmp_path, "convert", demo[0], "a")
+    ended = in_process.run(tmp_path, "convert", demo[0], "a")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert "a: is there already" in ended.stderr
 

@@ -28,7 +28,7 @@ from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.backends.ray_data import make_on_ray
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.program import assert_one_line
 
 no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU here")
@@ -61,9 +61,9 @@ def test_without_an_accelerator_it_is_the_cpu() -> None:
 def test_a_device_that_is_not_here(name: str, tiny_folder: Path) -> None:
     with pytest.raises(DeviceError, match=f"^device {name}: is not here; there is cpu$"):
         settle(name, "auto")
-    done = inside.run(tiny_folder, "generate", "a car", "--model", ".", "--device", name)
+    done = in_process.run(tiny_folder, "generate", "a car", "--model", ".", "--device", name)
     assert_one_line(done, 2, f"device {name}: is not here; there is cpu")
-    assert_one_line(inside.run(tiny_folder, "info", "--device", name), 2, "is not here")
+    assert_one_line(in_process.run(tiny_folder, "info", "--device", name), 2, "is not here")
 
 
 @no_gpu
@@ -130,7 +130,7 @@ def test_a_device_is_tried_before_a_model_is_loaded(
         "device mps:0: does not compute in float16 (device mps: has no aten::"
     )
     assert message.endswith("; use another --dtype or --device")
-    done = inside.run(tmp_path, "generate", "a car", "--model", tiny_folder, "--device", "mps")
+    done = in_process.run(tmp_path, "generate", "a car", "--model", tiny_folder, "--device", "mps")
     assert_one_line(done, 2, "device mps:0: does not compute in float16")
     check("cpu", "bfloat16")
 
@@ -226,7 +226,7 @@ def test_a_run_ends_where_an_operation_is_lacking(
     monkeypatch.setattr(owner, step, call)
     (tmp_path / "two.csv").write_text("id,prompt\n1,a car\n2,a fish\n")
     words = ("--prompts", "two.csv", "--model", tiny_folder, "--device", "cpu", "--steps", "1")
-    done = inside.run(tmp_path, "generate", *words)
+    done = in_process.run(tmp_path, "generate", *words)
     assert_one_line(done, 2, "device cpu: has no demo_t2v_test::elsewhere; use another --device")
     assert calls == [step]  # nothing is tried again in halves
 

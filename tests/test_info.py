@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from demo_t2v.pipeline import DemoPipeline
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.program import assert_one_line, run
 
 
@@ -34,14 +34,16 @@ def test_the_figures(tmp_path: Path, tiny_folder: Path, tiny_pipeline: DemoPipel
     assert all(
         plan["fits"] == (plan["peak"] <= report["device"]["bytes"]) for plan in report["plans"]
     )
-    larger = info(inside.run, tmp_path, "--model", tiny_folder, "--frames", "64", "--height", "512")
+    larger = info(
+        in_process.run, tmp_path, "--model", tiny_folder, "--frames", "64", "--height", "512"
+    )
     assert larger["video"] == {"batch_size": 1, "frames": 64, "height": 512, "width": 32}
     assert larger["plans"][0]["peak"] > report["plans"][0]["peak"]
 
 
 def test_the_tables(tmp_path: Path) -> None:
     """The built-in model by default."""
-    done = inside.run(tmp_path, "info", "--device", "cpu")
+    done = in_process.run(tmp_path, "info", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     for text in ("DemoUNet", "4.68", "1 x 16 frames, 128x128", "all parts in memory", "yes"):
         assert text in done.stdout
@@ -57,4 +59,4 @@ def test_the_tables(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input(tmp_path: Path, words: tuple[str, ...], parts: list[str]) -> None:
-    assert_one_line(inside.run(tmp_path, "info", *words), 2, *parts)
+    assert_one_line(in_process.run(tmp_path, "info", *words), 2, *parts)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from demo_t2v.lora import WEIGHT_NAME, LoraError, add_lora
 from demo_t2v.pipeline import DemoPipeline
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.pipelines import differ, latents_of, load_saved
 from helpers.program import ENVIRONMENT, TIMEOUT, assert_one_line
 
@@ -293,7 +293,7 @@ def test_the_command_line_puts_an_adapter_on_the_model(
 ) -> None:
     def generate(out: str, *words: str) -> subprocess.CompletedProcess[str]:
         options = ("--model", tiny_folder, "--out", tmp_path / out, "--format", "png")
-        return inside.run(tmp_path, "generate", "a car falls", "--steps", 2, *options, *words)
+        return in_process.run(tmp_path, "generate", "a car falls", "--steps", 2, *options, *words)
 
     lora = ("--lora", str(saved))
     for done in (generate("base"), generate("full", *lora)):

@@ -16,7 +16,7 @@ from demo_t2v.evaluation.frame_grids import CAPTION, SIDE
 from demo_t2v.evaluation.model_card import escape
 from demo_t2v.evaluation.report import read_report, save_report
 from demo_t2v.evaluation.sprites.benchmark import evaluate
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.program import assert_one_line, run
 
 SLY = 'a car | <script>alert("1")</script> **falls** ![x](http://example.org/y.png) `now`'
@@ -31,7 +31,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pa
     (folder / "two.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     words = ("--prompts", "two.jsonl", "--model", "model", "--steps", "2", "--device", "cpu")
     for out, form in (("mp4", "mp4"), ("png", "png")):
-        done = inside.run(folder, "generate", *words, "--format", form, "--out", out)
+        done = in_process.run(folder, "generate", *words, "--format", form, "--out", out)
         assert done.returncode == 0, done.stderr
     model = str(folder / "model")
     report = evaluate(model, base=model, num_trained=3, num_held_out=2)
@@ -46,7 +46,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pa
 
 def written(workspace: Path, *words: object) -> tuple[dict[str, Any], str]:
     """The front matter and the text of the card that these options give."""
-    done = inside.run(workspace, "card", "model", "--overwrite", *words)
+    done = in_process.run(workspace, "card", "model", "--overwrite", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "model/README.md"
     card = ModelCard.load(workspace / "model" / "README.md")
@@ -78,7 +78,7 @@ def test_a_negative_prompt(workspace: Path) -> None:
 
 
 def test_components_are_those_of_info(workspace: Path) -> None:
-    report = inside.run(workspace, "info", "--model", "model", "--device", "cpu", "--json")
+    report = in_process.run(workspace, "info", "--model", "model", "--device", "cpu", "--json")
     _, text = written(workspace)
     for part in json.loads(report.stdout)["parts"]:
         assert f"| `{part['name']}` | {part['class']} | {part['parameters']:,} | " in text
@@ -147,9 +147,9 @@ def test_the_built_in_models(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "sprites" / "README.md")
     assert card.data.license == "mit"
     assert "DemoUNet | 4,6" in card.text
-    assert_one_line(inside.run(tmp_path, "card", "sprites"), 2, "README.md: exists")
+    assert_one_line(in_process.run(tmp_path, "card", "sprites"), 2, "README.md: exists")
     shutil.copytree(BUILT_IN["sprites-base"], tmp_path / "base")
-    assert inside.run(tmp_path, "card", "base").returncode == 0
+    assert in_process.run(tmp_path, "card", "base").returncode == 0
     assert "the base network of DEMO" in (tmp_path / "base" / "README.md").read_text()
 
 
@@ -173,5 +173,5 @@ def test_bad_input(workspace: Path, words: tuple[str, ...], parts: list[str]) ->
         shutil.copytree(workspace / "mp4", others)
         manifest = others / "manifest.jsonl"
         manifest.write_text(manifest.read_text().replace('"model_hash": "', '"model_hash": "0'))
-    done = inside.run(workspace, "card", *words, "--overwrite")
+    done = in_process.run(workspace, "card", *words, "--overwrite")
     assert_one_line(done, 2, *parts)

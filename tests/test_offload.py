@@ -22,7 +22,7 @@ from demo_t2v.inference.batches import generate, load_for
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.models.text import TextStates
 from demo_t2v.pipeline import DemoPipeline
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.program import assert_one_line, messages, run
 
 PROMPTS = ["a car falls", "the fish grows"]
@@ -220,15 +220,15 @@ def test_nothing_is_offloaded_from_the_cpu(tiny_folder: Path, tmp_path: Path) ->
     with pytest.raises(ModelError, match="offload model: needs a GPU with memory of its own"):
         load_pipeline(str(tiny_folder), "cpu", offload="model")
     words = ("generate", "a car", "--model", str(tiny_folder), "--device", "cpu", "--offload")
-    done = inside.run(tmp_path, *words, "sequential")
+    done = in_process.run(tmp_path, *words, "sequential")
     assert_one_line(done, 2, "offload sequential: needs a GPU")
-    assert_one_line(inside.run(tmp_path, *words, "all"), 2, "offload: ", "sequential")
+    assert_one_line(in_process.run(tmp_path, *words, "all"), 2, "offload: ", "sequential")
 
 
 def test_max_memory_says_what_it_picked(tiny_folder: Path, tmp_path: Path) -> None:
     car = ("generate", "a car", "--model", tiny_folder)
     made = (*car, "--steps", 1, "--device", "cpu", "--json", "--out")
-    plain = inside.run(tmp_path, *made, "plain")
+    plain = in_process.run(tmp_path, *made, "plain")
     assert (plain.returncode, messages(plain.stderr)) == (0, [])
     done = run(tmp_path, *made, "ample", "--max-memory", "64GB")
     assert done.returncode == 0, done.stderr
@@ -237,7 +237,7 @@ def test_max_memory_says_what_it_picked(tiny_folder: Path, tmp_path: Path) -> No
     assert [video["file"] for video in json.loads(done.stdout)["videos"]] == [
         video["file"].replace("plain", "ample") for video in json.loads(plain.stdout)["videos"]
     ]
-    done = inside.run(tmp_path, *car, "--max-memory", "9MB")
+    done = in_process.run(tmp_path, *car, "--max-memory", "9MB")
     assert_one_line(done, 2, "max_memory 9MiB: the least for this model is", "lower batch_size")
-    done = inside.run(tmp_path, *car, "--max-memory", "9")
+    done = in_process.run(tmp_path, *car, "--max-memory", "9")
     assert_one_line(done, 2, "max_memory: should be a size such as 8GB")

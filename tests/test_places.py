@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from demo_t2v.data.video import read_video
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.program import assert_one_line
 
 
@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 def test_places_with_colons_links_and_homes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(place / "home"))
     words = ("--steps", "1", "--frames", "2", "--device", "cpu")
-    done = inside.run(
+    done = in_process.run(
         place, "generate", "a car", "--model", "model", "--out", "at 12:30:05", *words
     )
     assert done.returncode == 0, done.stderr
@@ -34,9 +34,11 @@ def test_places_with_colons_links_and_homes(place: Path, monkeypatch: pytest.Mon
     assert read_video(place / "at 12:30:05/1-a-car-0.mp4")[0].shape == (2, 32, 32, 3)
     (place / "home").mkdir()
     for model in ("model/", "./model", str(place / "model"), str((place / "model").resolve())):
-        done = inside.run(place, "generate", "a car", "--model", model, "out=at 12:30:05", *words)
+        done = in_process.run(
+            place, "generate", "a car", "--model", model, "out=at 12:30:05", *words
+        )
         assert "0 made, 1 were there already" in done.stderr
-    done = inside.run(place, "generate", "a car", "pretrained=model", "out=~/a", *words)
+    done = in_process.run(place, "generate", "a car", "pretrained=model", "out=~/a", *words)
     assert done.returncode == 0, done.stderr
     assert (place / "home/a/1-a-car-0.mp4").is_file()
     assert not (place / "~").exists()
@@ -60,5 +62,5 @@ def test_places_with_colons_links_and_homes(place: Path, monkeypatch: pytest.Mon
     ids=" ".join,
 )
 def test_links_that_lead_nowhere(place: Path, words: list[str]) -> None:
-    done = inside.run(place, *words)
+    done = in_process.run(place, *words)
     assert_one_line(done, 2, "is a link to gone, which is not there")

@@ -23,7 +23,7 @@ from demo_t2v.data.video import read_video
 from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.backends.ray_data import from_anywhere
 from demo_t2v.inference.outputs import MANIFEST
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.processes import children, command_line, descendants, needs_proc
 from helpers.program import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, free_port, messages
 
@@ -85,7 +85,7 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def alone(place: Path) -> dict[str, str]:
     """What one process makes: the hash of each file."""
-    done = inside.run(place, *asked("alone"))
+    done = in_process.run(place, *asked("alone"))
     assert done.returncode == 0, done.stderr
     assert_whole(place / "alone", 12)
     return hashes(place / "alone")
@@ -106,7 +106,7 @@ def test_two_processes_make_what_one_makes(place: Path, alone: dict[str, str]) -
 
 def test_other_batches_differ_by_a_grey_level_at_most(place: Path, alone: dict[str, str]) -> None:
     for out, more in (("others", "batch_size=5"), ("pngs", "batch_size=2")):
-        done = inside.run(place, *asked(out, "--format", "png", more))
+        done = in_process.run(place, *asked(out, "--format", "png", more))
         assert done.returncode == 0, done.stderr
     assert len(alone) == len(manifest(place / "others")) == 12
     for entry in manifest(place / "others"):
@@ -189,7 +189,7 @@ def test_a_folder_that_one_process_does_not_see(place: Path) -> None:
 
 def test_several_processes_write_no_bucket(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = inside.run(place, *asked(f"file://{place}/bucket"))
+    done = in_process.run(place, *asked(f"file://{place}/bucket"))
     assert done.returncode == 2
     assert messages(done.stderr) == [
         f"demo-t2v: out: file://{place}/bucket: several processes need a folder; or use engine=ray"
@@ -205,7 +205,7 @@ def test_a_process_that_ends_early_is_missed(place: Path, monkeypatch: pytest.Mo
     other.leave()
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(Share, "join", lambda: Share(store, 0, 2))
-    done = inside.run(place, *asked("early"))
+    done = in_process.run(place, *asked("early"))
     assert done.returncode == 1
     assert len(manifest(place / "early")) == len(done.stdout.splitlines()) == 10
     said = "demo-t2v: 2 of 12 videos were not made: another process ended early"
@@ -253,7 +253,7 @@ def test_deepspeed(place: Path, stage: str) -> None:
     more = [f"deepspeed_config={file}", "--format", "png"]
     done = launch(place, *words, *asked(stage, *more)[1:])  # it says `generate` itself
     assert done.returncode == 0, done.stderr
-    made = inside.run(place, *asked(f"plain-{stage}", "--format", "png"))
+    made = in_process.run(place, *asked(f"plain-{stage}", "--format", "png"))
     assert made.returncode == 0, made.stderr
     assert len(manifest(place / stage)) == 12
     for entry in manifest(place / stage):

@@ -14,7 +14,7 @@ from demo_t2v.config import InferenceConfig, load
 from demo_t2v.inference.backends.ray_data import from_anywhere
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import AnyTraining, find_models
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.program import run
 from helpers.released_checkout import BASE_FILES, write_models, write_steps
 
@@ -110,7 +110,7 @@ def test_files_that_are_not_there(
 def test_a_training_step_makes_videos(here: Path) -> None:
     """In the process that converts it, and in one that finds it converted."""
     words = ("--model", RUN, "--frames", "1", "--height", "64", "--width", "64", "--steps", "1")
-    done = inside.run(here, "generate", "a dog runs", *words, "--format", "png", "--out", "out")
+    done = in_process.run(here, "generate", "a dog runs", *words, "--format", "png", "--out", "out")
     assert done.returncode == 0, done.stderr
     (first,) = (here / "out/1-a-dog-runs-0").glob("*.png")
     words = ("--model", str(resolve(RUN)), *words[2:])

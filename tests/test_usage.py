@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from demo_t2v.cli.usage import one_line
-from helpers import in_process as inside
+from helpers import in_process
 from helpers.program import assert_one_line
 
 SIZES = (
@@ -96,7 +96,7 @@ GENERATE = ("generate", "--model", "model", "--steps", "1", "--frames", "2")
     ids=lambda value: value[:60],
 )
 def test_a_mistake_ends_with_one_line(place: Path, words: str, line: str) -> None:
-    assert_one_line(inside.run(place, *words.split()), 2, line)
+    assert_one_line(in_process.run(place, *words.split()), 2, line)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_words_of_other_versions_of_the_parser(theirs: str, ours: str) -> No
 
 
 def test_a_command_without_words_shows_its_help(place: Path) -> Any:
-    done = inside.run(place)
+    done = in_process.run(place)
     assert done.returncode == 2
     assert "Usage: " in done.stdout + done.stderr
-    assert inside.run(place, "--version").returncode == 0
+    assert in_process.run(place, "--version").returncode == 0
