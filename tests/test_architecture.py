@@ -54,6 +54,17 @@ def test_errors_for_bad_input_share_one_base():
     assert derived == ["UserError"]
 
 
+def test_every_class_name_is_defined_once():
+    """The network files of the built-in models are copies of one file, and do not count."""
+    places: dict[str, list[str]] = {}
+    for file in SOURCES:
+        if "assets" not in file.parts:
+            for node in nodes(file):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(file.relative_to(ROOT).as_posix())
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_the_command_line_is_imported_without_the_heavy_packages():
     """Bad input is found, and help is shown, without loading torch."""
     done = run(sys.executable, "-c", "import demo_t2v.cli, sys; print(*sys.modules)")
