@@ -46,8 +46,8 @@ def pairwise(first: Tensor, second: Tensor) -> Tensor:
 class TwoPassAttention(Attention):
     """Attention, and then the same products once more for the map."""
 
-    def with_map(self, x: Tensor, memory: KeysValues, token: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward(x, memory), super().with_map(x, memory, token)[1]
+    def with_map(self, x: Tensor, kv: KeysValues, token_index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x, kv), super().with_map(x, kv, token_index)[1]
 
 
 class Step:

@@ -1,11 +1,12 @@
 """The three kinds of transformer in the denoiser.
 
-- content: each frame's positions among themselves, then the content states (spatial);
-- motion: each position's frames among themselves, then the motion states (what DEMO adds);
-- temporal: each position's frames among themselves, twice (the base model's).
+- content: self-attention over the positions of a frame, then cross-attention to the content states;
+- motion: self-attention over the frames at a position, then cross-attention to the motion states
+  (added by DEMO);
+- temporal: self-attention over the frames at a position, twice (from the base model).
 
-Keys and values of the states are computed once for a prompt and shared by all frames and all
-positions: cross-attention treats every query of a sample as one long sequence.
+Keys and values of the text encoders' states are computed once for a prompt. All frames and
+positions share them: cross-attention treats all queries of a sample as one sequence.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+TransformerKind = Literal["content", "motion", "temporal"]
+
 
 @dataclass(frozen=True)
 class KeysValues:
-    """One cross-attention's keys and values: (B, heads, L, head_dim) each."""
+    """Keys and values of one attention layer: (B, heads, L, head_dim) each."""
 
     keys: Tensor
     values: Tensor
@@ -30,36 +33,40 @@ class KeysValues:
 class Attention(nn.Module):
     """Multi-head attention without biases on queries, keys and values."""
 
-    def __init__(self, channels: int, heads: int, head_dim: int, context: int | None) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, cross_attention_dim: int | None
+    ) -> None:
+        """`cross_attention_dim` is the width of the states attended to; None: of the input."""
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
         self.to_q = nn.Linear(channels, inner, bias=False)
-        self.to_k = nn.Linear(context or channels, inner, bias=False)
-        self.to_v = nn.Linear(context or channels, inner, bias=False)
+        self.to_k = nn.Linear(cross_attention_dim or channels, inner, bias=False)
+        self.to_v = nn.Linear(cross_attention_dim or channels, inner, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])  # named as in diffusers
 
     def keys_values(self, states: Tensor) -> KeysValues:
-        """states (N, L, D) -> keys and values of all heads."""
+        """Keys and values of all heads from states (N, L, D)."""
         return KeysValues(self._split(self.to_k(states)), self._split(self.to_v(states)))
 
-    def forward(self, x: Tensor, memory: KeysValues | None = None) -> Tensor:
-        """x (N, T, C) attends to itself, or to `memory` with the same N."""
-        memory = memory or self.keys_values(x)
+    def forward(self, x: Tensor, kv: KeysValues | None = None) -> Tensor:
+        """Attention of x (N, T, C) to `kv` of the same N; None: self-attention."""
+        kv = kv or self.keys_values(x)
         query = self._split(self.to_q(x))
-        return self._merge(F.scaled_dot_product_attention(query, memory.keys, memory.values))
+        return self._merge(F.scaled_dot_product_attention(query, kv.keys, kv.values))
 
-    def with_map(self, x: Tensor, memory: KeysValues, token: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the attention on one token of each sample, averaged over heads.
+    def with_map(self, x: Tensor, kv: KeysValues, token_index: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attention map of one token of each sample (DEMO, eq. 3).
 
-        x (B, T, C), token (B,) -> (B, T, C), (B, T). Softmax is taken once, for both.
+        x (B, T, C), token_index (B,) -> (B, T, C) and the map (B, T), averaged over the heads.
+        The softmax is computed once for both.
         """
         query = self._split(self.to_q(x))
-        scores = query @ memory.keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores = query @ kv.keys.transpose(-1, -2) * query.shape[-1] ** -0.5
         weights = scores.softmax(dim=-1)  # (B, heads, T, L)
-        samples = torch.arange(len(token), device=token.device)
-        on_token = weights.mean(dim=1)[samples, :, token]
-        return self._merge(weights @ memory.values), on_token
+        samples = torch.arange(len(token_index), device=token_index.device)
+        token_map = weights.mean(dim=1)[samples, :, token_index]
+        return self._merge(weights @ kv.values), token_map
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(x, "n t (h d) -> n h t d", h=self.heads)
@@ -69,7 +76,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A linear layer of which one half, through GELU, gates the other."""
+    """A linear layer; GELU of one half of its output gates the other (arXiv 2002.05202)."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -82,7 +89,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width, and back."""
+    """GEGLU to four times the width, then a linear layer back."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -96,49 +103,51 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the states (or to itself once more), feed-forward."""
+    """Self-attention, cross-attention (or a second self-attention), feed-forward."""
 
-    def __init__(self, channels: int, heads: int, head_dim: int, context: int | None) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, cross_attention_dim: int | None
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, heads, head_dim, None)
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = Attention(channels, heads, head_dim, context)
+        self.attn2 = Attention(channels, heads, head_dim, cross_attention_dim)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
     def forward(
-        self, x: Tensor, memory: KeysValues | None, token: Tensor | None
+        self, x: Tensor, encoder_kv: KeysValues | None, token_index: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """x (N, T, C), sample by sample in N; memory of B samples, B divides N.
+        """x (N, T, C) -> (N, T, C) and, with `token_index` (B,), that token's map (B, N/B*T).
 
-        With `token` (B,), also the attention on it: (B, N/B*T).
+        `encoder_kv` has B samples, where B divides N; rows of x are ordered by sample.
         """
         x = x + self.attn1(self.norm1(x))
-        on_token = None
-        if memory is None:
+        token_map = None
+        if encoder_kv is None:
             x = x + self.attn2(self.norm2(x))
         else:
-            samples = len(memory.keys)
+            samples = len(encoder_kv.keys)
             query = self.norm2(x).reshape(samples, -1, x.shape[-1])  # (B, N/B*T, C)
-            if token is None:
-                heard = self.attn2(query, memory)
+            if token_index is None:
+                attended = self.attn2(query, encoder_kv)
             else:
-                heard, on_token = self.attn2.with_map(query, memory, token)
-            x = x + heard.reshape(x.shape)
-        return x + self.ff(self.norm3(x)), on_token
+                attended, token_map = self.attn2.with_map(query, encoder_kv, token_index)
+            x = x + attended.reshape(x.shape)
+        return x + self.ff(self.norm3(x)), token_map
 
 
 class Transformer(nn.Module):
-    """Norm, linear in, one transformer block over space or over time, linear out."""
+    """Norm, linear in, one transformer block over space or over time, linear out, residual."""
 
     def __init__(
         self,
-        kind: Literal["content", "motion", "temporal"],
+        kind: TransformerKind,
         channels: int,
         heads: int,
         head_dim: int,
-        context: int,
+        cross_attention_dim: int,
         groups: int,
     ) -> None:
         super().__init__()
@@ -146,7 +155,9 @@ class Transformer(nn.Module):
         inner = heads * head_dim
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner)
-        block = TransformerBlock(inner, heads, head_dim, None if kind == "temporal" else context)
+        block = TransformerBlock(
+            inner, heads, head_dim, None if kind == "temporal" else cross_attention_dim
+        )
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Linear(inner, channels)
         # Every transformer starts as the identity.
@@ -154,35 +165,35 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def keys_values(self, states: Tensor) -> KeysValues:
-        """The keys and values of the states (B, L, D) that this transformer listens to."""
+        """Keys and values for the cross-attention, from encoder states (B, L, D)."""
         block: TransformerBlock = self.transformer_blocks[0]  # type: ignore[assignment]
         return block.attn2.keys_values(states)
 
     def forward(
         self,
         x: Tensor,
-        frames: int,
-        memory: KeysValues | None = None,
-        token: Tensor | None = None,
+        num_frames: int,
+        encoder_kv: KeysValues | None = None,
+        token_index: Tensor | None = None,
         strength: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B*F, C, H, W) -> x plus `strength` times the transformer's answer.
+        """x (B*F, C, H, W) -> x plus `strength` times the transformer's output, and a map.
 
-        With `token` (B,), also the attention that each position of each frame pays to that
-        token of the states, averaged over the heads: (B, H, W, F) for motion.
+        The map is None without `token_index` (B,). With it, a motion transformer returns the
+        attention (B, H, W, F) of each position and frame to that token, averaged over the heads.
         """
         height, width = x.shape[2:]
         if self.kind == "content":
             h = rearrange(self.norm(x), "n c h w -> n (h w) c")
-        else:  # as in the base model, what goes over the frames is normalised over them too
-            h = self.norm(rearrange(x, "(b f) c h w -> b c f (h w)", f=frames))
+        else:  # as in the base model, group norm includes the frames
+            h = self.norm(rearrange(x, "(b f) c h w -> b c f (h w)", f=num_frames))
             h = rearrange(h, "b c f s -> (b s) f c")
-        h, on_token = self.transformer_blocks[0](self.proj_in(h), memory, token)
+        h, token_map = self.transformer_blocks[0](self.proj_in(h), encoder_kv, token_index)
         h = self.proj_out(h)
         if self.kind == "content":
             h = rearrange(h, "n (h w) c -> n c h w", h=height)
         else:
             h = rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width)
-        if on_token is not None:
-            on_token = rearrange(on_token, "b (h w f) -> b h w f", h=height, w=width)
-        return x + strength * h, on_token
+        if token_map is not None:
+            token_map = rearrange(token_map, "b (h w f) -> b h w f", h=height, w=width)
+        return x + strength * h, token_map

@@ -1,65 +1,252 @@
-"""The convolutional layers of the denoiser. Frames ride in the batch axis: x is (B*F, C, H, W)."""
+"""The blocks of the denoiser, and their convolutional layers.
+
+The frames are part of the batch axis: x is (B*F, C, H, W).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demo_t2v.models.attention import KeysValues, Transformer, TransformerKind
 
-class ResnetBlock(nn.Module):
-    """Two convolutions with the timestep added between them; every frame on its own."""
+
+@dataclass(frozen=True)
+class LayerConditioning:
+    """Keys and values for one layer's content and motion transformers."""
+
+    content: KeysValues
+    motion: KeysValues | None
+
+
+BlockConditioning = tuple[LayerConditioning, ...]
+"""One LayerConditioning for each layer of a block that has transformers."""
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes that all layers of one network have in common."""
+
+    temb_channels: int
+    head_dim: int
+    cross_attention_dim: int
+    groups: int
+    dropout: float
+    temporal: bool
+    motion: bool
+
+    def transformer(self, kind: TransformerKind, channels: int, heads: int = 0) -> Transformer:
+        """A transformer with `heads` heads; 0: as many as fit into the width."""
+        heads = heads or channels // self.head_dim
+        return Transformer(
+            kind, channels, heads, self.head_dim, self.cross_attention_dim, self.groups
+        )
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Inputs that all blocks share in one forward pass, and the attention maps they collect."""
+
+    num_frames: int
+    temb: Tensor  # (B*F, T)
+    motion_strength: float
+    eot_index: Tensor | None  # (B,)
+    eot_attention: list[Tensor] = field(default_factory=list)  # one (B, H, W, F) a layer
+
+
+class Block(nn.Module):
+    """Layers at one resolution: residual block, temporal convolution, three transformers."""
 
     def __init__(
-        self, channels: int, out_channels: int, time_channels: int, groups: int, dropout: float
+        self, channels: Sequence[tuple[int, int]], sizes: LayerSizes, attention: int
+    ) -> None:
+        """`channels` (in, out) of each layer; the first `attention` layers have transformers."""
+        super().__init__()
+        self.gradient_checkpointing = False
+        outs = [out for _, out in channels]
+        self.resnets = nn.ModuleList(
+            ResnetBlock(*pair, sizes.temb_channels, sizes.groups, sizes.dropout)
+            for pair in channels
+        )
+        self.temporal, self.motion = sizes.temporal, sizes.motion
+        if sizes.temporal:
+            self.temp_convs = nn.ModuleList(
+                TemporalConv(c, sizes.groups, sizes.dropout) for c in outs
+            )
+        self.attentions = nn.ModuleList(sizes.transformer("content", c) for c in outs[:attention])
+        if sizes.motion:
+            self.motion_attentions = nn.ModuleList(
+                sizes.transformer("motion", c) for c in outs[:attention]
+            )
+        if sizes.temporal:
+            self.temp_attentions = nn.ModuleList(
+                sizes.transformer("temporal", c) for c in outs[:attention]
+            )
+
+    def prepare_conditioning(self, content: Tensor, motion: Tensor | None) -> BlockConditioning:
+        """Keys and values for the layers with transformers, from encoder states (B, L, D)."""
+        layers = []
+        for index, attention in enumerate(self.attentions):
+            motion_kv = None
+            if self.motion and motion is not None:
+                motion_kv = self.motion_attentions[index].keys_values(motion)  # type: ignore[operator]
+            layers.append(LayerConditioning(attention.keys_values(content), motion_kv))  # type: ignore[operator]
+        return tuple(layers)
+
+    def run_layer(
+        self, index: int, x: Tensor, run: ForwardPass, conditioning: BlockConditioning
+    ) -> Tensor:
+        """Layer `index`: x (B*F, C, H, W) -> (B*F, C', H, W). Its motion map goes to `run`."""
+        layer_conditioning = conditioning[index] if index < len(conditioning) else None
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            x, eot_map = self._gradient_checkpointing_func(  # type: ignore[operator]
+                self._layer, index, x, run, layer_conditioning
+            )
+        else:
+            x, eot_map = self._layer(index, x, run, layer_conditioning)
+        if eot_map is not None:
+            run.eot_attention.append(eot_map)
+        return x
+
+    def _layer(
+        self, index: int, x: Tensor, run: ForwardPass, conditioning: LayerConditioning | None
+    ) -> tuple[Tensor, Tensor | None]:
+        eot_map = None
+        x = self.resnets[index](x, run.temb)
+        if self.temporal:
+            x = self.temp_convs[index](x, run.num_frames)
+        if conditioning is None:
+            return x, None
+        x, _ = self.attentions[index](x, run.num_frames, conditioning.content)
+        if self.motion and run.motion_strength != 0:
+            x, eot_map = self.motion_attentions[index](
+                x, run.num_frames, conditioning.motion, run.eot_index, run.motion_strength
+            )
+        if self.temporal:
+            x, _ = self.temp_attentions[index](x, run.num_frames)
+        return x, eot_map
+
+
+class DownBlock(Block):
+    """A block of the encoder half, with a downsampler unless it is the last one."""
+
+    def __init__(
+        self,
+        channels: Sequence[tuple[int, int]],
+        sizes: LayerSizes,
+        attention: int,
+        downsample: bool,
+    ) -> None:
+        super().__init__(channels, sizes, attention)
+        if downsample:
+            self.downsamplers = nn.ModuleList([Downsample(channels[-1][1])])
+
+    def forward(
+        self, x: Tensor, run: ForwardPass, conditioning: BlockConditioning
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x (B*F, C, H, W) -> the output, and that of each layer for the skip connections."""
+        skips = []
+        for index in range(len(self.resnets)):
+            x = self.run_layer(index, x, run, conditioning)
+            skips.append(x)
+        for downsample in getattr(self, "downsamplers", ()):
+            x = downsample(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(Block):
+    """The block between both halves."""
+
+    def forward(self, x: Tensor, run: ForwardPass, conditioning: BlockConditioning) -> Tensor:
+        """x (B*F, C, H, W) -> the same shape."""
+        for index in range(len(self.resnets)):
+            x = self.run_layer(index, x, run, conditioning)
+        return x
+
+
+class UpBlock(Block):
+    """A block of the decoder half, with an upsampler unless it is the last one."""
+
+    def __init__(
+        self,
+        channels: Sequence[tuple[int, int]],
+        sizes: LayerSizes,
+        attention: int,
+        upsample: bool,
+    ) -> None:
+        super().__init__(channels, sizes, attention)
+        if upsample:
+            self.upsamplers = nn.ModuleList([Upsample(channels[-1][1])])
+
+    def forward(
+        self, x: Tensor, skips: list[Tensor], run: ForwardPass, conditioning: BlockConditioning
+    ) -> Tensor:
+        """x (B*F, C, H, W) -> the output; each layer takes the last of `skips` off the list."""
+        for index in range(len(self.resnets)):
+            x = self.run_layer(index, torch.cat([x, skips.pop()], dim=1), run, conditioning)
+        for upsample in getattr(self, "upsamplers", ()):
+            x = upsample(x)
+        return x
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions of each frame, with the timestep embedding added between them."""
+
+    def __init__(
+        self, channels: int, out_channels: int, temb_channels: int, groups: int, dropout: float
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_channels, out_channels)
+        self.time_emb_proj = nn.Linear(temb_channels, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = channels == out_channels
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x (B*F, C, H, W), time (B*F, T) -> (B*F, C', H, W)."""
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x (B*F, C, H, W), temb (B*F, T) -> (B*F, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
 
 
 class TemporalConv(nn.Module):
-    """Four convolutions over three neighbouring frames each, and a residual."""
+    """Four convolutions over three neighbouring frames each, with a residual connection."""
 
     def __init__(self, channels: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.conv1 = self._stage(channels, groups)
-        self.conv2 = self._stage(channels, groups, nn.Dropout(dropout))
-        self.conv3 = self._stage(channels, groups, nn.Dropout(dropout))
-        self.conv4 = self._stage(channels, groups, nn.Dropout(dropout))
-        # The layer starts as the identity.
+        self.conv1 = self._convolution(channels, groups)
+        self.conv2 = self._convolution(channels, groups, nn.Dropout(dropout))
+        self.conv3 = self._convolution(channels, groups, nn.Dropout(dropout))
+        self.conv4 = self._convolution(channels, groups, nn.Dropout(dropout))
+        # A new layer is the identity.
         for weight in self.conv4[-1].parameters():
             nn.init.zeros_(weight)
 
     @staticmethod
-    def _stage(channels: int, groups: int, *dropout: nn.Module) -> nn.Sequential:
+    def _convolution(channels: int, groups: int, *dropout: nn.Module) -> nn.Sequential:
         convolution = FrameConv(channels, channels, (3, 1, 1), padding=(1, 0, 0))
         return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), *dropout, convolution)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x (B*F, C, H, W) -> the same shape; `frames` is F."""
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """x (B*F, C, H, W) -> the same shape."""
         height = x.shape[2]
-        h = rearrange(x, "(b f) c h w -> b c f (h w)", f=frames).contiguous()
+        h = rearrange(x, "(b f) c h w -> b c f (h w)", f=num_frames).contiguous()
         h = self.conv4(self.conv3(self.conv2(self.conv1(h))))
         return x + rearrange(h, "b c f (h w) -> (b f) c h w", h=height)  # type: ignore[no-any-return]
 
 
 class FrameConv(nn.Conv3d):
-    """A (3, 1, 1) convolution, computed in two dimensions, which is faster on most devices."""
+    """A (3, 1, 1) convolution, computed in two dimensions: faster on most devices."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, F, H*W) -> the same shape."""
@@ -67,7 +254,7 @@ class FrameConv(nn.Conv3d):
 
 
 class Downsample(nn.Module):
-    """Half the height and the width, by a convolution with stride 2."""
+    """A convolution with stride 2, which halves height and width."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +266,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and the width: nearest neighbour, then a convolution."""
+    """Nearest-neighbour interpolation to twice the height and width, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,7 +278,11 @@ class Upsample(nn.Module):
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """Sinusoids of the timesteps (B,) -> (B, channels): cosines first, then sines."""
+    """Sinusoids of timesteps (B,): (B, channels), cosines first, then sines.
+
+    diffusers' `get_timestep_embedding` differs by up to 6e-5 at 320 channels, since it computes
+    the frequencies by `exp`; the published weights were trained with `pow`.
+    """
     half = channels // 2
     steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
     frequencies = torch.pow(10_000.0, -steps / half)

@@ -1,4 +1,4 @@
-"""Prompts to states: the frozen content encoder and the motion encoder, both CLIP text towers."""
+"""Text conditioning: states of the content encoder and of the motion encoder, both CLIP."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextStates:
-    """What the denoiser hears: states (B, L, D) and the end-of-text positions (B,)."""
+    """Encoder states of B prompts, which the denoiser is conditioned on."""
 
     content: Tensor
+    """(B, L, D)."""
     motion: Tensor | None
-    """None where there is no motion encoder: the base model."""
+    """(B, L, D); None in the base model, which has no motion encoder."""
     eot_index: Tensor
-    """Position of the end-of-text token in the motion prompt."""
+    """(B,): position of the end-of-text token in the motion prompt."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TextStates:
-        """The same change of every tensor, such as a slice of its rows."""
+        """Apply `change` to each tensor, such as a slice of its rows."""
         motion = None if self.motion is None else change(self.motion)
         return TextStates(change(self.content), motion, change(self.eot_index))
 
     def repeat(self, count: int) -> TextStates:
-        """Every row so many times, its copies side by side."""
+        """Each row `count` times; copies of a row are adjacent."""
         return self.map(lambda tensor: tensor.repeat_interleave(count, dim=0))
 
     def join(self, other: TextStates) -> TextStates:
-        """The rows of both, these first."""
+        """The rows of both along the batch axis, these first."""
         motion = None
         if self.motion is not None and other.motion is not None:
             motion = torch.cat([self.motion, other.motion])
@@ -46,9 +47,9 @@ class TextStates:
 
 
 def penultimate_states(encoder: CLIPTextModel, ids: Tensor) -> Tensor:
-    """The last but one layer's states through the final layer norm: ids (B, L) -> (B, L, D).
+    """States of the last but one layer after the final layer norm: ids (B, L) -> (B, L, D).
 
-    As ModelScopeT2V and Stable Diffusion 2 read CLIP.
+    ModelScopeT2V and Stable Diffusion 2 use CLIP this way.
     """
     hidden = encoder(input_ids=ids, output_hidden_states=True).hidden_states[-2]
     states: Tensor = encoder.final_layer_norm(hidden)
@@ -56,24 +57,24 @@ def penultimate_states(encoder: CLIPTextModel, ids: Tensor) -> Tensor:
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str], config: CLIPTextConfig) -> Tensor:
-    """Token ids (B, L) as an encoder of these settings was trained to hear them, cut or padded."""
+    """Token ids (B, L), cut or padded as the encoder of `config` was trained."""
     length = config.max_position_embeddings
     cut = tokenizer(list(prompts), max_length=length, truncation=True).input_ids
-    # OpenCLIP pads with a token that means something else in a prompt, so no tokenizer can say it.
+    # OpenCLIP pads with token 0, which is "!" in a prompt: a tokenizer cannot have it as padding.
     return torch.tensor([ids + [config.pad_token_id] * (length - len(ids)) for ids in cut])
 
 
 @lru_cache
 def _warn_of_cut(length: int, prompt: str, rest: str) -> None:  # noqa: ARG001
-    """Once for each prompt, however many batches it is in."""
+    """Warn once for each prompt, also if it is in several batches."""
     logger.warning("the prompt is longer than %d tokens; dropped: %r", length, rest)
 
 
 class TextConditioner:
-    """A tokenizer and the two encoders; holds no weights of its own.
+    """Encodes prompts by a tokenizer and two encoders.
 
-    `device` is where the encoders compute, by default where their weights are; offloading keeps
-    those elsewhere.
+    `device` is where the encoders compute, by default where their weights are. With offloading
+    the two differ.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class TextConditioner:
         self.device = device
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, L), padded; a prompt longer than L is cut, with one warning."""
+        """Token ids (B, L), padded; a prompt longer than L is cut with one warning."""
         config = self.content_encoder.config
         length = config.max_position_embeddings
         for prompt in dict.fromkeys(prompts):
@@ -100,17 +101,17 @@ class TextConditioner:
         return token_ids(self.tokenizer, prompts, config)
 
     def eot_index(self, ids: Tensor) -> Tensor:
-        """Where each row's first end-of-text token stands: (B, L) -> (B,)."""
+        """Position of the first end-of-text token in each row: (B, L) -> (B,)."""
         ends: Tensor = ids == self.tokenizer.eos_token_id
         return ends.int().argmax(dim=-1)
 
     def __call__(self, content: Sequence[str], motion: Sequence[str] | None = None) -> TextStates:
-        """States of the content prompts and of the motion prompts (by default the same)."""
+        """States of the content prompts and of the motion prompts (None: the same prompts)."""
         content_ids = self.tokens(content)
         return self.states(content_ids, None if motion is None else self.tokens(motion))
 
     def states(self, content_ids: Tensor, motion_ids: Tensor | None = None) -> TextStates:
-        """The same from token ids (B, L)."""
+        """States from token ids (B, L); `motion_ids` None: the same ids."""
         device = self.device or self.content_encoder.device
         content_ids = content_ids.to(device)
         motion_ids = content_ids if motion_ids is None else motion_ids.to(device)

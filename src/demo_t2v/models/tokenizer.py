@@ -1,4 +1,4 @@
-"""OpenCLIP's tokenizer, for converted models."""
+"""OpenCLIP's tokenizer, for converted models. Saved models name this module."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _END: Final = "<end_of_text>"
 _WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
-# diffusers looks in this module for the base class that says how it is loaded.
+# diffusers finds the loading methods by the base class PreTrainedTokenizerFast, named here.
 class OpenCLIPTokenizer(CLIPTokenizer, PreTrainedTokenizerFast):
-    """CLIP's byte pairs over text that is cleaned as `open_clip.SimpleTokenizer` cleans it.
+    """CLIP's byte-pair encoding after the text cleaning of `open_clip.SimpleTokenizer`.
 
-    transformers' `CLIPTokenizer` neither repairs text nor unescapes HTML, and takes a literal
-    `<|endoftext|>` for the token; the special tokens are called otherwise in OpenCLIP.
+    transformers' `CLIPTokenizer` neither repairs mojibake nor unescapes HTML, reads a literal
+    `<|endoftext|>` as the token, and has other names for the special tokens.
     """
 
     def __init__(
@@ -33,20 +33,20 @@ class OpenCLIPTokenizer(CLIPTokenizer, PreTrainedTokenizerFast):
         **kwargs: Any,
     ) -> None:
         super().__init__(vocab, merges, unk_token, bos_token, eos_token, pad_token, **kwargs)
-        self.backend_tokenizer.normalizer = None  # `clean` has done all of it
+        self.backend_tokenizer.normalizer = None  # `clean` normalizes
         self.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])  # fmt: skip
 
     def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
-        """What every way to encode text comes to."""
+        """Encode cleaned text; all public methods of the tokenizer call this one."""
         cleaned = clean(text) if isinstance(text, str) else [clean(each) for each in text]
         return super()._encode_plus(cleaned, *args, **kwargs)
 
 
 def clean(text: str) -> str:
-    """Text as OpenCLIP reads it: mojibake repaired, HTML unescaped twice, in lower case."""
+    """Clean text as OpenCLIP: mojibake repaired, HTML unescaped twice, lower case."""
     repaired: str = ftfy.fix_text(text)
     return " ".join(unescape(unescape(repaired)).split()).lower()
 
