@@ -49,7 +49,7 @@ def measure(file: Path) -> dict[str, float]:
     ).frames
     done("denoising")
     with torch.no_grad():
-        frames = pipeline.decode(latents)
+        frames = pipeline.decode_latents(latents)
     done("decoding")
     write_video(np.round(frames[0].numpy() * 255).astype(np.uint8), file, 8, "mp4")
     done("writing")

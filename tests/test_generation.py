@@ -314,7 +314,7 @@ def test_a_watcher_sees_the_latents_and_can_end_the_work(
     assert [(step.number, step.total) for step in seen] == [(1, 2), (2, 2)]
     assert {step.latents.shape for step in seen} == {step.clean.shape for step in seen}
     assert seen[0].latents.shape == (2, 4, 4, 4, 4)
-    decoded = pipeline.decode(seen[-1].latents).detach().numpy()
+    decoded = pipeline.decode_latents(seen[-1].latents).detach().numpy()
     assert np.abs(decoded[0] * 255 - together[0][1]).max() <= 1
     monkeypatch.setattr(pipeline, "decode", lambda *_: pytest.fail("decoded"))
 

@@ -180,7 +180,7 @@ def test_decoding_takes_what_is_estimated(
         pipeline = DemoPipeline(**{**tiny_pipeline.components, "vae": vae})
         with LiveBytes() as counted, FusedAttention():
             size = (16, 64 // factor(config), 128 // factor(config))
-            pipeline.decode(torch.empty(batch, vae.config.latent_channels, *size), chunk)
+            pipeline.decode_latents(torch.empty(batch, vae.config.latent_channels, *size), chunk)
     estimate = activation_bytes(parts, request, Plan(chunk))["vae"]
     assert counted.peak <= estimate
     if chunk > 1:  # one small frame weighs less than the finished ones beside it

@@ -63,7 +63,7 @@ def test_frames_have_the_shape_and_range_that_are_promised(tiny_pipeline: DemoPi
     assert np.array_equal(tensor.numpy(), frames)
     latents = latents_of(tiny_pipeline, PROMPTS)
     assert latents.shape == (2, 4, 4, 4, 4)
-    assert np.array_equal(tiny_pipeline.decode(latents).numpy(), frames)
+    assert np.array_equal(tiny_pipeline.decode_latents(latents).numpy(), frames)
 
 
 def test_save_and_load_give_the_same_frames(tiny_pipeline: DemoPipeline, tiny_folder: Path) -> None:
@@ -124,10 +124,12 @@ def test_the_seed_is_the_video(tiny_pipeline: DemoPipeline) -> None:
 def test_decoding_in_chunks_changes_nothing(tiny_pipeline: DemoPipeline, chunk: int) -> None:
     latents = latents_of(tiny_pipeline, PROMPTS)
     with inputs_of(tiny_pipeline.vae.decoder) as seen:
-        part_by_part = tiny_pipeline.decode(latents, chunk)
+        part_by_part = tiny_pipeline.decode_latents(latents, chunk)
     assert max(len(batch) for batch in seen) == min(chunk, 8)
     assert sum(len(batch) for batch in seen) == 8
-    torch.testing.assert_close(part_by_part, tiny_pipeline.decode(latents), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        part_by_part, tiny_pipeline.decode_latents(latents), rtol=0, atol=1e-5
+    )
     frames = tiny_pipeline(PROMPTS, generator=seeded(0, 1), decode_chunk_size=chunk).frames
     np.testing.assert_allclose(frames, part_by_part.numpy(), atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""DemoPipeline: prompts in, frames out. It writes no file."""
+"""DemoPipeline: from prompts to frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-# diffusers loads a saved part only if the module of its class is imported.
+# diffusers loads a saved component only if the module of its class is imported.
 import demo_t2v.diffusion.schedulers
 import demo_t2v.models.tokenizer  # noqa: F401
 from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
@@ -34,8 +34,8 @@ from demo_t2v.models.text import TextConditioner, TextStates
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline_inputs import (
     as_list,
-    check_counts,
-    check_known,
+    check_at_least_one,
+    check_choices,
     check_length,
     count_prompts,
     default_to,
@@ -46,20 +46,20 @@ register_classes()
 
 @dataclass
 class DemoPipelineOutput(BaseOutput):
-    """`frames`: numpy or torch (B, F, H, W, 3) in [0, 1], a list of PIL images for each video, or
-    latents (B, C, F, h, w).
-    """
+    """Videos, in the form that `output_type` names."""
 
     frames: NDArray[np.float32] | Tensor | list[list[Image]]
+    """numpy or torch (B, F, H, W, 3) in [0, 1], PIL images video by video, or latents
+    (B, C, F, h, w)."""
 
 
 class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
-    """Text to video by DEMO (arXiv 2410.24219); a diffusers pipeline like any other.
+    """Text to video by DEMO (arXiv 2410.24219), as a diffusers pipeline.
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
-    without `unet` and `vae`, only to `encode_prompt`, and without its text encoders, to be called
-    with `prompt_embeds`. `num_inference_steps`, `guidance_scale` and `negative_prompt` are saved
-    in `model_index.json`: what the model is called with by default.
+    without `unet` and `vae`, for `encode_prompt` only, or without its text encoders, to be called
+    with `prompt_embeds`. `num_inference_steps`, `guidance_scale` and `negative_prompt` are the
+    defaults of a call; they are saved in `model_index.json`.
     """
 
     model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
@@ -98,16 +98,16 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback asked, by `pipe._interrupt = True`, for no further steps."""
+        """Whether the loop ends after this step; a callback sets `pipe._interrupt = True`."""
         return self._interrupt
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a side of a frame for each latent."""
+        """Side of a frame in pixels by that of its latents."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
-        """Raise ValueError, saying what would be right, for a size that the network cannot take."""
+        """Raise ValueError for a size in frames and pixels that the network cannot generate."""
         step = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         for name, side in (("height", height), ("width", width)):
             if side < step or side % step:
@@ -124,10 +124,10 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         motion_prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
     ) -> tuple[TextStates, TextStates | None]:
-        """The `prompt_embeds` and `negative_prompt_embeds` of a call: both encoders' states.
+        """States of both text encoders: `prompt_embeds` and `negative_prompt_embeds` of a call.
 
-        The second are None without a negative prompt, which is one for all prompts or one for each.
-        Raises ValueError where the text encoders were left out.
+        `negative_prompt` is one for all prompts or one for each; without it the second result is
+        None. Raises ValueError for a pipeline without text encoders.
         """
         if self.content_encoder is None:
             raise ValueError("prompt: this pipeline has no text encoders; give prompt_embeds")
@@ -171,108 +171,158 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> DemoPipelineOutput | Any:
-        """Make `num_videos_per_prompt` videos for each prompt, those of a prompt side by side.
+        """Generate `num_videos_per_prompt` videos for each prompt; those of a prompt are adjacent.
 
         `motion_prompt` is the prompt of the motion encoder, by default the prompt itself. Sizes
-        are pixels and default to what the weights were trained for. `generator` is one for each
-        sample, so that a video does not depend on its batch. `guidance_scale` 1 or less means
-        none. `negative_prompt` is the prompt of both encoders on the unconditional side, by
-        default the model's own. `motion_strength` scales the motion transformers; 0 is the base
-        network. `prompt_embeds` and `negative_prompt_embeds`, from `encode_prompt`, stand for the
-        prompts. `decode_chunk_size` frames are decoded at once (None: all). `timesteps` and `eta`
-        are the scheduler's, where it has them. `return_dict` False gives the frames in a tuple. A
-        callback can ask for the `latents` and for `clean`, what they would be without noise.
-        Raises ValueError for sizes that the network cannot take, for lists whose lengths disagree,
-        for a prompt that is given twice or not at all, and for a scheduler that does not fit.
+        are frames and pixels; the defaults are those that the weights were trained for.
+        `generator` may be a list with one for each video, so that no video depends on its batch.
+        `guidance_scale` 1 or less means no guidance. `negative_prompt` is the unconditional prompt
+        of both encoders, by default the model's own. `motion_strength` scales the motion
+        transformers; 0 is the base network. `prompt_embeds` and `negative_prompt_embeds`, made by
+        `encode_prompt`, replace the prompts. `decode_chunk_size` frames are decoded at once (None:
+        all). `timesteps` and `eta` are options of the scheduler, where it has them. `return_dict`
+        False returns the frames in a tuple. The tensors of a callback are `latents` and `clean`,
+        the estimate of the noise-free latents. Raises ValueError for unsuitable sizes, lists of
+        wrong length, a prompt given twice or not at all, and an unsuitable scheduler.
         """
         side = self.unet.config.sample_size * self.vae_scale_factor
-        length = default_to(num_frames, self.unet.config.sample_frames)
+        num_frames = default_to(num_frames, self.unet.config.sample_frames)
         height, width = default_to(height, side), default_to(width, side)
+        guidance_scale = default_to(guidance_scale, self.config.guidance_scale)
+        num_prompts = self.check_inputs(
+            prompt=prompt,
+            motion_prompt=motion_prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            guidance_scale=guidance_scale,
+            num_videos_per_prompt=num_videos_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            callback_tensors=callback_on_step_end_tensor_inputs,
+        )
+        step_kwargs = step_options(self.scheduler, generator, eta)
         steps = default_to(num_inference_steps, self.config.num_inference_steps)
-        scale = default_to(guidance_scale, self.config.guidance_scale)
-        self.check_size(length, height, width)
-        states, negatives = prompt_embeds, negative_prompt_embeds
-        texts = (prompt, motion_prompt, negative_prompt)
-        each = num_videos_per_prompt
-        count = count_prompts(*texts, states, negatives, guided=scale > 1) * each
-        check_length(count, "generator", generator, "videos")
-        check_known("output_type", [output_type], ["np", "pt", "pil", "latent"])
-        watched = callback_on_step_end_tensor_inputs
-        check_known("callback tensor", watched, self._callback_tensor_inputs)
-        check_counts(num_inference_steps=steps, num_videos_per_prompt=each)
-        if timesteps is not None and num_inference_steps is not None:
-            raise ValueError("timesteps: must come without num_inference_steps")
-        check_scheduler(self.scheduler)
-        extra = step_options(self.scheduler, generator, eta)
         set_timesteps(self.scheduler, steps, timesteps, self._execution_device)
-        if states is None:
-            default = self.config.negative_prompt
-            negative = default_to(negative_prompt, default) if scale > 1 else None
-            states, negatives = self.encode_prompt(prompt or "", motion_prompt, negative)
-        states, negatives = states.repeat(each), negatives and negatives.repeat(each)
-        denoise = self._denoiser(states, negatives, scale, motion_strength)
-        latents = self._start(latents, (count, length, height, width), generator)
-        latents = self._denoise(denoise, latents, extra, callback_on_step_end, watched)
-        frames = self._output(latents, output_type, decode_chunk_size)
-        self.maybe_free_model_hooks()
-        return DemoPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def _denoise(
-        self,
-        denoise: Denoiser,
-        latents: Tensor,
-        extra: dict[str, Any],
-        callback: Callable[..., dict[str, Any]] | None,
-        watched: Sequence[str],
-    ) -> Tensor:
-        """The latents after the scheduler's steps; `extra` is what its `step` takes."""
+        if prompt_embeds is None:
+            negative = default_to(negative_prompt, self.config.negative_prompt)
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+                prompt or "", motion_prompt, negative if guidance_scale > 1 else None
+            )
+        denoise = self.prepare_denoiser(
+            prompt_embeds.repeat(num_videos_per_prompt),
+            negative_prompt_embeds and negative_prompt_embeds.repeat(num_videos_per_prompt),
+            guidance_scale,
+            motion_strength,
+        )
+        batch_size = num_prompts * num_videos_per_prompt
+        latents = self.prepare_latents(
+            batch_size, num_frames, height, width, generator=generator, latents=latents
+        )
+
         self._interrupt = False
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
-                scaled = self.scheduler.scale_model_input(latents, timestep)
-                prediction = denoise(scaled, timestep)
-                latents = self.scheduler.step(prediction, timestep, latents, **extra).prev_sample
-                if callback is not None:
-                    tensors = dict.fromkeys(watched, latents)
-                    self._add_clean(tensors, prediction, scaled, timestep)
-                    answer = callback(self, step, timestep, tensors)
-                    latents = answer.pop("latents", latents)
-                bar.update()
-        return latents
+                noisy = self.scheduler.scale_model_input(latents, timestep)
+                prediction = denoise(noisy, timestep)
+                latents = self.scheduler.step(
+                    prediction, timestep, latents, **step_kwargs
+                ).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    if "clean" in tensors:
+                        tensors["clean"] = self._clean_latents(prediction, noisy, timestep)
+                    changed = callback_on_step_end(self, step, timestep, tensors)
+                    latents = changed.pop("latents", latents)
+                progress_bar.update()
 
-    def _output(self, latents: Tensor, output_type: str, chunk: int | None) -> Any:
-        """The frames in the form that was asked for."""
-        if output_type == "latent":
-            return latents
-        video = self.decode(latents, chunk)
-        if output_type == "pt":
-            return video
-        frames = video.cpu().numpy()
-        return frames if output_type == "np" else [self.numpy_to_pil(one) for one in frames]
+        frames = self._postprocess(latents, output_type, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        return DemoPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Latents (B, C, F, h, w) -> float32 (B, F, H, W, 3) in [0, 1], `chunk` frames at once."""
-        flat = rearrange(latents, "b c f h w -> (b f) c h w") / self.vae.config.scaling_factor
-        pictures = [
-            self.vae.decode(part.to(self.vae.dtype)).sample
-            for part in flat.split(chunk or len(flat))
-        ]
-        video = rearrange(torch.cat(pictures), "(b f) c h w -> b f h w c", b=len(latents))
-        return (video.float() / 2 + 0.5).clamp(0, 1)
-
-    def _denoiser(
+    def check_inputs(
         self,
-        states: TextStates,
-        negatives: TextStates | None,
-        scale: float,
-        motion_strength: float,
+        *,
+        prompt: str | Sequence[str] | None,
+        motion_prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        prompt_embeds: TextStates | None,
+        negative_prompt_embeds: TextStates | None,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int | None,
+        timesteps: Sequence[int] | None,
+        guidance_scale: float,
+        num_videos_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        callback_tensors: Sequence[str],
+    ) -> int:
+        """The number of prompts. Raises ValueError for inputs of `__call__` that cannot be."""
+        self.check_size(num_frames, height, width)
+        num_prompts = count_prompts(
+            prompt,
+            motion_prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            guided=guidance_scale > 1,
+        )
+        check_length(num_prompts * num_videos_per_prompt, "generator", generator, "videos")
+        check_choices("output_type", [output_type], ["np", "pt", "pil", "latent"])
+        check_choices("callback tensor", callback_tensors, self._callback_tensor_inputs)
+        steps = default_to(num_inference_steps, self.config.num_inference_steps)
+        check_at_least_one(num_inference_steps=steps, num_videos_per_prompt=num_videos_per_prompt)
+        if timesteps is not None and num_inference_steps is not None:
+            raise ValueError("timesteps: must come without num_inference_steps")
+        check_scheduler(self.scheduler)
+        return num_prompts
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Standard normal noise or `latents`, (B, C, F, h, w), scaled for the scheduler's start.
+
+        Raises ValueError for `latents` of another shape than that of the video.
+        """
+        factor, channels = self.vae_scale_factor, self.unet.config.in_channels
+        shape = (batch_size, channels, num_frames, height // factor, width // factor)
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents of shape {tuple(latents.shape)}: must be {shape}")
+        scaled: Tensor = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+        return scaled
+
+    def prepare_denoiser(
+        self,
+        prompt_embeds: TextStates,
+        negative_prompt_embeds: TextStates | None,
+        guidance_scale: float,
+        motion_strength: float = 1.0,
     ) -> Denoiser:
-        """The network with its keys and values prepared once, under guidance if `scale` > 1."""
-        guided = scale > 1
-        if guided and negatives is not None:
-            states = negatives.join(states)  # the order that guidance takes apart
+        """The network under guidance; keys and values of the prompts are computed here, once."""
+        guided = guidance_scale > 1
+        states = prompt_embeds
+        if guided and negative_prompt_embeds is not None:
+            states = negative_prompt_embeds.join(prompt_embeds)  # guidance expects this order
         device, dtype = self._execution_device, self.unet.dtype
         motion = None if states.motion is None else states.motion.to(device, dtype)
         conditioning = self.unet.prepare_conditioning(states.content.to(device, dtype), motion)
@@ -287,38 +337,40 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             prediction: Tensor = output.sample.float()
             return prediction
 
-        return classifier_free_guidance(denoise, scale) if guided else denoise
+        return classifier_free_guidance(denoise, guidance_scale) if guided else denoise
 
-    def _add_clean(
-        self, tensors: dict[str, Any], prediction: Tensor, noisy: Tensor, timestep: Tensor
-    ) -> None:
-        """Where `clean` is asked for: the clean latents (B, C, F, h, w) that a prediction means."""
-        if "clean" not in tensors:
-            return
-        scheduler = self.scheduler
-        tensors["clean"], _ = latents_and_noise(
+    def decode_latents(self, latents: Tensor, decode_chunk_size: int | None = None) -> Tensor:
+        """Latents (B, C, F, h, w) -> float32 frames (B, F, H, W, 3) in [0, 1].
+
+        `decode_chunk_size` frames are decoded at once (None: all).
+        """
+        flat = rearrange(latents, "b c f h w -> (b f) c h w") / self.vae.config.scaling_factor
+        decoded = [
+            self.vae.decode(chunk.to(self.vae.dtype)).sample
+            for chunk in flat.split(decode_chunk_size or len(flat))
+        ]
+        video = rearrange(torch.cat(decoded), "(b f) c h w -> b f h w c", b=len(latents))
+        return (video.float() / 2 + 0.5).clamp(0, 1)
+
+    decode = decode_latents
+
+    def _postprocess(self, latents: Tensor, output_type: str, decode_chunk_size: int | None) -> Any:
+        """The frames in the form of `output_type`."""
+        if output_type == "latent":
+            return latents
+        video = self.decode_latents(latents, decode_chunk_size)
+        if output_type == "pt":
+            return video
+        frames = video.cpu().numpy()
+        return frames if output_type == "np" else [self.numpy_to_pil(one) for one in frames]
+
+    def _clean_latents(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """The estimate of the clean latents (B, C, F, h, w) in a prediction."""
+        clean, _ = latents_and_noise(
             prediction,
             noisy,
             timestep.long().expand(len(noisy)),
-            scheduler.alphas_cumprod,
-            scheduler.config.prediction_type,
+            self.scheduler.alphas_cumprod,
+            self.scheduler.config.prediction_type,
         )
-
-    def _start(
-        self,
-        latents: Tensor | None,
-        size: tuple[int, int, int, int],
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> Tensor:
-        """Noise for (B, F, H, W) pixels, or the caller's own, scaled as the scheduler wants it."""
-        batch, frames, height, width = size
-        factor = self.vae_scale_factor
-        channels = self.unet.config.in_channels
-        shape = (batch, channels, frames, height // factor, width // factor)
-        device = self._execution_device
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != shape:
-            raise ValueError(f"latents of shape {tuple(latents.shape)}: must be {shape}")
-        start: Tensor = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-        return start
+        return clean

@@ -1,4 +1,4 @@
-"""What a call of DemoPipeline is given, checked before anything is computed."""
+"""Checks of the inputs of a call of DemoPipeline, as pure functions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from demo_t2v.models.text import TextStates
 
 
 def as_list(prompt: str | Sequence[str]) -> list[str]:
-    """One prompt or several, as a list."""
+    """One or several prompts as a list."""
     return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
 def default_to(value: Any, default: Any) -> Any:
-    """What was given, or the default where that is None."""
+    """`value`, or `default` where it is None."""
     return default if value is None else value
 
 
-def check_known(name: str, given: Sequence[str], known: list[str]) -> None:
-    """Raise ValueError for a value that is none of the known ones."""
-    for value in given:
-        if value not in known:
-            raise ValueError(f"{name} {value!r}: must be {' or '.join(known)}")
+def check_choices(name: str, values: Sequence[str], choices: list[str]) -> None:
+    """Raise ValueError for a value that is not one of the choices."""
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"{name} {value!r}: must be {' or '.join(choices)}")
 
 
-def check_counts(**counts: int) -> None:
+def check_at_least_one(**counts: int) -> None:
     """Raise ValueError for a number below 1."""
     for name, value in counts.items():
         if value < 1:
@@ -33,7 +33,7 @@ def check_counts(**counts: int) -> None:
 
 
 def check_length(count: int, name: str, values: Any, what: str = "prompts") -> None:
-    """Raise ValueError for a list that has not one value for each prompt, or video."""
+    """Raise ValueError for a list that does not have one value for each of `count` `what`."""
     if isinstance(values, list | tuple) and len(values) != count:
         raise ValueError(f"{name}: {len(values)} given for {count} {what}")
 
@@ -42,19 +42,19 @@ def count_prompts(
     prompt: str | Sequence[str] | None,
     motion_prompt: str | Sequence[str] | None,
     negative_prompt: str | Sequence[str] | None,
-    states: TextStates | None,
-    negatives: TextStates | None,
+    prompt_embeds: TextStates | None,
+    negative_prompt_embeds: TextStates | None,
     guided: bool,
 ) -> int:
-    """How many prompts there are: by their texts, or by what `encode_prompt` made of them.
+    """The number of prompts, which are given as texts or as the results of `encode_prompt`.
 
-    Raises ValueError for none, for lists whose lengths disagree and for prompts given twice.
+    Raises ValueError for no prompt, for lists of different lengths and for prompts in both forms.
     """
-    if states is None:
+    if prompt_embeds is None:
         prompts = [] if prompt is None else as_list(prompt)
         if not prompts:
             raise ValueError("prompt: none given")
-        if negatives is not None:
+        if negative_prompt_embeds is not None:
             raise ValueError("negative_prompt_embeds: must come with prompt_embeds")
         if motion_prompt is not None:
             check_length(len(prompts), "motion_prompt", as_list(motion_prompt))
@@ -63,11 +63,12 @@ def count_prompts(
         return len(prompts)
     if prompt is not None or motion_prompt is not None or negative_prompt:
         raise ValueError("prompt_embeds: must come without prompt, motion_prompt, negative_prompt")
-    count = len(states.content)
-    if guided and negatives is None:
-        raise ValueError("prompt_embeds: guidance needs negative_prompt_embeds beside them")
-    if negatives is not None and len(negatives.content) != count:
+    count = len(prompt_embeds.content)
+    if guided and negative_prompt_embeds is None:
+        raise ValueError("prompt_embeds: guidance needs negative_prompt_embeds too")
+    if negative_prompt_embeds is not None and len(negative_prompt_embeds.content) != count:
         raise ValueError(
-            f"negative_prompt_embeds: {len(negatives.content)} given for {count} prompts"
+            f"negative_prompt_embeds: {len(negative_prompt_embeds.content)} given for "
+            f"{count} prompts"
         )
     return count
