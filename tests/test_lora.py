@@ -270,7 +270,7 @@ def test_what_is_no_adapter_is_refused_in_one_line(saved: Path, tiny_folder: Pat
         with pytest.raises(LoraError, match="there is no such adapter; use a file, a folder with"):
             pipeline.load_lora_weights(nothing)
     (saved / "pickle.bin").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(LoraError, match=r"pickle\.bin: is no whole safetensors file"):
+    with pytest.raises(LoraError, match=r"pickle\.bin: is no complete safetensors file"):
         pipeline.load_lora_weights(saved, weight_name="pickle.bin")
     for text, message in (("[1]", "is no JSON object"), ('{"unet.r": "x"}', "'<=' not supported")):
         save_file(load_file(saved / WEIGHT_NAME), saved / "odd", {"lora_adapter_metadata": text})
@@ -337,7 +337,7 @@ def test_a_mistyped_name_without_a_network(tmp_path: Path, network: dict[str, st
         text=True,
         check=False,
     )
-    assert_one_line(done, 1, "mine/adaptr: is no adapter here, and the hub does not give it")
+    assert_one_line(done, 1, "mine/adaptr: is no local adapter, and the hub does not provide it")
 
 
 def test_without_peft_there_is_all_but_lora(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""LoRA adapters (arXiv 2106.09685) by peft: new ones, and a pipeline's, from a file and to one.
+"""LoRA adapters (arXiv 2106.09685) by peft: adding, loading and saving them.
 
-The file is diffusers' usual one: safetensors, every name behind its part (`unet.`,
-`content_encoder.`, `motion_encoder.`), peft's settings as JSON in the metadata. peft is needed
-when there is something to adapt, not before.
+The file has diffusers' format: safetensors whose keys have the component as prefix (`unet.`,
+`content_encoder.`, `motion_encoder.`), and peft's configuration as JSON in the metadata. peft is
+imported only by functions that need it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from demo_t2v.models.unet import DemoUNet
 
 WEIGHT_NAME: Final = "pytorch_lora_weights.safetensors"
 _METADATA: Final = "lora_adapter_metadata"  # where diffusers keeps peft's settings
-# What is taken from a file's settings: peft's others can change the base or import modules.
-_SCALES: Final = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+# Keys of peft's configuration that are read from a file. Others can change the base or import code.
+_CONFIG_KEYS: Final = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 
 
 class LoraError(UserError):
-    """An adapter that cannot be made, read or saved; the message is one line for a person."""
+    """An adapter that cannot be added, loaded or saved."""
 
 
 def add_lora(
@@ -46,10 +46,11 @@ def add_lora(
     alpha: float | None = None,
     adapter_name: str = "default",
 ) -> None:
-    """Put a new adapter on what `target` names, and leave nothing else of both to be trained.
+    """Add a new adapter to the layers of `target` and freeze all other weights of both networks.
 
-    It changes nothing as long as it is untrained. What it has learned counts `alpha` / `rank`
-    times (None: once). Raises LoraError without peft, or where the target is not there.
+    An untrained adapter does not change the output. Its update of a weight is multiplied by
+    `alpha` / `rank` (None: 1). Raises LoraError without peft, and for a target that the model
+    does not have.
     """
     _require_peft()
     from peft import LoraConfig
@@ -57,23 +58,23 @@ def add_lora(
     if target == "motion" and (motion_encoder is None or not unet.config.motion):
         raise LoraError(
             "LoRA's target motion: this model has no motion transformers and motion encoder; "
-            "take DEMO, or the target all"
+            "use a DEMO model, or the target all"
         )
     unet.requires_grad_(False)
     if motion_encoder is not None:
         motion_encoder.requires_grad_(False)
     depth = 0 if motion_encoder is None else motion_encoder.config.num_hidden_layers
-    parts: dict[str, Any] = {"unet": unet, "motion_encoder": motion_encoder}
-    for part, layers in lora_layers(target, depth).items():
+    components: dict[str, Any] = {"unet": unet, "motion_encoder": motion_encoder}
+    for name, layers in lora_layers(target, depth).items():
         config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=layers)  # type: ignore[arg-type]
-        parts[part].add_adapter(config, adapter_name)
+        components[name].add_adapter(config, adapter_name)
 
 
 class LoraMixin(LoraBaseMixin):
-    """A pipeline's adapters as diffusers' users know them.
+    """Adapters of a pipeline, with diffusers' methods.
 
-    From diffusers: `set_adapters(names, strengths)`, where 0 is the base model and 1 the adapter as
-    it was trained, `enable_lora`, `disable_lora`, `delete_adapters`, `unload_lora_weights`,
+    Inherited: `set_adapters(names, weights)`, where the weight 0 is the base model and 1 the
+    adapter as trained, `enable_lora`, `disable_lora`, `delete_adapters`, `unload_lora_weights` and
     `get_list_adapters`.
     """
 
@@ -85,32 +86,32 @@ class LoraMixin(LoraBaseMixin):
         adapter_name: str | None = None,
         weight_name: str = WEIGHT_NAME,
     ) -> None:
-        """Load an adapter, at strength 1, and let the ones before it rest.
+        """Load an adapter and activate it with weight 1; adapters loaded before become inactive.
 
-        `source` is a file, a folder or a hub repository with `weight_name` in it, or tensors by
-        name, whose alpha then is their rank. `set_adapters` lets several speak at once. Load it
-        before offloading layer by layer. Raises LoraError, with nothing changed, if there is no
-        peft, no such file, a missing, surplus or misshapen tensor in it, or the name is taken;
+        `source` is a file, a folder or a hub repository with `weight_name` in it, or a state dict,
+        whose alpha is its rank. `set_adapters` activates several. Load adapters before sequential
+        offloading. Raises LoraError, without changing the pipeline, if peft or the file is
+        missing, if a tensor is missing, surplus or of wrong shape, or if the name is in use;
         ConnectionError if the hub does not answer.
         """
         _require_peft()
         from peft.utils import set_peft_model_state_dict
 
-        name = self._new_name(adapter_name)
-        where, tensors, settings = _read(source, weight_name)
+        name = self._unused_name(adapter_name)
+        label, tensors, settings = _read(source, weight_name)
         adapters, expected = [], dict[str, Shape]()
         try:
-            for part in self._lora_loadable_modules:
-                module, own = getattr(self, part), select_component(part, tensors)
+            for component in self._lora_loadable_modules:
+                module, own = getattr(self, component), select_component(component, tensors)
                 if module is not None and own:
-                    config, shapes = _fit(module, own, select_component(part, settings))
+                    config, shapes = _peft_config(module, own, select_component(component, settings))
                     adapters.append((module, own, config))
-                    expected |= {f"{part}.{key}": shape for key, shape in shapes.items()}
+                    expected |= {f"{component}.{key}": shape for key, shape in shapes.items()}
             check_state_dict(tensors, expected)
-        except (TypeError, ValueError) as error:  # of peft's, for settings that make no sense
-            raise LoraError(f"{where}: {' '.join(str(error).split())}") from None
+        except (TypeError, ValueError) as error:  # raised by peft for unusable settings
+            raise LoraError(f"{label}: {' '.join(str(error).split())}") from None
         if not adapters:
-            raise LoraError(f"{where}: holds no tensors; an adapter is what was asked for")
+            raise LoraError(f"{label}: holds no tensors; it must hold those of an adapter")
         for module, own, config in adapters:
             module.add_adapter(config, name)
             set_peft_model_state_dict(module, own, name)
@@ -122,28 +123,27 @@ class LoraMixin(LoraBaseMixin):
         adapter_name: str | None = None,
         weight_name: str = WEIGHT_NAME,
     ) -> None:
-        """Write one adapter, of all parts that have it, as `weight_name` into a folder.
+        """Write one adapter, of all components that have it, as `weight_name` into a folder.
 
-        `adapter_name` may be left out where there is only one. Raises LoraError where there is no
-        such adapter.
+        `adapter_name` is optional where there is only one. Raises LoraError for an unknown adapter.
         """
         _require_peft()
         from peft.utils import get_peft_model_state_dict
 
-        parts = self.get_list_adapters()
-        names = sorted({name for adapters in parts.values() for name in adapters})
+        loaded = self.get_list_adapters()
+        names = sorted({name for adapters in loaded.values() for name in adapters})
         name = names[0] if adapter_name is None and len(names) == 1 else adapter_name
         if name is None or name not in names:
             there = f"there are {', '.join(names)}" if names else "there is no adapter"
             raise LoraError(f"adapter_name {name!r}: cannot be saved; {there}")
         tensors, settings = dict[str, Tensor](), dict[str, Any]()
-        for part in (part for part, adapters in parts.items() if name in adapters):
-            module = getattr(self, part)
+        for component in (key for key, adapters in loaded.items() if name in adapters):
+            module = getattr(self, component)
             state = get_peft_model_state_dict(module, adapter_name=name)
-            tensors |= {f"{part}.{key}": tensor.contiguous() for key, tensor in state.items()}
-            # Where the base lay on this machine is nobody's business.
+            tensors |= {f"{component}.{key}": tensor.contiguous() for key, tensor in state.items()}
+            # The path of the base on this machine is private.
             config = module.peft_config[name].to_dict() | {"base_model_name_or_path": None}
-            settings |= {f"{part}.{key}": value for key, value in config.items()}
+            settings |= {f"{component}.{key}": value for key, value in config.items()}
         folder = Path(save_directory)
         make_folder(folder)
         text = json.dumps(settings, default=sorted, sort_keys=True)  # sets become lists
@@ -152,16 +152,16 @@ class LoraMixin(LoraBaseMixin):
     def fuse_lora(self, components: list[str] | None = None, **options: Any) -> None:
         """Add the active adapters to the base weights; `options` as in diffusers (`lora_scale`).
 
-        Then `unload_lora_weights` leaves a model like any other, which can be saved.
+        After `unload_lora_weights` the pipeline can be saved as a model without adapters.
         """
         super().fuse_lora(components or self._lora_loadable_modules, **options)
 
     def unfuse_lora(self, components: list[str] | None = None, **options: Any) -> None:
-        """Take them out again."""
+        """Subtract fused adapters from the base weights."""
         super().unfuse_lora(components or self._lora_loadable_modules, **options)
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
-        """As in diffusers. Raises LoraError with adapters, whose base would not be saved right."""
+        """As in diffusers. Raises LoraError with adapters: peft renames the base's tensors."""
         if USE_PEFT_BACKEND and self.get_list_adapters():
             raise LoraError(
                 "the pipeline has adapters: save them by save_lora_weights, and the model after "
@@ -169,8 +169,8 @@ class LoraMixin(LoraBaseMixin):
             )
         super().save_pretrained(*args, **options)
 
-    def _new_name(self, wanted: str | None) -> str:
-        """The name wanted, or the first that is free. Raises LoraError for one that is taken."""
+    def _unused_name(self, wanted: str | None) -> str:
+        """`wanted`, or the first unused `default_<n>`. Raises LoraError for a name in use."""
         taken = {name for names in self.get_list_adapters().values() for name in names}
         if wanted in taken:
             raise LoraError(f"adapter_name {wanted!r}: is taken; so are {', '.join(sorted(taken))}")
@@ -183,12 +183,12 @@ def _require_peft() -> None:
         raise LoraError("LoRA needs peft: pip install 'demo-t2v[lora]'")
 
 
-def _fit(
+def _peft_config(
     module: nn.Module, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Shape]]:
-    """The peft configuration of a part's tensors, and the tensors that it would have on `module`.
+    """peft's configuration for a component's tensors, and the shapes that it requires of them.
 
-    They are peft's own answer, on a network without values.
+    peft computes the shapes on a copy of `module` on the meta device.
     """
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -203,9 +203,9 @@ def _fit(
             if name in named and isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
         ]
         rank = next((len(t) for name, t in tensors.items() if ".lora_A." in name and t.ndim), 1)
-        scales = {"r": rank, "lora_alpha": rank}
-        scales |= {key: settings[key] for key in _SCALES if key in settings}
-        config = LoraConfig(target_modules=layers, **scales)  # type: ignore[arg-type]
+        values = {"r": rank, "lora_alpha": rank}
+        values |= {key: settings[key] for key in _CONFIG_KEYS if key in settings}
+        config = LoraConfig(target_modules=layers, **values)  # type: ignore[arg-type]
         if not layers:
             return config, {}
         bare.add_adapter(config)
@@ -216,7 +216,7 @@ def _fit(
 def _read(
     source: str | Path | Mapping[str, Tensor], weight_name: str
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """What to call the source, its tensors, and peft's settings, which may be missing."""
+    """The source's name in messages, its tensors, and peft's settings, {} if there are none."""
     if isinstance(source, Mapping):
         return "the tensors given", dict(source), {}
     file = adapter_file(source, weight_name)
@@ -225,16 +225,16 @@ def _read(
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             settings = json.loads((stored.metadata() or {}).get(_METADATA, "{}"))
     except (SafetensorError, OSError, ValueError):
-        raise LoraError(f"{file}: is no whole safetensors file of an adapter") from None
+        raise LoraError(f"{file}: is no complete safetensors file of an adapter") from None
     if not isinstance(settings, dict):
         raise LoraError(f"{file}: its {_METADATA} is no JSON object of peft's settings")
     return str(file), tensors, settings
 
 
 def adapter_file(source: str | Path, weight_name: str = WEIGHT_NAME) -> Path:
-    """The file that a file's, a folder's or a hub repository's name leads to.
+    """The adapter's file, from a file, a folder or a hub repository.
 
-    Raises LoraError, ConnectionError if the hub does not answer.
+    Raises LoraError for an adapter that does not exist, ConnectionError if the hub does not answer.
     """
     path = Path(source)
     if path.is_dir():
@@ -250,14 +250,14 @@ def adapter_file(source: str | Path, weight_name: str = WEIGHT_NAME) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-    try:  # unlike `hf_hub_download` it does not try for half a minute to reach the hub
+    try:  # `hf_hub_download` would retry for half a minute
         file = Path(snapshot_download(str(source), allow_patterns=[weight_name]), weight_name)
     except (HFValidationError, RepositoryNotFoundError):
         raise missing from None
-    except Exception as error:  # the client passes on whatever its network library raises
+    except Exception as error:  # the client raises any error of its network library
         reason = str(error).strip().partition("\n")[0]
         raise ConnectionError(
-            f"{source}: is no adapter here, and the hub does not give it ({reason})"
+            f"{source}: is no local adapter, and the hub does not provide it ({reason})"
         ) from None
     if not file.is_file():
         raise missing

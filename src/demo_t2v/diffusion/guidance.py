@@ -1,4 +1,4 @@
-"""Guidance as a wrapper round any denoiser: the sampler never knows of it."""
+"""Guidance: functions that turn a denoiser into a guided denoiser of the same signature."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(latents (B, C, F, H, W), timestep) -> prediction of the same shape."""
+"""(latents (B, C, F, H, W), timestep) -> a prediction of the same shape."""
 
 
 def classifier_free_guidance(denoise: Denoiser, scale: float) -> Denoiser:
-    """Guide `denoise`, whose batch holds the unconditional samples first (arXiv 2207.12598).
+    """Classifier-free guidance (arXiv 2207.12598, eq. 6 with `scale` = 1 + w).
 
-    The result takes B latents and calls `denoise` once with 2B: eps_u + scale * (eps_c - eps_u).
+    The result predicts u + scale * (c - u), where u and c are the unconditional and the
+    conditional prediction. It takes B latents and calls `denoise` once with 2B, the unconditional
+    ones first.
     """
 
     def guided(latents: Tensor, timestep: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Noise and what a prediction says about it, as pure functions beside a diffusers scheduler.
+"""Functions of the noise process that diffusers' schedulers do not have.
 
-Adding noise and the velocity to be predicted are the scheduler's own `add_noise` and
-`get_velocity`; here is what training needs and a scheduler does not have. `alphas_cumprod` (T,) is
-the scheduler's; a = sqrt(alphas_cumprod[t]) and s = sqrt(1 - alphas_cumprod[t]) below, so that
-noisy latents are a x0 + s epsilon.
+`alphas_cumprod` (T,) is the scheduler's. Below, a = sqrt(alphas_cumprod[t]) and
+s = sqrt(1 - alphas_cumprod[t]), so that noisy latents are a x0 + s epsilon (arXiv 2006.11239,
+eq. 4).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "v_prediction"]
-"""What the denoiser predicts: the noise epsilon, or the velocity v = a epsilon - s x0."""
+"""The denoiser predicts the noise epsilon, or the velocity v = a epsilon - s x0."""
 
 
 def latents_and_noise(
@@ -23,15 +22,15 @@ def latents_and_noise(
     alphas_cumprod: Tensor,
     prediction_type: PredictionType,
 ) -> tuple[Tensor, Tensor]:
-    """The clean latents x0 and the noise epsilon that a prediction stands for.
+    """The clean latents x0 and the noise epsilon that follow from a prediction.
 
-    prediction and noisy (B, ...), timesteps (B,); both results (B, ...), and
-    a x0 + s epsilon = noisy. From epsilon, x0 = (noisy - s epsilon) / a (arXiv 2006.11239, eq. 15),
-    so its error grows without limit where alphas_cumprod goes to zero; from the velocity,
+    prediction and noisy (B, ...), timesteps (B,); both results are (B, ...), and
+    a x0 + s epsilon = noisy. From epsilon, x0 = (noisy - s epsilon) / a (arXiv 2006.11239,
+    eq. 15), whose error is unbounded as alphas_cumprod goes to zero. From the velocity,
     x0 = a noisy - s v and epsilon = s noisy + a v (arXiv 2202.00512, appendix D).
     """
-    kept = _at(timesteps, alphas_cumprod).view(-1, *[1] * (noisy.ndim - 1))  # (B, 1, 1, ...)
-    a, s = kept.sqrt(), (1 - kept).sqrt()
+    alpha_bar = _at(timesteps, alphas_cumprod).view(-1, *[1] * (noisy.ndim - 1))  # (B, 1, 1, ...)
+    a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     if prediction_type == "epsilon":
         return (noisy - s * prediction) / a, prediction
     if prediction_type == "v_prediction":
@@ -45,13 +44,13 @@ def min_snr_weights(
     prediction_type: PredictionType,
     gamma: float = 5.0,
 ) -> Tensor:
-    """Weights (B,) of the squared error at `timesteps` (B,) (min-SNR, arXiv 2303.09556, sec. 3.4).
+    """Min-SNR weights (B,) of the squared error at `timesteps` (B,) (arXiv 2303.09556, sec. 3.4).
 
-    With snr = (a / s)^2, the weight on x0 is min(snr, gamma): min(snr, gamma) / snr on epsilon,
-    and min(snr, gamma) / (snr + 1) on the velocity.
+    With snr = (a / s)^2, the weight of the error of x0 is min(snr, gamma). This is
+    min(snr, gamma) / snr for epsilon, and min(snr, gamma) / (snr + 1) for the velocity.
     """
-    kept = _at(timesteps, alphas_cumprod)
-    snr = kept / (1 - kept)
+    alpha_bar = _at(timesteps, alphas_cumprod)
+    snr = alpha_bar / (1 - alpha_bar)
     if prediction_type == "epsilon":
         return (gamma / snr).clamp(max=1)
     if prediction_type == "v_prediction":
@@ -60,16 +59,17 @@ def min_snr_weights(
 
 
 def offset_noise(noise: Tensor, offset: Tensor, strength: float) -> Tensor:
-    """noise (B, C, F, H, W) and `strength` times one number for all places of a frame.
+    """noise (B, C, F, H, W) plus `strength` times an offset that is constant over each frame.
 
-    `offset` is standard normal, (B, C, F) for a number a frame, as DEMO and ModelScopeT2V draw it
-    (their `noise_strength`), or (B, C, 1) for one that a whole clip shares. The sum is what is
-    added to the latents and what epsilon then means. Without it a denoiser learns brightness badly.
+    `offset` is standard normal: (B, C, F) for one number a frame, as in DEMO and ModelScopeT2V
+    (`noise_strength`), or (B, C, 1) for one a clip. The sum is added to the latents, and is the
+    epsilon to be predicted. It helps the denoiser to learn the mean brightness.
     """
     return noise + strength * offset[..., None, None]
 
 
 def _at(timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """alphas_cumprod[timesteps], on the device of `timesteps`."""
     return alphas_cumprod.to(timesteps.device)[timesteps]
 
 

@@ -1,7 +1,7 @@
-"""Optical flow between the frames of a clip: a weight-free estimator, and RAFT.
+"""Optical flow between frames: Lucas-Kanade, which has no weights, and RAFT.
 
-A flow (N, 2, H, W) says in pixels, x then y, positive to the right and down, where each place of
-the first frame is in the second: second(x + flow(x)) is about first(x).
+A flow (N, 2, H, W) is the displacement of each pixel of the first frame, in pixels, x then y,
+positive to the right and down: second(x + flow(x)) is about first(x).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WINDOW: Final = 5  # pixels, at every level
-ITERATIONS: Final = 2  # at every level
-COARSEST: Final = 8  # no level's shorter side is smaller, unless the frames are
-DAMPING: Final = (
-    1e-4  # squared difference between neighbouring pixels that outweighs standing still
-)
+WINDOW: Final = 5
+"""Side of the averaging window in pixels, at each level."""
+ITERATIONS: Final = 2
+"""Iterations at each level."""
+COARSEST: Final = 8
+"""Shorter side of the coarsest level in pixels, unless the frames are smaller."""
+DAMPING: Final = 1e-4
+"""Added to the mean squared slopes: below it the flow goes to zero."""
 
 
 class FlowEstimator(Protocol):
@@ -34,7 +36,7 @@ class FlowEstimator(Protocol):
 def video_flow(estimator: FlowEstimator, video: Tensor) -> Tensor:
     """video (B, C, F, H, W) in [-1, 1] -> flow (B, F-1, 2, H, W) from each frame to the next.
 
-    All pairs of all clips go through the estimator together. Raises ValueError for a single frame.
+    The estimator is called once, with all pairs of frames. Raises ValueError for a single frame.
     """
     if video.shape[2] < 2:
         raise ValueError(f"a clip of {video.shape[2]} frames has no flow: it takes 2 or more")
@@ -45,25 +47,25 @@ def video_flow(estimator: FlowEstimator, video: Tensor) -> Tensor:
 
 
 def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """frames (N, C, H, W) -> (N, C, *size): bilinear, over all that a smaller pixel covers."""
+    """frames (N, C, H, W) -> (N, C, *size), bilinear with antialiasing."""
     return F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """flow (N, 2, H, W) -> (N, 2, *size), its values in pixels of the new size."""
+    """flow (N, 2, H, W) -> (N, 2, *size), with values in pixels of the new size."""
     height, width = flow.shape[2:]
     scale = flow.new_tensor([size[1] / width, size[0] / height])
     return resize(flow, size) * scale[:, None, None]
 
 
 def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
-    """A FlowEstimator without weights: iterated Lucas-Kanade, from coarse to fine (IJCAI 1981).
+    """Iterated Lucas-Kanade from coarse to fine (IJCAI 1981), a FlowEstimator without weights.
 
-    Each step solves two equations for each place in closed form, so a few steps at each level are
-    enough, and gradients to both frames pass through a short graph; Horn and Schunck's smoothness
-    would take a hundred relaxations. Steps are damped towards the flow so far. At last the flow is
-    damped towards zero: where a window shows no texture, nothing is seen to move. Flow and
-    gradients are therefore finite for any frames, and zero for frames of one colour.
+    Each iteration solves two equations for each pixel in closed form. Few iterations are needed at
+    each level, so gradients to both frames pass through a short graph; Horn and Schunck's method
+    needs about a hundred. Updates are damped, and the final flow is damped towards zero where the
+    window has no texture. Flow and gradients are finite for all frames, and zero for frames of one
+    colour.
     """
     sizes = [(first.shape[2], first.shape[3])]
     while min(sizes[0]) >= 2 * COARSEST:
@@ -72,26 +74,27 @@ def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
     flow = first.new_zeros(len(first), 2, *sizes[0])
     for size in sizes:
         flow = resize_flow(flow, size)
-        here, there = resize(first, size), resize(second, size)
+        first_resized, second_resized = resize(first, size), resize(second, size)
         for _ in range(ITERATIONS):
-            normal, pull = _equations(here, there, flow)
-            flow = flow + _solve(normal, pull)
+            normal, right = _equations(first_resized, second_resized, flow)
+            flow = flow + _solve(normal, right)
     xx, xy, yy = normal.unbind(1)
     x, y = flow.unbind(1)
     return _solve(normal, torch.stack([xx * x + xy * y, xy * x + yy * y], dim=1))
 
 
 def _equations(first: Tensor, second: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """The window's normal equations for what is still missing in `flow`.
+    """The normal equations, averaged over the window, for the residual of `flow`.
 
-    Left side (N, 3, H, W), the matrix [[0, 1], [1, 2]] of squared slopes; right side (N, 2, H, W).
-    The slope is the mean of both frames', which is right to second order in the displacement.
+    Left side (N, 3, H, W): the entries xx, xy, yy of the structure tensor; right side
+    (N, 2, H, W). Slopes are means of both frames', accurate to second order in the displacement.
     """
     moved = warp(second, flow)
     x, y = _slopes((first + moved) / 2)
-    left = first - moved
-    terms = torch.stack([x * x, x * y, y * y, x * left, y * left], dim=1).sum(dim=2)  # over colours
-    for _ in range(2):  # two boxes are about a Gaussian
+    error = first - moved
+    terms = torch.stack([x * x, x * y, y * y, x * error, y * error], dim=1)
+    terms = terms.sum(dim=2)  # over colours
+    for _ in range(2):  # two box filters are about a Gaussian
         terms = F.avg_pool2d(terms, WINDOW, stride=1, padding=WINDOW // 2)
     return terms[:, :3], terms[:, 3:]
 
@@ -106,7 +109,7 @@ def _solve(normal: Tensor, right: Tensor) -> Tensor:
 
 
 def _slopes(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences along x and y, of the shape of frames (N, C, H, W)."""
+    """Central differences of frames (N, C, H, W) along x and y, of the same shape."""
     wide = F.pad(frames, (1, 1, 1, 1), mode="replicate")
     x = wide[:, :, 1:-1, 2:] - wide[:, :, 1:-1, :-2]
     y = wide[:, :, 2:, 1:-1] - wide[:, :, :-2, 1:-1]
@@ -114,23 +117,23 @@ def _slopes(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def warp(frames: Tensor, flow: Tensor) -> Tensor:
-    """frames(x + flow(x)), bilinear, (N, C, H, W); beyond the edge the edge goes on."""
+    """frames(x + flow(x)), (N, C, H, W), bilinear; pixels of the edge are repeated beyond it."""
     height, width = flow.shape[2:]
     x = torch.arange(width, device=flow.device, dtype=flow.dtype) + flow[:, 0]
     y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 1]
     # grid_sample counts from -1 to 1, edge to edge of the frame.
-    places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    return F.grid_sample(frames, places, padding_mode="border", align_corners=False)
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    return F.grid_sample(frames, grid, padding_mode="border", align_corners=False)
 
 
 class Raft(nn.Module):
-    """RAFT (arXiv 2003.12039) as a FlowEstimator: frozen, but gradients reach the frames.
+    """RAFT (arXiv 2003.12039) as a FlowEstimator: frozen weights, gradients for the frames.
 
-    `network` takes two batches of frames (N, 3, H, W) in [-1, 1], sides of at least 128 that are
-    multiples of 8, and returns a list of flows of which the last is the best; without it, this is
-    torchvision's raft_small. `weights` is a file that `torch.save` wrote of its state dict, as
-    torchvision publishes it; without it, torchvision's own download for raft_small.
-    Raises ValueError when torchvision is not installed or the file holds no such weights.
+    `network` takes two batches of frames (N, 3, H, W) in [-1, 1], with sides that are multiples of
+    8 and at least 128, and returns a list of flows, the best one last. The default is
+    torchvision's raft_small. `weights` is a file with its state dict, as torchvision distributes
+    it; without it torchvision downloads them. Raises ValueError without torchvision, and for a
+    file of other weights.
     """
 
     def __init__(self, weights: Path | None = None, network: nn.Module | None = None) -> None:
