@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from demo_t2v.data.captions import find_video, read_captions
 from demo_t2v.data.clips import (
     BadVideos,
     ClipError,
     ClipItems,
     VideoClips,
-    find_video,
-    read_captions,
     write_sprite_dataset,
 )
 from demo_t2v.data.sprites import draw_clip

@@ -1,43 +1,36 @@
-"""Captioned clips from videos on disk: a caption CSV and a folder (the WebVid layout).
+"""Captioned clips: from videos on disk in WebVid's layout, and from the sprite world.
 
-Any other layout is a class of one's own with `__len__` and `clip`, some twenty lines: see
-docs/own_dataset.md.
+A class for another layout has `__len__` and `clip`, about twenty lines: see docs/own_dataset.md.
 """
 
 from __future__ import annotations
 
 import csv
-from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
-from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from demo_t2v.core.atomic_io import make_folder, written_whole
-from demo_t2v.core.errors import UserError
+from demo_t2v.data.captions import ClipError as ClipError
+from demo_t2v.data.captions import TextList, find_video, read_captions
 from demo_t2v.data.sprites import draw_clip, draw_pose
-from demo_t2v.data.table import read_rows
 from demo_t2v.data.video import Sampling, VideoError, sample_video, write_video
 
-_ENOUGH: Final = 100
-"""Videos to be tried before the share of bad ones means anything; and at most for one clip."""
+_MIN_TRIED: Final = 100
+"""Videos to be tried before the fraction of bad ones is judged; also the most for one clip."""
 _EXAMPLES: Final = 3
-"""Bad videos that a message names."""
-
-
-class ClipError(UserError):
-    """Videos or captions that cannot be trained on; the message is one line for a person."""
+"""Bad videos listed in a message."""
 
 
 @dataclass(frozen=True)
 class CaptionedClip:
-    """One clip; `frames` is uint8 RGB of shape (F, H, W, 3), `key` names the video.
+    """One clip; `frames` is uint8 RGB of shape (F, H, W, 3), `key` identifies the video.
 
-    `skipped` has a line for each bad video that was passed over to get this clip.
+    `skipped` has a line for each bad video that was tried before this clip.
     """
 
     frames: NDArray[np.uint8]
@@ -71,10 +64,10 @@ class ClipItems:
 
 @dataclass
 class BadVideos:
-    """Counts the videos that this process tried, and keeps the bad ones' reasons by their keys.
+    """Counts of the videos that this process tried, and the reasons of bad ones by their keys.
 
-    `where` names the data in messages. Of the videos at most `max_share` may be bad; that is
-    judged as soon as a hundred were tried.
+    `where` names the data in messages. At most the fraction `max_share` of the videos may be bad;
+    it is judged once a hundred were tried.
     """
 
     where: str
@@ -88,11 +81,11 @@ class BadVideos:
             raise ClipError(f"max_bad_share is a share from 0 to 1, not {self.max_share:g}")
 
     def add(self, key: str, error: OSError | ValueError) -> str:
-        """Note a bad video; returns its line. Raises ClipError when there are too many."""
+        """Record a bad video; returns its line. Raises ClipError when there are too many."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         self.failed += 1
         self.reasons[key] = reason
-        if self.tried >= _ENOUGH and self.failed > self.max_share * self.tried:
+        if self.tried >= _MIN_TRIED and self.failed > self.max_share * self.tried:
             raise ClipError(
                 f"{self.where}: {self.failed} of {self.tried} videos could not be used, more than "
                 f"the share of {self.max_share:g} that may be bad: {self.examples()}"
@@ -100,23 +93,22 @@ class BadVideos:
         return f"{key}: {reason}"
 
     def examples(self) -> str:
-        """The first few, as a part of a message."""
-        named = [f"{key} ({reason})" for key, reason in list(self.reasons.items())[:_EXAMPLES]]
-        return ", ".join(named) + (", ..." if len(self.reasons) > _EXAMPLES else "")
+        """The first few bad videos with their reasons, for a message."""
+        first = [f"{key} ({reason})" for key, reason in list(self.reasons.items())[:_EXAMPLES]]
+        return ", ".join(first) + (", ..." if len(self.reasons) > _EXAMPLES else "")
 
 
 class VideoClips:
-    """Clips of the videos that a caption CSV (UTF-8) names: `clip(index, seed)`.
+    """Clips of the videos in a caption CSV (UTF-8): `clip(index, seed)`.
 
-    The defaults are WebVid's layout: the file is `<videos>/<videoid>.mp4`, the caption stands in
-    `name`. `path_column` names the column of a path below `videos` (`find_video`);
-    `page_dir/videoid` joins two columns. How a clip is cut: `Sampling`.
+    The defaults are WebVid's layout: the file is `<videos>/<videoid>.mp4`, the caption is in the
+    column `name`. `path_column` is the column of a path below `videos` (`find_video`);
+    `page_dir/videoid` joins two columns. `Sampling` describes how clips are cut.
 
-    A video that is missing, damaged or too short is passed over: the same (index, seed) then
-    draws other videos until one is good. `bad` counts and lists them; where more than
-    `max_bad_share` of the videos are bad, or none is good in a row of a hundred, that is a
-    ClipError. So is a CSV that cannot be used, at once. Nothing stays open, and nothing but
-    `bad` changes while reading, which every worker process keeps for itself.
+    A video that is missing, damaged or too short is skipped: the same (index, seed) draws other
+    videos until one is good. `bad` counts and lists skipped videos, in each process separately.
+    Raises ClipError for an unusable CSV, when more than the fraction `max_bad_share` of the videos
+    is bad, and when a hundred in a row are. No file stays open.
     """
 
     def __init__(
@@ -137,7 +129,7 @@ class VideoClips:
         self._videos = videos
         if not videos.is_dir():
             raise ClipError(f"{videos}: is no folder of videos")
-        self._keys, self._captions = _Texts(), _Texts()
+        self._keys, self._captions = TextList(), TextList()
         for key, caption in read_captions(captions, path_column, caption_column):
             self._keys.append(key)
             self._captions.append(caption)
@@ -148,18 +140,18 @@ class VideoClips:
         return len(self._keys)
 
     def video(self, index: int) -> tuple[str, Path, str]:
-        """Key, file and caption of a row. Raises ClipError when one of them is empty."""
+        """Key, file and caption of a row. Raises ClipError for an empty key or caption."""
         key, caption = self._keys[index], self._captions[index]
         if not key or not caption:
             raise ClipError("has no caption" if key else "has no path")
         return key, find_video(self._videos, key), caption
 
     def name(self, index: int) -> str:
-        """What a message calls a row."""
+        """Name of a row in messages."""
         return self._keys[index] or f"row {index + 1}"
 
     def clip(self, index: int, seed: int) -> CaptionedClip:
-        """A clip from row `index`, or from another where that is bad; `seed` is not negative."""
+        """A clip of row `index`, or of another row if it is bad; `seed` is not negative."""
         skipped: list[str] = []
         for row in self._candidates(index, seed):
             self.bad.tried += 1
@@ -177,18 +169,19 @@ class VideoClips:
         )
 
     def _candidates(self, index: int, seed: int) -> Iterator[int]:
-        """The row asked for, then random ones: a gap in the data wears out no neighbour of it."""
+        """Row `index`, then random rows, so that no neighbour of bad rows is used more often."""
         if not 0 <= index < len(self):
             raise IndexError(f"there is no row {index} of {len(self)}")
         yield index
         rng = np.random.default_rng([seed, index, len(self)])
-        yield from rng.integers(len(self), size=_ENOUGH - 1).tolist()
+        yield from rng.integers(len(self), size=_MIN_TRIED - 1).tolist()
 
 
 class SpriteClips:
-    """The sprite world without files: video `index` is a drawing, and its one clip all of it.
+    """Clips of the sprite world, drawn without files: `clip(index, seed)` is drawing `index`.
 
-    A clip of one frame shows a moment of a clip of 16.
+    A clip of one frame is a frame of a clip of 16. `emphasis`: see `draw_clip`. `poses` is the
+    fraction of clips that `draw_pose` draws.
     """
 
     def __init__(
@@ -209,7 +202,7 @@ class SpriteClips:
         return self._clips
 
     def clip(self, index: int, seed: int) -> CaptionedClip:  # noqa: ARG002
-        """Drawing `index`, whatever the seed."""
+        """Drawing `index`; `seed` is not used."""
         rng = np.random.default_rng([self._seed, index])
         if self._poses and rng.random() < self._poses:
             drawn = draw_pose(rng, self._resolution, self._frames)
@@ -224,72 +217,6 @@ class SpriteClips:
         return CaptionedClip(drawn.frames, drawn.caption, f"sprite {index}")
 
 
-class _Texts:
-    """A list of texts in two blocks of memory, which forked workers share and never copy."""
-
-    def __init__(self) -> None:
-        self._bytes, self._ends = bytearray(), array("q", [0])
-
-    def append(self, text: str) -> None:
-        self._bytes += text.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._bytes))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        text = self._bytes[self._ends[index] : self._ends[index + 1]]
-        return text.decode("utf-8", "surrogatepass")
-
-
-def find_video(folder: Path, key: str) -> Path:
-    """The file below `folder` that a caption table names, with or without the ending `.mp4`.
-
-    Endings may be upper case, and names composed or decomposed Unicode, as on macOS. Where there
-    is no such file, its most likely name.
-    """
-    for name in Path(key).parts[:-1]:
-        forms = [folder / form for form in _forms(name)]
-        folder = next(filter(Path.is_dir, forms), forms[0])
-    name = Path(key).name
-    for form in _forms(name):
-        stem, ending = form[: len(form) - len(Path(form).suffix)], Path(form).suffix
-        endings = (ending, f"{ending}.mp4", f"{ending}.MP4", ending.lower(), ending.upper())
-        for file in (folder / f"{stem}{other}" for other in endings):
-            if file.is_file():
-                return file
-    return folder / f"{name}.mp4"
-
-
-def _forms(name: str) -> list[str]:
-    """A name as it is, composed and decomposed."""
-    return [*dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])]
-
-
-def read_captions(file: Path, path_column: str, caption_column: str) -> Iterator[tuple[str, str]]:
-    """The (path, caption) pairs of a CSV file with a header; slashes in `path_column` join columns.
-
-    Raises ClipError for a file that is no such CSV.
-    """
-    rows = read_rows(file, ClipError)
-    header = [name.strip() for name in next(rows, (1, []))[1]]
-    for column in (*path_column.split("/"), caption_column):
-        if column not in header:
-            there = ", ".join(header) or "none"
-            raise ClipError(f"{file}: has no column {column!r}; the columns are {there}")
-    paths = [header.index(column) for column in path_column.split("/")]
-    caption = header.index(caption_column)
-    for line, cells in rows:
-        if cells and len(cells) != len(header):
-            raise ClipError(
-                f"{file}, line {line}: has {len(cells)} columns, not {len(header)}; "
-                "quote cells with commas"
-            )
-        if cells:
-            path = "/".join(filter(None, (cells[column].strip() for column in paths)))
-            yield path, cells[caption].strip()
-
-
 def write_sprite_dataset(
     folder: Path,
     clips: int,
@@ -300,13 +227,13 @@ def write_sprite_dataset(
     fps: int = int(Sampling.fps),
     on_clip: Callable[[], None] | None = None,
 ) -> Path:
-    """Write the sprite world as a data set of WebVid's layout; returns the caption CSV.
+    """Write a data set of the sprite world in WebVid's layout; returns the caption CSV.
 
     `folder` gets `videos/<videoid>.mp4` and `captions.csv` with the columns `videoid,name`. The
-    same arguments always mean the same drawings and captions (x264 may encode them a little
-    differently), and videos that are there already are kept, so an interrupted run goes on;
-    `on_clip` hears of each clip. Raises ClipError, VideoError for a size that mp4 cannot hold,
-    PathError, OSError.
+    same arguments give the same drawings and captions (x264 may encode them slightly differently).
+    Existing videos are not written again, so that interrupted runs can be resumed. `on_clip` is
+    called after each clip. Raises ClipError for less than one clip, VideoError for a size that mp4
+    cannot hold, PathError, OSError.
     """
     if clips < 1:
         raise ClipError(f"a data set needs at least one clip, not {clips}")
@@ -319,15 +246,15 @@ def write_sprite_dataset(
         table = csv.writer(stream)
         table.writerow(["videoid", "name"])
         for number in range(clips):
-            # All that shapes a clip is in its name: one of another run is never taken for it.
+            # The name contains all settings: a clip of other settings is not reused.
             name = f"sprites-{seed}-{resolution}-{frames}-{fps}-{number:06d}"
             video = folder / "videos" / f"{name}.mp4"
-            there = video.exists()
-            # Captions do not depend on the resolution: of a clip that is there, draw little.
+            exists = video.exists()
+            # Captions do not depend on the resolution: for existing videos, draw 8 pixels.
             clip = draw_clip(
-                np.random.default_rng([seed, number]), 8 if there else resolution, frames
+                np.random.default_rng([seed, number]), 8 if exists else resolution, frames
             )
-            if not there:
+            if not exists:
                 with written_whole(video) as unfinished:
                     write_video(clip.frames, unfinished, fps, "mp4")
             table.writerow([name, clip.caption])

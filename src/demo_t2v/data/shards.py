@@ -1,10 +1,9 @@
-"""The same clips as WebDataset tar files, for many machines.
+"""Captioned clips in WebDataset shards, for training on many machines.
 
-A shard is a tar file; sample after sample it holds `<number>.mp4` and `<number>.json`, an object
-with `key` and `caption`. The reader stands on Hugging Face datasets, which deals samples out to
-nodes and keeps a state from which a stream goes on in the middle of an epoch, and which gets on
-with the packages that this project needs: litdata pulls torchvision in, mosaicml-streaming
-wants an older transformers, and webdataset keeps no state.
+A shard is a tar file with `<number>.mp4` and `<number>.json` for each sample, a JSON object with
+`key` and `caption`. Hugging Face datasets reads them: it distributes samples to nodes and can
+resume within an epoch. The alternatives do not fit: litdata requires torchvision,
+mosaicml-streaming an older transformers, and webdataset has no state.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def write_shards(clips: VideoClips, folder: Path, *, megabytes: float = 64, seed: int = 0) -> int:
-    """Copy the videos and captions of `clips` into `folder/00000.tar` ...; returns how many.
+    """Copy the videos and captions of `clips` to `folder/00000.tar` ...; returns their number.
 
-    The videos are shuffled by `seed` and copied as they are; a shard takes videos until it has
-    `megabytes`, and is held in memory until then. The folder appears once all of it is written.
-    Videos that are not there are left out and noted in `clips.bad`. Raises ClipError when the
-    folder is there already, too many videos are missing or `megabytes` is not positive, OSError.
+    The videos are shuffled by `seed` and copied without encoding. A shard has at least `megabytes`,
+    except the last one, and is in memory before it is written. The folder appears when it is
+    complete. Missing videos are skipped and counted in `clips.bad`. Raises ClipError when the
+    folder exists, too many videos are missing or `megabytes` is not positive, OSError.
     """
     if not 0 < megabytes < math.inf:
         raise ClipError(f"megabytes should be more than 0, not {megabytes:g}")
@@ -50,7 +49,7 @@ def write_shards(clips: VideoClips, folder: Path, *, megabytes: float = 64, seed
         for shard, samples in enumerate(_shards(clips, seed, int(megabytes * 1e6))):
             with tarfile.open(partial / f"{shard:05d}.tar", "w") as tar:
                 for video, text in samples:
-                    # Numbered, for a key may have dots, which end a sample's name in a shard.
+                    # Numbers, since a key may have dots, which end a sample's name in a shard.
                     _add(tar, f"{written:09d}.mp4", video)
                     _add(tar, f"{written:09d}.json", text)
                     written += 1
@@ -60,7 +59,7 @@ def write_shards(clips: VideoClips, folder: Path, *, megabytes: float = 64, seed
 
 
 def _shards(clips: VideoClips, seed: int, limit: int) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Lists of samples, each a video and its JSON, that have at least `limit` bytes together."""
+    """Samples shard by shard: a video and its JSON each, of at least `limit` bytes in total."""
     samples: list[tuple[bytes, bytes]] = []
     size = 0
     for row in np.random.default_rng(seed).permutation(len(clips)).tolist():
@@ -96,17 +95,17 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 class ShardedClips:
-    """A stream of clips from shards, a folder or one file: iterating gives the rest of an epoch.
+    """A stream of clips from shards, a folder or one file; iteration yields the rest of an epoch.
 
-    Each epoch has an order of its own, which `seed` and the epoch's number settle, and so they do
-    where in a video its clip begins. Of `world_size` nodes each sees its own part; where the
-    shards can be divided evenly, each node opens only its own. Parts may differ in length by a
-    few clips: nodes that step together should go on into the next epoch, not stop.
+    `seed` and the epoch's number determine the order of an epoch and the start of each clip. Each
+    of `world_size` nodes reads a part of the samples; if the number of shards is a multiple of
+    `world_size`, it opens only its own shards. Parts may differ in length by a few clips: nodes
+    that step together should continue with the next epoch instead of stopping.
 
-    `threads` clips are decoded at a time, a few ahead of what was asked for; `state_dict` knows
-    only of those that were given out. How a clip is cut: `Sampling`. Bad videos are left out,
-    counted and judged as in `VideoClips`. Nothing is ever downloaded. Raises ClipError for a
-    folder without shards and for one that is damaged.
+    `threads` clips are decoded in parallel, a few in advance; `state_dict` counts only clips that
+    were yielded. `Sampling` describes how clips are cut. Bad videos are skipped, counted and judged
+    as in `VideoClips`. Nothing is downloaded. Raises ClipError for a folder without shards and for
+    a damaged shard.
     """
 
     def __init__(
@@ -129,37 +128,37 @@ class ShardedClips:
         self._seed, self._threads = seed, threads
         files = [shards] if shards.is_file() else shard_files(shards)
         self._stream = _open([str(file) for file in files], seed, rank, world_size)
-        self._place: Mapping[str, Any] | None = None
+        self._position: Mapping[str, Any] | None = None
 
     def __iter__(self) -> Iterator[CaptionedClip]:
         self._stream.set_epoch(self.epoch)
-        if self._place is not None:
-            self._stream.load_state_dict(dict(self._place))
-        for clip, place in self._decoded():
-            self._place = place
+        if self._position is not None:
+            self._stream.load_state_dict(dict(self._position))
+        for clip, position in self._decoded():
+            self._position = position
             if clip is not None:
                 yield clip
-        self.epoch, self._place = self.epoch + 1, None
+        self.epoch, self._position = self.epoch + 1, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, behind the last clip that was given out: plain numbers and texts."""
-        return {"epoch": self.epoch, "place": self._place}
+        """The position after the last clip that was yielded, as numbers and strings."""
+        return {"epoch": self.epoch, "place": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of a stream with the same shards, seed, rank and world size."""
-        self.epoch, self._place = state["epoch"], state["place"]
+        """Continue from the state of a stream with the same shards, seed, rank and world size."""
+        self.epoch, self._position = state["epoch"], state["place"]
 
     def _decoded(self) -> Iterator[tuple[CaptionedClip | None, dict[str, Any]]]:
-        """Clips, None for a bad one, each with the state behind it."""
-        ahead: deque[tuple[Mapping[str, Any], dict[str, Any], Future[Any]]] = deque()
+        """Clips, None for a bad one, each with the position after it."""
+        pending: deque[tuple[Mapping[str, Any], dict[str, Any], Future[Any]]] = deque()
         with ThreadPoolExecutor(self._threads) as pool:
             for sample in self._samples():
                 cut = pool.submit(self._cut, sample, self.epoch)
-                ahead.append((sample, self._stream.state_dict(), cut))
-                if len(ahead) > 2 * self._threads:
-                    yield self._finish(*ahead.popleft())
-            while ahead:
-                yield self._finish(*ahead.popleft())
+                pending.append((sample, self._stream.state_dict(), cut))
+                if len(pending) > 2 * self._threads:
+                    yield self._finish(*pending.popleft())
+            while pending:
+                yield self._finish(*pending.popleft())
 
     def _samples(self) -> Iterator[Mapping[str, Any]]:
         try:
@@ -177,19 +176,19 @@ class ShardedClips:
         return sample_video(io.BytesIO(video), self.sampling, rng)
 
     def _finish(
-        self, sample: Mapping[str, Any], state: dict[str, Any], cut: Future[Any]
+        self, sample: Mapping[str, Any], position: dict[str, Any], cut: Future[Any]
     ) -> tuple[CaptionedClip | None, dict[str, Any]]:
         self.bad.tried += 1
         try:
             frames = cut.result()
         except (ClipError, VideoError, OSError) as error:
             self.bad.add(sample["__key__"], error)
-            return None, state
-        return CaptionedClip(frames, sample["json"]["caption"], sample["json"]["key"]), state
+            return None, position
+        return CaptionedClip(frames, sample["json"]["caption"], sample["json"]["key"]), position
 
 
 def _open(files: list[str], seed: int, rank: int, world_size: int) -> IterableDataset:
-    """The node's samples with `__key__`, `json` and `mp4`, their shards in an order by `seed`."""
+    """The node's samples with `__key__`, `json` and `mp4`; `seed` determines the shards' order."""
     try:
         from datasets import Features, Value, load_dataset
         from datasets.distributed import split_dataset_by_node
@@ -205,5 +204,5 @@ def _open(files: list[str], seed: int, rank: int, world_size: int) -> IterableDa
             {"__key__": text, "json": {"key": text, "caption": text}, "mp4": Value("binary")}
         ),
     )
-    # A larger buffer would be lost on resuming. Samples were shuffled when they were written.
+    # A buffer would be lost on resuming. `write_shards` has shuffled the samples.
     return split_dataset_by_node(stream.shuffle(seed, buffer_size=1), rank, world_size)

@@ -1,8 +1,8 @@
-"""The sprite world: an endless source of captioned clips whose motion is known exactly.
+"""The sprite world: drawn clips with captions, whose motion is known exactly.
 
-A clip shows one thing (an emoji from the sprite sheet) making one motion, slowly, at an ordinary
-pace or quickly, before one background. Lengths are fractions of the frame's side, x to the right
-and y down; angles are degrees, clockwise as seen on the screen; so a clip means the same at every
+A clip shows one thing (an emoji from the sprite sheet) that makes one motion, slowly, at normal
+speed or quickly, in front of one background. Lengths are fractions of the frame's side, x to the
+right and y down; angles are degrees, clockwise on the screen. So clips do not depend on the
 resolution.
 """
 
@@ -79,7 +79,7 @@ _DIRECTIONS: Final = {
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where the thing is in each frame: arrays of shape (F,), in the module's units."""
+    """Position, size and angle of the thing in each frame: arrays (F,), in the module's units."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -87,9 +87,9 @@ class Trajectory:
     angle: NDArray[np.float64]
 
     def frame(self, index: int) -> Trajectory:
-        """The trajectory of one frame alone."""
-        here = slice(index, index + 1)
-        return Trajectory(self.x[here], self.y[here], self.size[here], self.angle[here])
+        """The trajectory of one frame."""
+        one = slice(index, index + 1)
+        return Trajectory(self.x[one], self.y[one], self.size[one], self.angle[one])
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,17 @@ class Clip:
 
 
 def held_out(thing: str, motion: str) -> bool:
-    """Whether the pair is one of the fifth that is never trained on."""
+    """Whether the pair is one of the fifth of all pairs that training never draws."""
     return (THINGS.index(thing) + 2 * list(MOTIONS).index(motion)) % 5 == 0
 
 
 def trajectory(motion: str, speed: str, rng: np.random.Generator, frames: int = 16) -> Trajectory:
-    """Draw one trajectory of `motion`; `speed` is one of SPEEDS.
+    """Draw a random trajectory of `motion` at `speed`, one of SPEEDS.
 
     Raises KeyError for a motion that is not in MOTIONS, ValueError for an unknown speed.
     """
     pace = SPEEDS.index(speed)
-    u = np.linspace(0.0, 1.0, frames)  # (F,) the clip's own time
+    u = np.linspace(0.0, 1.0, frames)  # (F,) time from the first to the last frame
     x = np.full(frames, 0.5 + rng.uniform(-0.06, 0.06))
     y = np.full(frames, 0.5 + rng.uniform(-0.06, 0.06))
     size = np.full(frames, rng.uniform(0.40, 0.46))
@@ -126,7 +126,7 @@ def trajectory(motion: str, speed: str, rng: np.random.Generator, frames: int = 
         travel = (0.25, 0.4, 0.55)[pace] * (u - 0.5)
         x, y = x + step_x * travel, y + step_y * travel
     elif motion == "falls":
-        landing = (1.0, 0.75, 0.5)[pace]  # the time at which it lies on the ground
+        landing = (1.0, 0.75, 0.5)[pace]  # the time at which it reaches the ground
         y = 0.22 + (y[0] - 0.5) / 2 + 0.58 * np.minimum(1.0, u / landing) ** 2
     elif motion == "bounces":
         y = y + 0.25 - 0.45 * np.abs(np.sin(np.pi * (1.5, 2.0, 3.0)[pace] * u))
@@ -153,7 +153,7 @@ def trajectory(motion: str, speed: str, rng: np.random.Generator, frames: int = 
 def caption(
     thing: str, motion: str, speed: str, background: str, rng: np.random.Generator | None = None
 ) -> str:
-    """One wording of the clip; without `rng` always the first one, the plainest."""
+    """A random wording of the clip's caption; without `rng` the first, plainest one."""
     wordings = MOTIONS[motion]
     wording = wordings[rng.integers(len(wordings))] if rng else wordings[0]
     article = _article(thing)
@@ -175,10 +175,10 @@ def _article(thing: str) -> str:
 
 
 def motion_phrase(words: str) -> str:
-    """A caption without its thing and its place: "in the sky, a car slowly goes left" is "slowly
-    goes left". It is empty where the caption names no motion.
+    """A caption without its thing and background: "slowly goes left" for "in the sky, a car slowly
+    goes left". Empty for a caption without a motion.
 
-    Raises ValueError for words that name no thing or no place of the sprite world.
+    Raises ValueError for words that do not name a thing of the sprite world.
     """
     for background in BACKGROUNDS:
         words = words.removeprefix(f"{background}, ").removesuffix(f" {background}")
@@ -191,7 +191,7 @@ def motion_phrase(words: str) -> str:
 
 @cache
 def sprite_pyramid(thing: str) -> tuple[Image.Image, ...]:
-    """The thing with premultiplied alpha, in sizes that fall by the square root of two."""
+    """The thing with premultiplied alpha, in sizes that decrease by the square root of two."""
     row, column = divmod(THINGS.index(thing), COLUMNS)
     box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
     with Image.open(SHEET) as sheet:
@@ -202,9 +202,9 @@ def sprite_pyramid(thing: str) -> tuple[Image.Image, ...]:
 def render_sprite(
     thing: str, x: float, y: float, size: float, angle: float, resolution: int
 ) -> NDArray[np.uint8]:
-    """The thing alone, (H, W, 4) with premultiplied alpha; outside of it everything is zero."""
+    """The thing on a transparent frame: uint8 (H, W, 4) with premultiplied alpha."""
     side = size * resolution
-    # The smallest stored picture that is still as large as the result: no aliasing, little blur.
+    # The smallest stored size that is at least the result's: no aliasing, little blur.
     source = [p for p in sprite_pyramid(thing) if p.width >= side * 0.95 or p.width == CELL][-1]
     scale = source.width / side
     cos, sin = np.cos(np.radians(angle)) * scale, np.sin(np.radians(angle)) * scale
@@ -238,15 +238,16 @@ def render(thing: str, background: str, path: Trajectory, resolution: int) -> ND
 
 
 def draw_pose(rng: np.random.Generator, resolution: int = 64, frames: int = 1) -> Clip:
-    """Draw a thing of any size at any place, at any angle in two of three; it does not move.
+    """Draw a clip of a thing that does not move, at a random size and position.
 
-    Such clips teach every angle alike, which the motions do not. The caption names no motion.
+    Two of three things are rotated by a random angle; all angles are equally frequent, unlike in
+    the motions. The caption names no motion.
     """
     thing = THINGS[rng.integers(len(THINGS))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    turned = rng.random() < 2 / 3
+    rotated = rng.random() < 2 / 3
     x, y, size = rng.uniform((0.2, 0.2, 0.26), (0.8, 0.8, 0.63))
-    angle = rng.uniform(-180.0, 180.0) * turned
+    angle = rng.uniform(-180.0, 180.0) * rotated
     pose = Trajectory(*(np.array([value]) for value in (x, y, size, angle)))
     picture = render(thing, background, pose, resolution)
     return Clip(
@@ -268,10 +269,10 @@ def draw_clip(
     still: bool = False,
     emphasis: Mapping[str, int] | None = None,
 ) -> Clip:
-    """Draw one clip; without `pair` (thing, motion) a random one that is not held out.
+    """Draw one clip; without `pair` (thing, motion), of a random pair that is not held out.
 
-    With `still` one random frame of a clip of 16 is kept, under the caption of the whole clip.
-    `emphasis` says how many times as often as the others a motion is drawn.
+    With `still` it is one random frame of a clip of 16, with the caption of the clip.
+    `emphasis` is how many times as often as the others a motion is drawn, by its name.
     """
     motions = [motion for motion in MOTIONS for _ in range((emphasis or {}).get(motion, 1))]
     while pair is None:

@@ -1,4 +1,4 @@
-"""Read and write video: the only codec code. FFmpeg comes inside of PyAV."""
+"""Reading and writing of video by PyAV, which contains FFmpeg."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo_t2v.data.decoding import Footage, faults, local_name, open_video
+from demo_t2v.data.decoding import Footage, ffmpeg_errors, local_name, open_video
 from demo_t2v.data.decoding import VideoError as VideoError
 
 Format = Literal["mp4", "webm", "gif", "png"]
@@ -39,9 +39,9 @@ _BT709: Final = 1
 def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format) -> None:  # noqa: A002
     """Write RGB `frames`, uint8 of shape (F, H, W, 3), to `file`, whatever the name's ending.
 
-    mp4 is H.264 and webm VP9, both yuv420p in the colours of BT.709; gif loops for ever; png makes
-    a folder of `0000.png`, `0001.png` ... and has no `fps`. Raises VideoError for frames that the
-    format cannot hold, OSError when the file cannot be written whole.
+    mp4 is H.264 and webm VP9, both yuv420p in the colours of BT.709. gif loops endlessly. png is a
+    folder of `0000.png`, `0001.png` ... without `fps`. Raises VideoError for frames that the format
+    cannot hold, OSError when the file cannot be written completely.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise VideoError(f"frames should be uint8 (F, H, W, 3), not {frames.dtype} {frames.shape}")
@@ -66,15 +66,15 @@ def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format)
         for picture in pictures:
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-    # FFmpeg may lose an error that comes while a file is being closed, as on a full disk.
+    # FFmpeg may not report an error that occurs on closing a file, such as a full disk.
     written = _count_packets(file)
     if written != len(frames):
-        lost = f"only {written} of {len(frames)} frames were written; is the disk full?"
-        raise OSError(errno.EIO, lost, str(file))
+        message = f"only {written} of {len(frames)} frames were written; is the disk full?"
+        raise OSError(errno.EIO, message, str(file))
 
 
 def check_format(format: str, fps: int, height: int, width: int) -> None:  # noqa: A002
-    """Whether `format` can hold pictures of this size at this rate; raises VideoError."""
+    """Raise VideoError unless `format` can hold pictures of this size at this rate."""
     if format not in get_args(Format):
         raise VideoError(f"format {format!r} is unknown: use one of {', '.join(get_args(Format))}")
     if format in ("mp4", "webm") and (height % 2 or width % 2):
@@ -90,7 +90,7 @@ def read_video(file: Path) -> tuple[NDArray[np.uint8], float]:
 
     Raises VideoError for a file that holds no video, OSError for one that cannot be read.
     """
-    with faults(f"{file}: "):
+    with ffmpeg_errors(f"{file}: "):
         container, stream = open_video(file, f"{file}: ")
         with container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
@@ -102,10 +102,10 @@ def read_video(file: Path) -> tuple[NDArray[np.uint8], float]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a clip is cut from a video: `frames` pictures, `fps` of them a second, as squares.
+    """How a clip is cut from a video: `frames` square pictures, `fps` of them a second.
 
-    `resolution` is the squares' side in pixels. With `repeat_frames` a video that has fewer
-    frames than a clip gives one too. Raises VideoError for what is not positive.
+    `resolution` is their side in pixels. With `repeat_frames` a video with fewer frames than a
+    clip is used too. Raises VideoError for values that are not positive.
     """
 
     frames: int = 16
@@ -115,16 +115,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.resolution < 1 or not 0 < self.fps < math.inf:
-            asked = f"{self.frames} of {self.resolution} pixels at {self.fps:g} a second"
-            raise VideoError(f"frames, fps and resolution should be positive, not {asked}")
+            given = f"{self.frames} of {self.resolution} pixels at {self.fps:g} a second"
+            raise VideoError(f"frames, fps and resolution should be positive, not {given}")
 
     def indices(self, total: int, rate: Fraction, rng: np.random.Generator) -> list[int]:
-        """Which frames of a video of `total` frames, `rate` of them a second; rising.
+        """Indices of the clip's frames in a video of `total` frames, `rate` of them a second.
 
-        They stand 1/fps seconds apart, rounded down to whole frames, from a start that is drawn
-        from `rng`. Where the video is too short for that, they are spread over all of it; where
-        it is slower than `fps`, they follow one another: no frame is taken twice. Where there are
-        fewer than a clip takes, they are repeated evenly, or that is a VideoError.
+        They are 1/fps seconds apart, rounded down to integers, from a random start. In a video too
+        short for that, they are spread over its length; in one slower than `fps`, they are
+        consecutive. No frame is used twice. If the video has fewer frames than a clip, frames are
+        repeated evenly with `repeat_frames`; otherwise that is a VideoError.
         """
         if total < (1 if self.repeat_frames else self.frames):
             raise VideoError(f"has {total} frames, a clip takes {self.frames}")
@@ -141,15 +141,14 @@ def sample_video(
 ) -> NDArray[np.uint8]:
     """One clip of a video, uint8 RGB (F, side, side, 3): short side scaled, centre cropped.
 
-    Decoding begins at the keyframe before the clip. Frames are found by their time, so a file
-    with a variable rate keeps its pace. Rotation and the shape of pixels that the file states
-    are heeded. Raises VideoError for a video that is damaged where the clip lies, too short, or
-    none at all; its message says what is wrong, the caller knows with which. Raises OSError for
-    a file that cannot be read.
+    Decoding begins at the keyframe before the clip. Frames are found by their timestamps, so the
+    speed is right for variable frame rates. Rotation and pixel aspect ratio are applied. Raises
+    VideoError for a file that is no video, is too short, or is damaged within the clip; its
+    message does not name the file. Raises OSError for a file that cannot be read.
     """
-    with faults(), closing(Footage(source)) as video:
+    with ffmpeg_errors(), closing(Footage(source)) as video:
         total, rate = _length(video, sampling)
-        # The middle of a frame's time, which no rounding of timestamps can move into the next.
+        # The middle of each frame's interval: rounding of timestamps cannot reach the next frame.
         middles = [(index + Fraction(1, 2)) / rate for index in sampling.indices(total, rate, rng)]
         ticks = [video.first + int(time / video.time_base) for time in middles]
         pixel = float(video.stream.sample_aspect_ratio or 1)
@@ -160,10 +159,10 @@ def sample_video(
 
 
 def _length(video: Footage, sampling: Sampling) -> tuple[int, Fraction]:
-    """How many frames a video has, and how many a second.
+    """The number of frames of a video, and the frame rate in Hz.
 
-    They are counted where a clip needs each of them: in short and in slow videos. Others have the
-    rate that the file states.
+    In short and in slow videos, of which a clip may need each frame, frames are counted. Otherwise
+    the rate is the one stated by the file.
     """
     seconds = (video.last - video.first) * video.time_base
     rate = video.rate
@@ -178,7 +177,7 @@ def _length(video: Footage, sampling: Sampling) -> tuple[int, Fraction]:
 def _square(
     frame: av.VideoFrame, side: int, pixel: float, scaler: VideoReformatter
 ) -> NDArray[np.uint8]:
-    """The middle of a frame, uint8 RGB (side, side, 3); `pixel` is a pixel's width by height."""
+    """The scaled centre of a frame, uint8 (side, side, 3); `pixel` is width / height of a pixel."""
     aspect = frame.width * pixel / frame.height
     height, width = max(side, round(side / aspect)), max(side, round(side * aspect))
     scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=_SCALING, threads=1)
@@ -196,7 +195,7 @@ def _timed(frames: NDArray[np.uint8], fps: int) -> Iterator[av.VideoFrame]:
 
 
 def _as_bt709(pictures: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """The pictures in the colours of BT.709, which the stream states: what players expect."""
+    """The pictures in the colours of BT.709, which players expect; the stream states them too."""
     stream.colorspace = stream.color_primaries = stream.color_trc = _BT709
     stream.color_range = ColorRange.MPEG
     for picture in pictures:
@@ -210,7 +209,7 @@ def _as_bt709(pictures: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iter
 def _with_palette(
     pictures: Iterator[av.VideoFrame], frames: NDArray[np.uint8], fps: int
 ) -> Iterator[av.VideoFrame]:
-    """The pictures in the 256 colours that suit the whole clip best, dithered."""
+    """The pictures in the best 256 colours for the clip, dithered."""
     height, width = frames.shape[1:3]
     graph = av.filter.Graph()
     source = graph.add_buffer(
