@@ -146,18 +146,16 @@ class DownBlock(Block):
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample(channels[-1][1])])
 
-    def forward(
-        self, x: Tensor, run: ForwardPass, conditioning: BlockConditioning
-    ) -> tuple[Tensor, list[Tensor]]:
-        """x (B*F, C, H, W) -> the output, and that of each layer for the skip connections."""
-        skips = []
+    def forward(self, x: Tensor, run: ForwardPass, conditioning: BlockConditioning) -> list[Tensor]:
+        """x (B*F, C, H, W) -> the output of each layer and of the downsampler."""
+        outputs = []
         for index in range(len(self.resnets)):
             x = self.run_layer(index, x, run, conditioning)
-            skips.append(x)
+            outputs.append(x)
         for downsample in getattr(self, "downsamplers", ()):
             x = downsample(x)
-            skips.append(x)
-        return x, skips
+            outputs.append(x)
+        return outputs
 
 
 class MidBlock(Block):
@@ -185,11 +183,15 @@ class UpBlock(Block):
             self.upsamplers = nn.ModuleList([Upsample(channels[-1][1])])
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], run: ForwardPass, conditioning: BlockConditioning
+        self, features: list[Tensor], run: ForwardPass, conditioning: BlockConditioning
     ) -> Tensor:
-        """x (B*F, C, H, W) -> the output; each layer takes the last of `skips` off the list."""
+        """The output (B*F, C', H', W') from a stack of features.
+
+        Pops the input (B*F, C, H, W), and then the skip connection of each layer.
+        """
+        x = features.pop()
         for index in range(len(self.resnets)):
-            x = self.run_layer(index, torch.cat([x, skips.pop()], dim=1), run, conditioning)
+            x = self.run_layer(index, torch.cat([x, features.pop()], dim=1), run, conditioning)
         for upsample in getattr(self, "upsamplers", ()):
             x = upsample(x)
         return x

@@ -164,17 +164,16 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         run = ForwardPass(num_frames, self._embed(timestep, sample), motion_strength, eot_index)
         block_conditioning = iter(conditioning)
 
-        x = self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))
+        # Down blocks push their outputs, up blocks pop them: no tensor is referenced after its use.
+        features = [self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))]
         if self.config.temporal:
-            x, _ = self.transformer_in(x, num_frames)
-        skips = [x]
+            features[0], _ = self.transformer_in(features[0], num_frames)
         for down_block in self.down_blocks:
-            x, outputs = down_block(x, run, next(block_conditioning))
-            skips += outputs
-        x = self.mid_block(x, run, next(block_conditioning))
+            features += down_block(features[-1], run, next(block_conditioning))
+        features.append(self.mid_block(features[-1], run, next(block_conditioning)))
         for up_block in self.up_blocks:
-            x = up_block(x, skips, run, next(block_conditioning))
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+            features.append(up_block(features, run, next(block_conditioning)))
+        x = self.conv_out(F.silu(self.conv_norm_out(features.pop())))
 
         prediction = rearrange(x, "(b f) c h w -> b c f h w", f=num_frames)
         return DemoUNetOutput(prediction, None if eot_index is None else tuple(run.eot_attention))
