@@ -162,7 +162,7 @@ def test_too_many_bad_videos_end_the_search(tmp_path: Path, videos: Path) -> Non
     captions = write_csv(tmp_path / "a.csv", [("videoid", "name"), *rows])
     clips = VideoClips(captions, videos, **SMALL)
     expected = (
-        r"a\.csv: \d+ of 1\d\d videos could not be used, more than the fraction of 0\.1 that may be "
+        r"a\.csv: \d+ of 1\d\d videos could not be used, more than the share of 0\.1 that may be "
         r"bad: gone0 \(No such file or directory\), gone5 .*, gone10 .*, \.\.\.$"
     )
     with pytest.raises(ClipError, match=expected):
@@ -210,7 +210,7 @@ def test_files_that_are_not_there(tmp_path: Path, webvid: VideoClips) -> None:
         list(read_captions(tmp_path / "latin.csv", "videoid", "name"))
     with pytest.raises(IndexError, match="no row 4 of 4"):
         webvid.clip(4, 0)
-    with pytest.raises(ClipError, match="a fraction from 0 to 1, not 10"):
+    with pytest.raises(ClipError, match="a share from 0 to 1, not 10"):
         BadVideos("x", 10)
     with pytest.raises(VideoError, match="should be positive"):
         VideoClips(tmp_path / "a.csv", tmp_path, fps=0)

@@ -78,7 +78,7 @@ class BadVideos:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_share <= 1:
-            raise ClipError(f"max_bad_share is a fraction from 0 to 1, not {self.max_share:g}")
+            raise ClipError(f"max_bad_share is a share from 0 to 1, not {self.max_share:g}")
 
     def add(self, key: str, error: OSError | ValueError) -> str:
         """Record a bad video; returns its line. Raises ClipError when there are too many."""
@@ -88,7 +88,7 @@ class BadVideos:
         if self.tried >= _MIN_TRIED and self.failed > self.max_share * self.tried:
             raise ClipError(
                 f"{self.where}: {self.failed} of {self.tried} videos could not be used, more than "
-                f"the fraction of {self.max_share:g} that may be bad: {self.examples()}"
+                f"the share of {self.max_share:g} that may be bad: {self.examples()}"
             )
         return f"{key}: {reason}"
 
