@@ -104,7 +104,8 @@ class LoraMixin(LoraBaseMixin):
             for component in self._lora_loadable_modules:
                 module, own = getattr(self, component), select_component(component, tensors)
                 if module is not None and own:
-                    config, shapes = _peft_config(module, own, select_component(component, settings))
+                    own_settings = select_component(component, settings)
+                    config, shapes = _peft_config(module, own, own_settings)
                     adapters.append((module, own, config))
                     expected |= {f"{component}.{key}": shape for key, shape in shapes.items()}
             check_state_dict(tensors, expected)
