@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from demo_t2v.config import ConfigError
 from demo_t2v.lora import WEIGHT_NAME, LoraError
 from demo_t2v.training.trainer import train
+from helpers import in_process
 from helpers.pipelines import latents_of, load_saved
-from helpers.program import TIMEOUT, free_port
+from helpers.program import TIMEOUT, assert_one_line, free_port
 from helpers.stages import DENOISER, assert_same_weights, load, metrics, prepared_task
 from helpers.stages import run as run_stage
 from helpers.tiny_training import TORCHRUN
@@ -75,6 +76,35 @@ def test_what_contradicts_an_adapter_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         adapter_stage(tmp_path, "adapter", override)
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["stills=true"], "video_motion_weight"),
+        (["max_frames=1"], "video_motion_weight"),
+        (["max_frames=1", "video_motion_weight=0"], "text_motion_weight"),
+    ],
+)
+def test_an_adapter_of_single_frames_has_no_motion_losses(
+    stages: Path, words: list[str], key: str
+) -> None:
+    adapter_stage(stages, "still")
+    for command in (["train"], ["data", "encode"]):
+        done = in_process.run(
+            stages, *command, "--config", "still.yaml", f"latents={stages}/1", *words
+        )
+        assert_one_line(done, 2, f"{key}: single frames do not move; write 0")
+    assert not (stages / "1").exists()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("words", [["stills=true"], ["max_frames=1", "text_motion_weight=0"]])
+def test_an_adapter_is_trained_on_single_frames(stages: Path, words: list[str]) -> None:
+    single = [f"latents={stages}/{words[0]}", "video_motion_weight=0", "log_interval=1"]
+    config = adapter_stage(stages, "single", *single, *words, f"log_dir={stages}/{words[0]}-run")
+    lines = run_stage(config)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -256,7 +256,7 @@ def test_a_text_tower_goes_on_with_sheets_of_frames(stages: Path) -> None:
     ("words", "message"),
     [
         (("resolution=64",), "resolution: 64 should be the vision_config's image_size, 32"),
-        (("frames_per_side=3",), "frames_per_side: 3 frames do not share 32 pixels evenly"),
+        (("frames_per_side=3",), "frames_per_side: 3 frames do not divide 32 pixels evenly"),
     ],
 )
 def test_images_that_do_not_fit_the_image_tower_are_refused(
@@ -269,5 +269,5 @@ def test_images_that_do_not_fit_the_image_tower_are_refused(
 def test_bare_phrases_are_for_sprites_alone(stages: Path) -> None:
     videos = {"train_dataset": {"type": "webvid", "csv_path": "a.csv", "video_dir": "b"}}
     config = load(stages, DENOISER | videos, "unfit", "p_motion_phrase=0.1")
-    with pytest.raises(ConfigError, match="p_motion_phrase: is for captions of sprites alone"):
+    with pytest.raises(ConfigError, match="p_motion_phrase: works only for captions of sprites"):
         prepared_task(config)

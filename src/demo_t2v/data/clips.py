@@ -56,19 +56,6 @@ class ClipSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ClipItems:
-    """A source as torch's DataLoader takes it: the sampler yields pairs (index, seed)."""
-
-    source: ClipSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, item: tuple[int, int]) -> CaptionedClip:
-        return self.source.clip(*item)
-
-
 @dataclass
 class BadVideos:
     """Counts the videos that this process tried, and keeps the bad ones' reasons by their keys.
