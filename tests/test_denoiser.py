@@ -107,7 +107,7 @@ def test_the_motion_encoder_starts_from_the_tower_that_is_named(stages: Path) ->
 
 
 def test_frames_and_side_of_the_data_go_into_the_networks_sizes(stages: Path) -> None:
-    keys = f"base={stages}/base/final", "max_frames=2", f"latents={stages}/two", "stills=true"
+    keys = f"base={stages}/base/final", "num_frames=2", f"latents={stages}/two", "stills=true"
     assert prepared_task(load(stages, DENOISER, "two", *keys)).unet.config.sample_frames == 2
 
 

@@ -63,7 +63,7 @@ def test_clips_are_encoded_once_and_only_what_is_missing(world: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     "change",
-    ["train_dataset.data_seed=1", "max_frames=3", "vae", "clip", "content_encoder", "tokenizer"],
+    ["train_dataset.data_seed=1", "num_frames=3", "vae", "clip", "content_encoder", "tokenizer"],
 )
 def test_what_other_clips_or_networks_made_is_refused(
     world: Path, kept: Path, tmp_path: Path, change: str

@@ -82,8 +82,8 @@ def test_what_contradicts_an_adapter_is_refused(
     ("words", "key"),
     [
         (["stills=true"], "video_motion_weight"),
-        (["max_frames=1"], "video_motion_weight"),
-        (["max_frames=1", "video_motion_weight=0"], "text_motion_weight"),
+        (["num_frames=1"], "video_motion_weight"),
+        (["num_frames=1", "video_motion_weight=0"], "text_motion_weight"),
     ],
 )
 def test_an_adapter_of_single_frames_has_no_motion_losses(
@@ -99,7 +99,7 @@ def test_an_adapter_of_single_frames_has_no_motion_losses(
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("words", [["stills=true"], ["max_frames=1", "text_motion_weight=0"]])
+@pytest.mark.parametrize("words", [["stills=true"], ["num_frames=1", "text_motion_weight=0"]])
 def test_an_adapter_is_trained_on_single_frames(stages: Path, words: list[str]) -> None:
     single = [f"latents={stages}/{words[0]}", "video_motion_weight=0", "log_interval=1"]
     config = adapter_stage(stages, "single", *single, *words, f"log_dir={stages}/{words[0]}-run")

@@ -39,7 +39,7 @@ def webvid(folder: Path, *rows: str, **more: Any) -> dict[str, Any]:
 
 def test_bad_videos_are_passed_over_and_named(world: Path, bad: Path) -> None:
     source = webvid(bad, "torn", "good", "short", "gone")
-    config = configure(world, bad, source, "max_frames=16", "regularization_weight=0")
+    config = configure(world, bad, source, "num_frames=16", "regularization_weight=0")
     skipped: list[str] = []
     clips = encode_clips(config, lambda clip: skipped.extend(clip.skipped))
     assert [clips[index][0] for index in range(4)] == ["caption of good"] * 4
@@ -52,7 +52,7 @@ def test_short_videos_repeat_frames_where_that_is_asked_for(
     world: Path, tmp_path: Path, kind: str
 ) -> None:
     """The world's videos have 30 frames."""
-    config = configure(world, tmp_path, kind, "max_frames=40", "regularization_weight=0")
+    config = configure(world, tmp_path, kind, "num_frames=40", "regularization_weight=0")
     with pytest.raises(ClipError, match=r"has 30 frames|no clip could be used"):
         encode_clips(config)
     asked = config.train_dataset.model_copy(update={"repeat_frames": True})
@@ -96,7 +96,7 @@ def test_bad_data_ends_with_one_line(
     world: Path, bad: Path, rows: list[str], more: dict[str, Any], message: str
 ) -> None:
     more |= {"max_bad_share": 0.1} if "good" in rows else {"max_bad_share": 1}
-    config = configure(world, bad, webvid(bad, *rows, **more), "max_frames=16")
+    config = configure(world, bad, webvid(bad, *rows, **more), "num_frames=16")
     with pytest.raises(ClipError, match=message) as caught:
         encode_clips(config)
     assert "\n" not in str(caught.value)

@@ -217,6 +217,15 @@ def test_the_shipped_stages_load(file: Path) -> None:
     assert config.log_dir == Path("runs/sprites") / file.stem
 
 
+def test_the_release_s_keys_are_aliases(tmp_path: Path) -> None:
+    plain = load(tmp_path, DENOISER, "run")
+    words = "max_frames=8", "ddim_timesteps=30", "guide_scale=3"
+    named = {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 3.0}
+    assert load(tmp_path, DENOISER, "run", *words) == plain.model_copy(update=named)
+    with pytest.raises(ConfigError, match="max_frames and num_frames are two names of one key"):
+        load(tmp_path, DENOISER, "run", "max_frames=8", "num_frames=8")
+
+
 def test_the_full_size_training_loads() -> None:
     config = configs.load(AnyTraining, ROOT / "configs/train.yaml")
     assert config.train_dataset.type == "webvid"

@@ -16,7 +16,7 @@ from demo_t2v.training.data.feature_cache import prepare
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
 
-SHARED = {"resolution": 32, "max_frames": 4, "log_interval": 2, "save_ckp_interval": 4}
+SHARED = {"resolution": 32, "num_frames": 4, "log_interval": 2, "save_ckp_interval": 4}
 SHARED |= {"warmup_steps": 2, "threads": 1}
 AUTOENCODER = {
     "task": "autoencoder", "num_steps": 40, "batch_size": 4, "lr": 3e-3,

@@ -51,7 +51,7 @@ def _check(key: str, folder: Path | None, *files: str) -> None:
 
 def _check_motion_losses(config: DenoiserTraining) -> None:
     """Raise ConfigError for motion losses on single frames, which have no motion."""
-    single = config.stills or config.max_frames == 1
+    single = config.stills or config.num_frames == 1
     if not single or not has_motion_branch(config):
         return
     if config.video_motion_weight:

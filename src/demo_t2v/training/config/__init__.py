@@ -1,6 +1,6 @@
 """The configuration of a training: one YAML file per stage. Every default is defined here.
 
-Keys that the paper's release has keep their names.
+Keys have diffusers' names where it has them; the names of the paper's release are aliases.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from demo_t2v.training.config.clip import ClipTraining
 from demo_t2v.training.config.datasets import (
     AnyDataset,
     CustomDataset,
+    Dataset,
     ShardsDataset,
     SpritesDataset,
+    VideoDataset,
     WebvidDataset,
 )
 from demo_t2v.training.config.denoiser import DenoiserTraining, Lora
@@ -31,12 +33,14 @@ __all__ = [
     "AutoencoderTraining",
     "ClipTraining",
     "CustomDataset",
+    "Dataset",
     "DenoiserTraining",
     "Lora",
     "ShardsDataset",
     "SpritesDataset",
     "StudentTraining",
     "TrainConfig",
+    "VideoDataset",
     "WebvidDataset",
     "find_models",
     "fit_device",

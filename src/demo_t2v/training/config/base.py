@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from demo_t2v.config import Strict
+from demo_t2v.config import Aliases, Strict
 from demo_t2v.config.yaml_text import AnyKeys, Place, PlaceOrNone, switched
 
 
@@ -66,7 +66,7 @@ class TrainConfig(Strict):
     """Worker processes per training process that make its micro-batches; 0: a thread makes them.
     The samples do not depend on it."""
     resolution: Annotated[int, Field(ge=8)] = 64
-    max_frames: Annotated[int, Field(ge=1)] = 16
+    num_frames: Annotated[int, Field(ge=1), Aliases("max_frames")] = 16
     model: AnyKeys = Field(default_factory=dict)
     """The sizes of the network: arguments of its class."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
-from demo_t2v.config import Strict
+from demo_t2v.config import Aliases, Strict
 from demo_t2v.config.yaml_text import Place, PlaceOrNone
 from demo_t2v.models.lora_targets import LoraTarget
 from demo_t2v.training.config.base import TrainConfig
@@ -109,6 +109,6 @@ class DenoiserTraining(TrainConfig):
     """Prompts of the sample videos on TensorBoard, made with the motion branch on and off."""
     preview_interval: Annotated[int, Field(ge=1)] = 500
     """Steps between previews; they are made with the next log line."""
-    ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 20
-    guide_scale: Annotated[float, Field(ge=0)] = 4.0
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000), Aliases("ddim_timesteps")] = 20
+    guidance_scale: Annotated[float, Field(ge=0), Aliases("guide_scale")] = 4.0
     """Denoising steps and guidance that the saved pipeline uses by default."""

@@ -97,7 +97,7 @@ def latent_shape(config: DenoiserTraining) -> tuple[int, int, int, int]:
     """The shape (C, F, h, w) of a clip's latents."""
     sizes = AutoencoderKL.load_config(config.autoencoder / "vae")
     side = config.resolution // 2 ** (len(sizes["block_out_channels"]) - 1)
-    return sizes["latent_channels"], config.max_frames, side, side
+    return sizes["latent_channels"], config.num_frames, side, side
 
 
 def latents_feature(config: DenoiserTraining) -> Feature:

@@ -138,7 +138,7 @@ def open_source(
                 dataset.clips,
                 seed=dataset.data_seed,
                 resolution=config.resolution,
-                frames=config.max_frames,
+                frames=config.num_frames,
                 emphasis=dataset.emphasis,
                 poses=dataset.poses,
             )
@@ -146,7 +146,7 @@ def open_source(
             return VideoClips(
                 dataset.csv_path,
                 dataset.video_dir,
-                frames=config.max_frames,
+                frames=config.num_frames,
                 fps=dataset.sample_fps,
                 resolution=config.resolution,
                 path_column=dataset.path_column,
@@ -156,7 +156,7 @@ def open_source(
             )
         case CustomDataset():
             sampling = Sampling(
-                config.max_frames, dataset.sample_fps, config.resolution, dataset.repeat_frames
+                config.num_frames, dataset.sample_fps, config.resolution, dataset.repeat_frames
             )
             return CheckedClips(_custom_source(dataset, sampling), dataset.source, sampling)
 
@@ -167,7 +167,7 @@ def open_stream(
     """The part of process `rank` of `world` of a folder of shards, or of one shard."""
     return ShardedClips(
         shards,
-        frames=config.max_frames,
+        frames=config.num_frames,
         fps=dataset.sample_fps,
         resolution=config.resolution,
         seed=dataset.data_seed,
@@ -207,7 +207,7 @@ def describe_clips(config: DenoiserTraining, chunks: Chunks) -> str:
             facts["files"] = [(file.name, file.stat().st_size) for file in files]
         case CustomDataset():
             facts["videos"] = chunks.total
-    return json.dumps([facts, config.resolution, config.max_frames], sort_keys=True)
+    return json.dumps([facts, config.resolution, config.num_frames], sort_keys=True)
 
 
 def _custom_source(dataset: CustomDataset, sampling: Sampling) -> ClipSource:

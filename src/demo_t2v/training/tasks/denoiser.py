@@ -243,8 +243,8 @@ class DenoiserTask:
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
             scheduler=make_sampling_scheduler(self.config, self.noise_scheduler),
-            num_inference_steps=self.config.ddim_timesteps,
-            guidance_scale=self.config.guide_scale,
+            num_inference_steps=self.config.num_inference_steps,
+            guidance_scale=self.config.guidance_scale,
             negative_prompt=self.negative_prompt,
         )
 
