@@ -26,6 +26,7 @@ from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.config import ConfigError, load
 from demo_t2v.core.atomic_io import written_whole
 from demo_t2v.training.config import AnyTraining, TrainConfig
+from demo_t2v.training.data.feature_cache import prepare
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
 
@@ -45,6 +46,7 @@ def measure(config: TrainConfig, steps: int, unsaved: bool = False) -> dict[str,
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
+    prepare(whole)
     training = train(make_task(whole), whole, "none")
     lines = list(islice(training, steps) if unsaved else training)
     training.close()

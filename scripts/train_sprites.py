@@ -37,6 +37,7 @@ from demo_t2v.core.atomic_io import written_whole
 from demo_t2v.evaluation.sprites.prompts import HELD_OUT, TRAINED
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining, TrainConfig
+from demo_t2v.training.data.feature_cache import prepare
 from demo_t2v.training.distributed.base import TrainingStopped
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train as train_stage
@@ -206,6 +207,7 @@ class Budget:
         config: TrainConfig = load(AnyTraining, stage.config, told)
         gc.collect()  # of the stage before
         try:
+            prepare(config)
             yield from train_stage(make_task(config), config)
         except TrainingStopped as stopped:
             say(str(stopped))

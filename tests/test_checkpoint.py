@@ -244,11 +244,11 @@ class Streaming(TinyTask):
 
     def __init__(self, wanted: TinyConfig) -> None:
         super().__init__(wanted)
-        self.items = Stream()
+        self.samples = Stream()
         self.seen: list[int] = []
 
     def batch(self, places: range) -> Any:
-        first, self.items.place = self.items.place, self.items.place + len(places)
+        first, self.samples.place = self.samples.place, self.samples.place + len(places)
         self.seen.append(first)
         return super().batch(range(first, first + len(places)))
 

@@ -152,7 +152,7 @@ def test_a_checkpoint_goes_back_as_the_finished_run_does(
     clip = base[0] / "open_clip_pytorch_model.bin"
     stage = {**stages.DENOISER, "num_steps": 2, "batch_size": 1, "resolution": 64, "model": {}}
     stage |= {"save_ckp_interval": 1, "freeze_unet": True, "ema_decay": 0.5}
-    stage |= {"max_frames": 2, "train_dataset": {"type": "sprites", "clips": 2}}
+    stage |= {"num_frames": 2, "train_dataset": {"type": "sprites", "clips": 2}}
     stage |= {"text_motion_weight": 0, "regularization_weight": 0}
     places = [f"{part}={started}" for part in ("base", "clip", "autoencoder")]
     stages.run(stages.load(tmp_path, stage, "run", *places, "latents=null"))

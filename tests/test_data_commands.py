@@ -36,7 +36,7 @@ def test_the_commands(world: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "kept").iterdir())) == len(PARTS)
     done = in_process.run(tmp_path, *encode)
     assert done.stderr == "4 clips, 0 of them encoded now\n"
-    refused = in_process.run(tmp_path, *encode, "max_frames=3")
+    refused = in_process.run(tmp_path, *encode, "num_frames=3")
     assert_one_line(refused, 2, "made from other clips", "delete kept")
     done = in_process.run(tmp_path, "train", "--config", "train.yaml", "latents=kept")
     assert done.returncode == 0, done.stderr

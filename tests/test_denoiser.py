@@ -18,13 +18,13 @@ from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.training.data.feature_cache import encode
-from demo_t2v.training.tasks import make_task
-from demo_t2v.training.tasks.denoiser import make_noise
+from demo_t2v.training.data.feature_cache import encode_clips
+from demo_t2v.training.tasks.pretrained import make_noise_scheduler
 from demo_t2v.training.trainer import train
 from helpers.stages import (
     DENOISER,
     load,
+    prepared_task,
 )
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("small_chunks")
 
 def test_every_epoch_has_each_clip_once_and_an_order_of_its_own(stages: Path) -> None:
     config = load(stages, DENOISER, "base", "batch_size=3", "p_zero=0")
-    task, clips = make_task(config), encode(config)
+    task, clips = prepared_task(config), encode_clips(config)
     assert len(clips) == 12
     seen = [task.batch(range(3 * step, 3 * step + 3)) for step in range(8)]
     latents, tokens = [batch.latents for batch in seen], [batch.content_ids for batch in seen]
@@ -51,11 +51,11 @@ def test_every_epoch_has_each_clip_once_and_an_order_of_its_own(stages: Path) ->
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_caption_is_heard_as_the_content_encoder_says_it(stages: Path, kept: bool) -> None:
     config = load(stages, DENOISER, "base", f"encode_text={kept}", "p_zero=0.5", "batch_size=6")
-    task = make_task(config)
+    task = prepared_task(config)
     batch = task.batch(range(6))
     assert (batch.content is not None) is kept
     heard = task.condition.states(batch.content_ids).content
-    assert torch.allclose(task.content(batch), heard, atol=2e-3 if kept else 1e-6)
+    assert torch.allclose(task.content_states(batch), heard, atol=2e-3 if kept else 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,25 +66,25 @@ def test_prompts_are_dropped_together_or_apart(
 ) -> None:
     null = "a car spins"
     given = "p_zero=0.3", f"p_zero_motion={motion}", f"negative_prompt={null}"
-    task = make_task(load(stages, DENOISER, "base", "batch_size=12", *given))
+    task = prepared_task(load(stages, DENOISER, "base", "batch_size=12", *given))
     batch = task.batch(range(2000))
     tokens = task.condition.tokens([null])
     no_content, no_motion = (
         (ids == tokens).all(1) for ids in (batch.content_ids, batch.motion_ids)
     )
-    assert torch.equal(batch.heard, ~no_motion)
+    assert torch.equal(batch.has_motion_prompt, ~no_motion)
     found = [d.float().mean().item() for d in (no_content, no_motion, no_content & no_motion)]
     assert found == pytest.approx([0.3, share, both], abs=0.04)
     assert (found[1] == 0) == (share == 0)
-    always = make_task(load(stages, DENOISER, "base", "p_zero=1")).batch(range(2))
+    always = prepared_task(load(stages, DENOISER, "base", "p_zero=1")).batch(range(2))
     empty = task.condition.tokens([""])
     assert torch.equal(always.content_ids, empty.expand(2, -1))
-    assert not always.heard.any()
+    assert not always.has_motion_prompt.any()
 
 
 def test_the_motion_encoder_reads_the_bare_phrase_in_a_share_of_the_samples(stages: Path) -> None:
     share = "p_zero=0", "p_motion_phrase=0.3"
-    task = make_task(load(stages, DENOISER, "base", *share))
+    task = prepared_task(load(stages, DENOISER, "base", *share))
     batch = task.batch(range(400))
     bare = (batch.content_ids != batch.motion_ids).any(1)
     assert abs(bare.float().mean().item() - 0.3) < 0.07
@@ -99,28 +99,28 @@ def test_the_motion_encoder_reads_the_bare_phrase_in_a_share_of_the_samples(stag
 def test_the_motion_encoder_starts_from_the_tower_that_is_named(stages: Path) -> None:
     keys = f"base={stages}/base/final", f"motion_clip={stages}/demo/final", "model={motion: true}"
     with pytest.raises(ConfigError, match=r"motion_clip: .*content_encoder is no folder"):
-        make_task(load(stages, DENOISER, "own", *keys[:1], "motion_clip=/nowhere", keys[2]))
-    task = make_task(load(stages, DENOISER, "own", *keys))
+        prepared_task(load(stages, DENOISER, "own", *keys[:1], "motion_clip=/nowhere", keys[2]))
+    task = prepared_task(load(stages, DENOISER, "own", *keys))
     begun = task.condition.motion_encoder.state_dict()
     for name, tensor in load_file(stages / "demo/final/content_encoder/model.safetensors").items():
         assert torch.equal(begun[name.removeprefix("text_model.")], tensor), name
 
 
 def test_frames_and_side_of_the_data_go_into_the_networks_sizes(stages: Path) -> None:
-    keys = f"base={stages}/base/final", "max_frames=2", f"latents={stages}/two", "stills=true"
-    assert make_task(load(stages, DENOISER, "two", *keys)).unet.config.sample_frames == 2
+    keys = f"base={stages}/base/final", "num_frames=2", f"latents={stages}/two", "stills=true"
+    assert prepared_task(load(stages, DENOISER, "two", *keys)).unet.config.sample_frames == 2
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_states_of_a_dropped_sample_are_the_null_text_s(stages: Path, kept: bool) -> None:
     given = "p_zero=1", "p_zero_motion=0", "negative_prompt=a car spins", f"encode_text={kept}"
     overrides = f"base={stages}/base/final", "model={motion: true}"
-    task = make_task(load(stages, DENOISER, "null", *overrides, *given))
+    task = prepared_task(load(stages, DENOISER, "null", *overrides, *given))
     batch = task.batch(range(3))
     (null,) = task.condition(["a car spins"]).content
-    for states in task.content(batch):
+    for states in task.content_states(batch):
         assert torch.allclose(states, null, atol=1e-6)
-    captions = [task.items.item(place).caption for place in range(3)]
+    captions = [task.samples.sample(place).caption for place in range(3)]
     assert torch.equal(batch.motion_ids, task.condition.tokens(captions))
 
 
@@ -128,7 +128,7 @@ def test_the_null_text_goes_from_a_training_to_its_model_and_on(
     stages: Path, tmp_path: Path
 ) -> None:
     told = load(stages, DENOISER, "null", "negative_prompt=ugly", f"log_dir={tmp_path}")
-    make_task(told).export(tmp_path / "final")
+    prepared_task(told).export(tmp_path / "final")
     assert read_defaults(tmp_path / "final").negative_prompt == "ugly"
     for overrides, null in (
         ((f"base={tmp_path}/final",), "ugly"),
@@ -138,25 +138,25 @@ def test_the_null_text_goes_from_a_training_to_its_model_and_on(
         ((f"base={tmp_path}/final", "lora={target: all}"), "ugly"),
     ):
         config = load(stages, DENOISER, "next", *overrides)
-        assert make_task(config).pipeline().config.negative_prompt == null, overrides
+        assert prepared_task(config).pipeline().config.negative_prompt == null, overrides
     adapter = load(
         stages, DENOISER, "next", f"base={tmp_path}/final", "lora={target: all}",
         "negative_prompt=static",
     )  # fmt: skip
     with pytest.raises(ConfigError, match="negative_prompt: 'static' is not the base's, 'ugly'"):
-        make_task(adapter)
+        prepared_task(adapter)
 
 
 def test_a_sample_is_the_same_in_any_batch(stages: Path) -> None:
-    task = make_task(load(stages, DENOISER, "base", "p_zero=0.5", "noise_strength=0.2"))
+    task = prepared_task(load(stages, DENOISER, "base", "p_zero=0.5", "noise_strength=0.2"))
     whole, odd = task.batch(range(10, 16)), task.batch(range(11, 16, 2))
-    for name in ("latents", "noise", "timesteps", "content_ids", "motion_ids", "heard"):
+    for name in ("latents", "noise", "timesteps", "content_ids", "motion_ids", "has_motion_prompt"):
         assert torch.equal(getattr(whole, name)[1::2], getattr(odd, name)), name
 
 
 def test_offset_noise_is_shared_by_the_places_of_a_frame(stages: Path) -> None:
     plain, offset = (
-        make_task(load(stages, DENOISER, "base", f"noise_strength={strength}")).batch(range(4))
+        prepared_task(load(stages, DENOISER, "base", f"noise_strength={strength}")).batch(range(4))
         for strength in (0, 0.5)
     )
     difference = offset.noise - plain.noise  # (B, C, F, h, w)
@@ -166,7 +166,7 @@ def test_offset_noise_is_shared_by_the_places_of_a_frame(stages: Path) -> None:
 
 def test_what_is_frozen_is_not_trained(stages: Path) -> None:
     overrides = f"base={stages}/base/final", "model={motion: true}", "freeze_unet=true"
-    task = make_task(load(stages, DENOISER, "frozen", *overrides, "stop_grad_index=1"))
+    task = prepared_task(load(stages, DENOISER, "frozen", *overrides, "stop_grad_index=1"))
     trained = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
     unet = {name for name in trained if name.startswith("unet.")}
     assert unet
@@ -175,7 +175,7 @@ def test_what_is_frozen_is_not_trained(stages: Path) -> None:
     assert trained == unet
     (group,) = task.parameter_groups()
     assert len(group["params"]) == len(trained)
-    whole = make_task(load(stages, DENOISER, "whole", *overrides))
+    whole = prepared_task(load(stages, DENOISER, "whole", *overrides))
     assert whole.condition.motion_encoder.final_layer_norm.weight.requires_grad
     assert [group.get("rate") for group in whole.parameter_groups()] == [None, "motion_lr"]
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_trained_is_said_at_once(
     stages: Path, overrides: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_task(load(stages, DENOISER, "nothing", f"base={stages}/base/final", *overrides))
+        prepared_task(load(stages, DENOISER, "nothing", f"base={stages}/base/final", *overrides))
 
 
 def test_the_noise_is_as_the_base_was_trained_with(stages: Path, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_the_final_model_has_the_base_s_sampler(stages: Path, tmp_path: Path, ki
     spacing = {"timestep_spacing": "leading", "steps_offset": 1, "prediction_type": "epsilon"}
     own.scheduler = kind.from_config(modelscope_scheduler().config, **spacing)
     own.save_pretrained(base)
-    task = make_task(load(stages, DENOISER, "sampler", f"base={base}", "beta_end=0.02"))
+    task = prepared_task(load(stages, DENOISER, "sampler", f"base={base}", "beta_end=0.02"))
     task.export(tmp_path / "final")
     sampler = DemoPipeline.from_pretrained(tmp_path / "final").scheduler
     assert type(sampler) is kind
@@ -232,34 +232,34 @@ def test_the_final_model_has_the_base_s_sampler(stages: Path, tmp_path: Path, ki
 
 
 def noise(config: Any) -> tuple[str, float]:
-    made = make_noise(config).config
+    made = make_noise_scheduler(config).config
     return made.prediction_type, made.beta_end
 
 
 def test_demo_is_trained_with_the_motion_losses_that_have_a_weight(stages: Path) -> None:
     overrides = f"base={stages}/base/final", "model={motion: true}", "text_motion_weight=0"
-    task = make_task(load(stages, DENOISER, "losses", *overrides))
+    task = prepared_task(load(stages, DENOISER, "losses", *overrides))
     loss, figures = task.loss(task.batch(range(2)))
     assert figures.keys() == {"diffusion", "video_motion", "regularization"}
     total = figures["diffusion"] + 0.1 * (figures["video_motion"] + figures["regularization"])
     assert loss.item() == pytest.approx(total, rel=1e-5)
-    base = make_task(load(stages, DENOISER, "base"))
+    base = prepared_task(load(stages, DENOISER, "base"))
     assert base.loss(base.batch(range(2)))[1].keys() == {"diffusion"}
 
 
 def test_an_image_denoiser_sees_single_frames_and_the_base_starts_from_it(stages: Path) -> None:
     still = "stills=true", "model.temporal=false", "batch_size=6", "p_zero=0"
-    task = make_task(load(stages, DENOISER, "stills", *still))
+    task = prepared_task(load(stages, DENOISER, "stills", *still))
     batch = task.batch(range(24, 30))
     frames = batch.latents
     assert frames.shape == (6, 4, 1, 8, 8)
     for frame, place in zip(frames[:, :, 0], range(24, 30), strict=True):
-        clip = task.items.item(place).latents
+        clip = task.samples.sample(place).latents
         assert any(torch.equal(frame, seen) for seen in clip.unbind(dim=1))
     for _ in train(task, load(stages, DENOISER, "stills", *still)):
         pass
     overrides = f"base={stages}/stills/final", "model={temporal: true}"
-    base = make_task(load(stages, DENOISER, "on-stills", *overrides)).unet
+    base = prepared_task(load(stages, DENOISER, "on-stills", *overrides)).unet
     assert base.config.temporal is True
     learned = task.unet.state_dict()
     for name, tensor in base.state_dict().items():
@@ -271,7 +271,7 @@ def test_an_image_denoiser_sees_single_frames_and_the_base_starts_from_it(stages
 def test_a_network_goes_on_with_what_its_configuration_adds(stages: Path) -> None:
     overrides = f"base={stages}/demo/final", "model={frame_embedding: true}"
     trained = DemoPipeline.from_pretrained(stages / "demo/final").unet
-    unet = make_task(load(stages, DENOISER, "told", *overrides)).unet
+    unet = prepared_task(load(stages, DENOISER, "told", *overrides)).unet
     assert unet.config.motion is True
     learned = trained.state_dict()
     for name, tensor in unet.state_dict().items():
@@ -282,9 +282,9 @@ def test_a_network_goes_on_with_what_its_configuration_adds(stages: Path) -> Non
 
 def test_a_timestep_shift_draws_noisy_timesteps_more_often(stages: Path) -> None:
     share = torch.tensor([0.0, 0.25, 0.5, 0.9999])
-    plain = make_task(load(stages, DENOISER, "base"))
+    plain = prepared_task(load(stages, DENOISER, "base"))
     assert plain.timesteps(share).tolist() == [0, 250, 500, 999]
-    shifted = make_task(load(stages, DENOISER, "base", "timestep_shift=3"))
+    shifted = prepared_task(load(stages, DENOISER, "base", "timestep_shift=3"))
     # 3 * 0.25 / 1.5 and 3 * 0.5 / 2
     assert shifted.timesteps(share).tolist() == [0, 500, 750, 999]
 
@@ -292,7 +292,7 @@ def test_a_timestep_shift_draws_noisy_timesteps_more_often(stages: Path) -> None
 def test_demo_can_go_on_from_demo_saved_in_half_precision(stages: Path, tmp_path: Path) -> None:
     half = DemoPipeline.from_pretrained(stages / "demo/final", dtype=torch.float16)
     half.save_pretrained(tmp_path / "half")
-    task = make_task(load(stages, DENOISER, "base", f"base={tmp_path}/half", "model={}"))
+    task = prepared_task(load(stages, DENOISER, "base", f"base={tmp_path}/half", "model={}"))
     assert task.unet.config.motion is True
     for network in (task.unet, task.condition.motion_encoder):
         assert {weight.dtype for weight in network.parameters()} == {torch.float32}

@@ -118,7 +118,7 @@ def test_accumulation_changes_nothing_but_memory(tmp_path: Path) -> None:
 
 def test_a_batch_that_cannot_be_shared_out(tmp_path: Path) -> None:
     for settings in ({"gradient_accumulation": 3}, {"gradient_accumulation": 16}):
-        with pytest.raises(ConfigError, match="batch_size: 8 clips cannot be shared out evenly"):
+        with pytest.raises(ConfigError, match="batch_size: 8 clips cannot be divided evenly"):
             run(config(tmp_path, **settings))
 
 
@@ -230,7 +230,7 @@ def test_activations_computed_anew_give_the_same_steps(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_compute_activations_anew(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gradient_checkpointing: the network of this task"):
+    with pytest.raises(ConfigError, match="gradient_checkpointing: this network does not support it"):
         run(config(tmp_path, gradient_checkpointing=True))
 
 
@@ -248,10 +248,10 @@ def test_a_missing_package_is_named_with_its_command(
 
 
 def test_what_does_not_go_with_deepspeed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="optimizer: muon needs whole matrices"):
+    with pytest.raises(ConfigError, match="optimizer: muon needs full matrices"):
         run(config(tmp_path, optimizer="muon", deepspeed_config=zero(tmp_path)))
     with pytest.raises(ConfigError, match="fsdp and deepspeed_config"):
         run(config(tmp_path, fsdp=True, deepspeed_config=zero(tmp_path)))
     file = ROOT / "configs/deepspeed/train_zero3.json"
-    with pytest.raises(ConfigError, match="ema_decay: does not go with ZeRO stage 3"):
+    with pytest.raises(ConfigError, match="ema_decay: does not work with ZeRO stage 3"):
         run(config(tmp_path, deepspeed_config=file))

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
 from demo_t2v.lora import WEIGHT_NAME, LoraError
-from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
+from helpers import in_process
 from helpers.pipelines import latents_of, load_saved
-from helpers.program import TIMEOUT, free_port
-from helpers.stages import DENOISER, assert_same_weights, load, metrics
+from helpers.program import TIMEOUT, assert_one_line, free_port
+from helpers.stages import DENOISER, assert_same_weights, load, metrics, prepared_task
 from helpers.stages import run as run_stage
 from helpers.tiny_training import TORCHRUN
 
@@ -36,7 +36,7 @@ def test_training_changes_the_adapter_only_and_resumes_bit_exactly(
     stages: Path,
 ) -> None:
     whole = adapter_stage(stages, "adapter", "log_interval=1")
-    task = make_task(whole)
+    task = prepared_task(whole)
     start = {name: weight.clone() for name, weight in task.model.state_dict().items()}
     list(train(task, whole))
     moved = {name for name, w in task.model.state_dict().items() if not torch.equal(start[name], w)}
@@ -47,7 +47,7 @@ def test_training_changes_the_adapter_only_and_resumes_bit_exactly(
     assert kept.keys() == moved
 
     parts = adapter_stage(stages, "adapter-in-parts", "log_interval=1")
-    stopped = train(make_task(parts), parts)
+    stopped = train(prepared_task(parts), parts)
     list(islice(stopped, 3))
     stopped.close()
     run_stage(parts)  # from the checkpoint of step 2
@@ -78,12 +78,41 @@ def test_what_contradicts_an_adapter_is_refused(
         adapter_stage(tmp_path, "adapter", override)
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["stills=true"], "video_motion_weight"),
+        (["num_frames=1"], "video_motion_weight"),
+        (["num_frames=1", "video_motion_weight=0"], "text_motion_weight"),
+    ],
+)
+def test_an_adapter_of_single_frames_has_no_motion_losses(
+    stages: Path, words: list[str], key: str
+) -> None:
+    adapter_stage(stages, "still")
+    for command in (["train"], ["data", "encode"]):
+        done = in_process.run(
+            stages, *command, "--config", "still.yaml", f"latents={stages}/1", *words
+        )
+        assert_one_line(done, 2, f"{key}: single frames do not move; write 0")
+    assert not (stages / "1").exists()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("words", [["stills=true"], ["num_frames=1", "text_motion_weight=0"]])
+def test_an_adapter_is_trained_on_single_frames(stages: Path, words: list[str]) -> None:
+    single = [f"latents={stages}/{words[0]}", "video_motion_weight=0", "log_interval=1"]
+    config = adapter_stage(stages, "single", *single, *words, f"log_dir={stages}/{words[0]}-run")
+    lines = run_stage(config)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_a_base_without_motion_is_adapted_as_a_whole_or_not(stages: Path) -> None:
     base = (f"base={stages}/base/final", "model={motion: false}")
     with pytest.raises(LoraError, match="has no motion transformers"):
-        make_task(adapter_stage(stages, "no-motion", *base))
-    task = make_task(adapter_stage(stages, "no-motion", *base, "lora={target: all}"))
+        prepared_task(adapter_stage(stages, "no-motion", *base))
+    task = prepared_task(adapter_stage(stages, "no-motion", *base, "lora={target: all}"))
     trained = [name for name, weight in task.model.named_parameters() if weight.requires_grad]
     assert trained
     assert all(name.startswith("unet.") and ".lora_" in name for name in trained)

@@ -78,13 +78,13 @@ def test_the_published_training(files: tuple[Path, Path], caplog: pytest.LogCapt
         "batch_size": 16, "gradient_accumulation": 4, "lr": 5e-5, "motion_lr": 1e-6,
         "weight_decay": 0, "grad_clip": 1, "ema_decay": None, "mixed_precision": "fp16",
         "gradient_checkpointing": True, "model": {"motion": True, "dropout": 0.1},
-        "resolution": 256, "max_frames": 16, "prediction_type": "epsilon",
+        "resolution": 256, "num_frames": 16, "prediction_type": "epsilon",
         "p_zero": 0.1, "p_zero_motion": 0, "negative_prompt": NEGATIVE,
         "noise_strength": 0, "freeze_unet": True,
         "stop_grad_index": 10, "flow": "raft", "video_motion_space": "eps",
         "video_motion_weight": 0.1, "text_motion_weight": 0.1, "regularization_weight": 0.1,
         "num_steps": 250_000, "save_ckp_interval": 500, "log_interval": 25,
-        "ddim_timesteps": 50, "guide_scale": 9,
+        "num_inference_steps": 50, "guidance_scale": 9,
     }  # fmt: skip
     assert config.model_dump(include=set(expected)) == expected
     unused, counted = messages(caplog)

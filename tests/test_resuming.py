@@ -36,7 +36,7 @@ FILES = {
     "weights.safetensors": "the weights",
     "optimizer.safetensors": "the optimizer's state",
     "average.safetensors": "the averaged weights",
-    "state.json": "where the run is",
+    "state.json": "the state of the run",
 }
 
 
@@ -77,7 +77,7 @@ def test_the_last_whole_checkpoint_is_taken_and_what_is_lost_is_said(
     before = broken.with_name("00000002")
     assert caplog.messages == [
         f"{broken / name}: is {damage}; it holds {FILES[name]}; "
-        f"the steps after {before} are taken again"
+        f"the steps after {before} are repeated"
     ]
     ours = load_file(broken.parents[1] / "final/model.safetensors")
     right = load_file(whole / "run/final/model.safetensors")
@@ -89,7 +89,7 @@ def test_the_last_whole_checkpoint_is_taken_and_what_is_lost_is_said(
 @pytest.mark.parametrize("name", FILES)
 def test_a_given_one_that_is_not_whole_is_refused(name: str, damage: str, broken: Path) -> None:
     DAMAGES[damage](broken / name)
-    line = f"{broken / name}: is {damage}; it holds {FILES[name]}; the last whole one is"
+    line = f"{broken / name}: is {damage}; it holds {FILES[name]}; the last complete one is"
     with pytest.raises(ConfigError, match=re.escape(f"{line} {broken.with_name('00000002')}")):
         run(config(broken.parents[2]), resume=broken)
 
@@ -100,15 +100,15 @@ def test_where_none_is_whole(broken: Path) -> None:
     line = f"{broken}/optimizer.safetensors: is damaged; it holds the optimizer's state; no"
     with pytest.raises(ConfigError, match=re.escape(line)) as error:
         run(config(broken.parents[2]))
-    assert "--resume none begins anew" in str(error.value)
-    with pytest.raises(ConfigError, match="no other one is whole"):
+    assert "--resume none starts over" in str(error.value)
+    with pytest.raises(ConfigError, match="no other one is complete"):
         run(config(broken.parents[2]), resume=broken)
     assert len(run(config(broken.parents[2]), resume="none")) == 6
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("data-1.json", "where the data is"), ("deepspeed", "DeepSpeed's optimizer state")],
+    [("data-1.json", "the position in the data"), ("deepspeed", "DeepSpeed's optimizer state")],
 )
 def test_what_other_processes_write_is_missed_too(name: str, what: str, broken: Path) -> None:
     state = json.loads((broken / "state.json").read_text())
@@ -136,8 +136,8 @@ def test_a_finished_run_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture
     (line,) = caplog.messages
     assert line == (
         f"{tmp_path}/run/checkpoints/00000006: has taken all 6 steps (num_steps), there is "
-        "nothing to train, and final/ is written from it; a larger num_steps goes on, "
-        "--resume none begins anew"
+        "nothing to train, and final/ is written from it; a larger num_steps continues, "
+        "--resume none starts over"
     )
 
 

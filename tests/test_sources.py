@@ -13,8 +13,8 @@ import pytest
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import ClipError
 from demo_t2v.training.config import DenoiserTraining
-from demo_t2v.training.data.feature_cache import encode
-from demo_t2v.training.data.sources import clips_depend_on, open_chunks, open_source
+from demo_t2v.training.data.feature_cache import encode_clips
+from demo_t2v.training.data.sources import describe_clips, open_chunks, open_source
 from helpers.datasets import configure
 from helpers.numbered_videos import damage, write_numbered
 
@@ -39,9 +39,9 @@ def webvid(folder: Path, *rows: str, **more: Any) -> dict[str, Any]:
 
 def test_bad_videos_are_passed_over_and_named(world: Path, bad: Path) -> None:
     source = webvid(bad, "torn", "good", "short", "gone")
-    config = configure(world, bad, source, "max_frames=16", "regularization_weight=0")
+    config = configure(world, bad, source, "num_frames=16", "regularization_weight=0")
     skipped: list[str] = []
-    clips = encode(config, lambda clip: skipped.extend(clip.skipped))
+    clips = encode_clips(config, lambda clip: skipped.extend(clip.skipped))
     assert [clips[index][0] for index in range(4)] == ["caption of good"] * 4
     assert {line.partition(":")[0] for line in skipped} == {"torn", "short", "gone"}
     assert "short: has 15 frames, a clip takes 16" in skipped
@@ -52,12 +52,12 @@ def test_short_videos_repeat_frames_where_that_is_asked_for(
     world: Path, tmp_path: Path, kind: str
 ) -> None:
     """The world's videos have 30 frames."""
-    config = configure(world, tmp_path, kind, "max_frames=40", "regularization_weight=0")
+    config = configure(world, tmp_path, kind, "num_frames=40", "regularization_weight=0")
     with pytest.raises(ClipError, match=r"has 30 frames|no clip could be used"):
-        encode(config)
+        encode_clips(config)
     asked = config.train_dataset.model_copy(update={"repeat_frames": True})
     anew = {"train_dataset": asked, "latents": tmp_path / "repeated"}
-    _, parts = encode(config.model_copy(update=anew))[0]
+    _, parts = encode_clips(config.model_copy(update=anew))[0]
     latents = parts["latents"]  # (C, F, h, w)
     assert latents.shape[1] == 40
     same = [bool((a == b).all()) for a, b in pairwise(latents.unbind(dim=1))]
@@ -75,7 +75,7 @@ def test_a_class_of_one_s_own_is_told_to_repeat_frames(
 
 def test_clips_that_were_encoded_before_stay_of_use(world: Path, tmp_path: Path) -> None:
     config = configure(world, tmp_path, "webvid")
-    known = json.loads(clips_depend_on(config, open_chunks(config)))[0]
+    known = json.loads(describe_clips(config, open_chunks(config)))[0]
     assert known.keys() == {
         "data_seed", "type", "video_dir", "path_column", "caption_column", "sample_fps", "captions"
     }  # fmt: skip
@@ -96,9 +96,9 @@ def test_bad_data_ends_with_one_line(
     world: Path, bad: Path, rows: list[str], more: dict[str, Any], message: str
 ) -> None:
     more |= {"max_bad_share": 0.1} if "good" in rows else {"max_bad_share": 1}
-    config = configure(world, bad, webvid(bad, *rows, **more), "max_frames=16")
+    config = configure(world, bad, webvid(bad, *rows, **more), "num_frames=16")
     with pytest.raises(ClipError, match=message) as caught:
-        encode(config)
+        encode_clips(config)
     assert "\n" not in str(caught.value)
 
 
@@ -113,12 +113,12 @@ def test_bad_classes_end_with_one_line(
     for name, args, message in (
         ("no_such:Rows", {}, "train_dataset.class: no_such:Rows: there is no module no_such"),
         ("own_clips:Row", {}, "train_dataset.class: own_clips:Row: own_clips has no Row"),
-        ("own_clips:Rows", {"n": 1}, "train_dataset.args: own_clips:Rows does not take them"),
+        ("own_clips:Rows", {"n": 1}, "train_dataset.args: own_clips:Rows does not accept them"),
         ("own_clips:Rows", {"videos": 0}, "own_clips:Rows: has no videos"),
         ("own_clips:Rows", {"videos": 4, "wrong": 2}, r"frames of video 2 are uint8 \(4, 16, 16"),
     ):
         with pytest.raises((ConfigError, ClipError), match=message):
-            encode(own(name, **args))
+            encode_clips(own(name, **args))
     assert "no_such" not in sys.modules
     with pytest.raises(ConfigError, match=r"train_dataset\.class: should be package.module:Name"):
         own("own_clips.Rows")

@@ -96,7 +96,7 @@ def test_latents_of_another_shape_are_refused(stages: Path) -> None:
     [
         (("crop=20",), r"crop: 20 should be a multiple of 8"),
         (("crop=72",), r"crop: 72 .* at most 64"),
-        (("crop=32", "train=encoder"), r"crop: an encoder needs whole frames"),
+        (("crop=32", "train=encoder"), r"crop: an encoder needs full frames"),
     ],
 )
 def test_windows_that_do_not_fit_are_refused(

@@ -20,9 +20,8 @@ from demo_t2v.data.sprites import draw_clip
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining
-from demo_t2v.training.data.feature_cache import encode
+from demo_t2v.training.data.feature_cache import encode_clips
 from demo_t2v.training.optimizers import rate_factor
-from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
 from helpers.published_layout import NEGATIVE_PROMPT
 from helpers.stages import (
@@ -32,6 +31,7 @@ from helpers.stages import (
     assert_same_weights,
     load,
     metrics,
+    prepared_task,
     run,
     weights,
 )
@@ -51,7 +51,7 @@ def test_every_stage_leaves_its_files(stages: Path, stage: str) -> None:
 
 
 def test_a_few_dozen_steps_make_a_better_autoencoder(stages: Path) -> None:
-    task = make_task(load(stages, AUTOENCODER, "autoencoder"))
+    task = prepared_task(load(stages, AUTOENCODER, "autoencoder"))
     unseen = task.batch(range(4000, 4016))
     losses = []
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_a_few_dozen_steps_make_a_better_autoencoder(stages: Path) -> None:
 def test_the_autoencoder_scales_its_latents_to_unit_variance(stages: Path) -> None:
     vae = AutoencoderKL.from_pretrained(stages / "autoencoder/final/vae")
     assert vae.config.sample_size == 32
-    clips = encode(load(stages, DENOISER, "base"))
+    clips = encode_clips(load(stages, DENOISER, "base"))
     latents = torch.stack([clips[index][1]["latents"] for index in range(len(clips))])
     assert 0.5 < latents.float().std() < 2
 
@@ -90,7 +90,7 @@ def test_an_image_tower_can_be_learned_for_a_text_tower_that_stays(stages: Path)
     final = config.log_dir / "final"
     assert_same_weights(final / "content_encoder", stages / "clip/final/content_encoder")
     model = CLIPModel.from_pretrained(final / "clip")
-    ids = make_task(config).tokens(["a car falls"])
+    ids = prepared_task(config).tokens(["a car falls"])
     states = model.text_model(input_ids=ids).pooler_output
     assert torch.allclose(model.get_text_features(input_ids=ids).pooler_output, states)
 
@@ -110,7 +110,7 @@ def test_the_trained_folder_is_a_pipeline(stages: Path, stage: str, motion: bool
 def test_demo_starts_as_copies_of_the_base(stages: Path) -> None:
     base = DemoUNet.from_pretrained(stages / "base/final/unet")
     config = load(stages, DENOISER, "fresh", f"base={stages}/base/final", "model={motion: true}")
-    task = make_task(config)
+    task = prepared_task(config)
     assert task.unet.config.motion is True
     state = task.unet.state_dict()
     for name, tensor in base.state_dict().items():
@@ -122,7 +122,7 @@ def test_demo_starts_as_copies_of_the_base(stages: Path) -> None:
     theirs = content.state_dict()
     for name, weight in motion.named_parameters():
         assert torch.equal(weight, theirs[name])
-        assert weight.requires_grad == (".layers.1." not in name)  # the last layer is not heard
+        assert weight.requires_grad == (".layers.1." not in name)  # the penultimate states are used
     assert not any(weight.requires_grad for weight in content.parameters())
 
 
@@ -151,7 +151,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
         (tmp_path / name).symlink_to(stages / name)
     whole, parts = (load(tmp_path, stage, name, *times) for name in ("whole", "parts"))
     run(whole)
-    stopped = train(make_task(parts), parts)
+    stopped = train(prepared_task(parts), parts)
     assert len(list(islice(stopped, 3 // interval))) == 3 // interval
     stopped.close()
     assert [place.name for place in (parts.log_dir / "checkpoints").iterdir()] == ["00000002"]
@@ -188,7 +188,7 @@ def test_a_finished_training_is_only_exported_again(tmp_path: Path) -> None:
 
 def test_a_log_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
     config = load(tmp_path, AUTOENCODER, "cut", "num_steps=4", "save_ckp_interval=2")
-    stopped = train(make_task(config), config)
+    stopped = train(prepared_task(config), config)
     next(stopped)
     stopped.close()
     with (config.log_dir / "metrics.jsonl").open("a") as stream:
@@ -198,7 +198,9 @@ def test_a_log_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
 
 
 def test_the_first_autoencoder_steps_see_squares_round_the_thing(tmp_path: Path) -> None:
-    task = make_task(load(tmp_path, AUTOENCODER, "ae", "crop=16", "crop_steps=3", "batch_size=8"))
+    task = prepared_task(
+        load(tmp_path, AUTOENCODER, "ae", "crop=16", "crop_steps=3", "batch_size=8")
+    )
     squares, whole = task.batch(range(16, 24)), task.batch(range(24, 32))
     assert squares.shape == (8, 3, 16, 16)
     assert whole.shape == (8, 3, 32, 32)
@@ -213,6 +215,15 @@ def test_the_first_autoencoder_steps_see_squares_round_the_thing(tmp_path: Path)
 def test_the_shipped_stages_load(file: Path) -> None:
     config = configs.load(AnyTraining, file)
     assert config.log_dir == Path("runs/sprites") / file.stem
+
+
+def test_the_release_s_keys_are_aliases(tmp_path: Path) -> None:
+    plain = load(tmp_path, DENOISER, "run")
+    words = "max_frames=8", "ddim_timesteps=30", "guide_scale=3"
+    named = {"num_frames": 8, "num_inference_steps": 30, "guidance_scale": 3.0}
+    assert load(tmp_path, DENOISER, "run", *words) == plain.model_copy(update=named)
+    with pytest.raises(ConfigError, match="max_frames and num_frames are two names of one key"):
+        load(tmp_path, DENOISER, "run", "max_frames=8", "num_frames=8")
 
 
 def test_the_full_size_training_loads() -> None:
@@ -235,7 +246,7 @@ def test_a_text_tower_goes_on_with_sheets_of_frames(stages: Path) -> None:
     sizes = {"model": {"vision_config": CLIP["model"]["vision_config"]}, "lr": 1e-2}
     keys = f"text={stages}/clip/final", "freeze_text=false", "frames_per_side=2", "num_steps=30"
     config = load(stages, CLIP | sizes, "sheets", *keys)
-    task = make_task(config)
+    task = prepared_task(config)
     ids, sheets = task.batch(range(3))
     assert sheets.shape == (3, 3, 32, 32)
     for number, sheet in enumerate(sheets):
@@ -254,18 +265,18 @@ def test_a_text_tower_goes_on_with_sheets_of_frames(stages: Path) -> None:
     ("words", "message"),
     [
         (("resolution=64",), "resolution: 64 should be the vision_config's image_size, 32"),
-        (("frames_per_side=3",), "frames_per_side: 3 frames do not share 32 pixels evenly"),
+        (("frames_per_side=3",), "frames_per_side: 3 frames do not divide 32 pixels evenly"),
     ],
 )
 def test_images_that_do_not_fit_the_image_tower_are_refused(
     stages: Path, words: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_task(load(stages, CLIP, "unfit", *words))
+        prepared_task(load(stages, CLIP, "unfit", *words))
 
 
 def test_bare_phrases_are_for_sprites_alone(stages: Path) -> None:
     videos = {"train_dataset": {"type": "webvid", "csv_path": "a.csv", "video_dir": "b"}}
     config = load(stages, DENOISER | videos, "unfit", "p_motion_phrase=0.1")
-    with pytest.raises(ConfigError, match="p_motion_phrase: is for captions of sprites alone"):
-        make_task(config)
+    with pytest.raises(ConfigError, match="p_motion_phrase: works only for captions of sprites"):
+        prepared_task(config)

@@ -17,7 +17,7 @@ SIZES = (
 CLIP = "task: clip\nlog_dir: run\nnum_steps: 1\nbatch_size: 2\nlr: 1e-3\ntensorboard: off\n"
 DENOISER = (
     "task: denoiser\nlog_dir: run\nnum_steps: 1\nbatch_size: 2\nlr: 1e-3\ntensorboard: off\n"
-    "max_frames: 4\nresolution: 32\ntext_motion_weight: 0\nregularization_weight: 0\n"
+    "num_frames: 4\nresolution: 32\ntext_motion_weight: 0\nregularization_weight: 0\n"
     "autoencoder: model\nclip: model\ntrain_dataset: {type: sprites, clips: 4}\n"
     "model: {block_out_channels: [4, 4], attention: [on, on], layers_per_block: 1, "
     "cross_attention_dim: 24, attention_head_dim: 4, num_input_heads: 1, norm_num_groups: 2}\n"
@@ -90,7 +90,7 @@ GENERATE = ("generate", "--model", "model", "--steps", "1", "--frames", "2")
         ("train --config denoiser.yaml model.layers=3", "unexpected keyword argument 'layers'"),
         ("train --config denoiser.yaml model.layers_per_block=x", "model: these are no sizes of"),
         ("train --config denoiser.yaml model.attention=[on]", "model: these are no sizes of a"),
-        ("train --config denoiser.yaml model.cross_attention_dim=8", "and should be 24 as the te"),
+        ("train --config denoiser.yaml model.cross_attention_dim=8", "but should be 24, the width"),
         ("train --config denoiser.yaml resolution=30", "resolution: 30 pixels are 3 latents a si"),
     ],
     ids=lambda value: value[:60],

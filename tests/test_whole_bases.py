@@ -14,12 +14,11 @@ from diffusers import DDIMScheduler
 
 from demo_t2v.checkpoints.original.importer import convert
 from demo_t2v.checkpoints.resolve import ModelError
-from demo_t2v.training.data.features import Preprocessing
-from demo_t2v.training.tasks import make_task
+from demo_t2v.training.data.image_preprocessing import ImagePreprocessing
 from demo_t2v.training.tasks.denoiser import DenoiserTask
 from helpers.damage import spoil
 from helpers.diffusers_folder import write_text_to_video_folder
-from helpers.stages import CLIP, DENOISER, load
+from helpers.stages import CLIP, DENOISER, load, prepared_task
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def task(folder: Path, *words: str) -> Any:
         "regularization_weight=0",
     )
     config = load(folder.parent, {**DENOISER, "model": {}}, "run", *places, *weights, *words)
-    return make_task(config)
+    return prepared_task(config)
 
 
 def drop(*names: str) -> Callable[[Path], None]:
@@ -74,17 +73,17 @@ def test_whole_it_starts(base: Path) -> None:
     [
         (drop("tokenizer/tokenizer.json"), "{base}/tokenizer: has no tokenizer.json"),
         (drop("tokenizer"), "clip: {base}: holds no tokenizer/tokenizer_config.json"),
-        (drop("motion_encoder"), "{base}/motion_encoder: is missing, though the base has motion"),
+        (drop("motion_encoder"), "{base}/motion_encoder: is missing, but the base has motion"),
         (drop("content_encoder/model.safetensors"), "{base}/content_encoder: cannot be loaded"),
         (drop("content_encoder/config.json"), "clip: {base}: holds no content_encoder/config.json"),
         (drop("unet/config.json"), "base: {base}: holds no unet/config.json"),
         (drop("unet/diffusion_pytorch_model.safetensors"), "{base}/unet: cannot be loaded"),
         (
             drop(SCHEDULER),
-            "{base}/" + SCHEDULER + ": does not say the prediction_type and beta_end",
+            "{base}/" + SCHEDULER + ": has no prediction_type and no beta_end",
         ),
-        (without(SCHEDULER, "beta_end"), "does not say the beta_end of the base's noise"),
-        (without(SCHEDULER, "prediction_type"), "does not say the prediction_type"),
+        (without(SCHEDULER, "beta_end"), "has no beta_end for the base's noise"),
+        (without(SCHEDULER, "prediction_type"), "has no prediction_type"),
         (lacking("unet"), "{base}/unet: 1 tensors are missing"),
         (lacking("content_encoder"), "{base}/content_encoder: 1 tensors are missing"),
         (lacking("motion_encoder"), "{base}/motion_encoder: 1 tensors are missing"),
@@ -114,24 +113,24 @@ def test_the_autoencoder_is_whole_when_clips_are_encoded(
 
 def test_noise_that_no_file_tells_can_be_written(base: Path) -> None:
     (base / SCHEDULER).unlink()
-    noise = task(base, "prediction_type=epsilon", "beta_end=0.02").noise.config
+    noise = task(base, "prediction_type=epsilon", "beta_end=0.02").noise_scheduler.config
     assert (noise.prediction_type, noise.beta_end) == ("epsilon", 0.02)
 
 
 def test_a_clip_stage_from_a_tokenizer_that_is_not_whole(base: Path) -> None:
     (base / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer: has no tokenizer\.json"):
-        make_task(load(base.parent, CLIP, "image", f"text={base}"))
+        prepared_task(load(base.parent, CLIP, "image", f"text={base}"))
 
 
 def test_preprocessing_is_saved_and_a_missing_file_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Preprocessing.plain(48).save(tmp_path)
-    assert Preprocessing.read(tmp_path, 32) == Preprocessing.plain(48)
+    ImagePreprocessing.plain(48).save(tmp_path)
+    assert ImagePreprocessing.read(tmp_path, 32) == ImagePreprocessing.plain(48)
     assert caplog.messages == []
     (tmp_path / "preprocessor_config.json").unlink()
-    assert Preprocessing.read(tmp_path, 32) == Preprocessing.plain(32)
+    assert ImagePreprocessing.read(tmp_path, 32) == ImagePreprocessing.plain(32)
     assert "preprocessor_config.json: is missing; images are scaled to 32" in caplog.messages[0]
 
 

@@ -90,7 +90,7 @@ def settings(world: Path, folder: Path, kind: str | dict[str, Any] = "sprites") 
     return {
         "task": "denoiser", "log_dir": str(folder / "run"), "autoencoder": str(world),
         "clip": str(world), "latents": str(folder / "latents"), "encode_text": True,
-        "num_steps": 2, "batch_size": 2, "lr": 1e-3, "resolution": 32, "max_frames": 4,
+        "num_steps": 2, "batch_size": 2, "lr": 1e-3, "resolution": 32, "num_frames": 4,
         "threads": 1, "log_interval": 1, "warmup_steps": 1,
         "train_dataset": dataset(world, kind) if isinstance(kind, str) else kind,
         "model": {

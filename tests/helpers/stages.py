@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from demo_t2v import config as configs
 from demo_t2v.training.config import AnyTraining
+from demo_t2v.training.data.feature_cache import prepare
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.trainer import train
 
-SHARED = {"resolution": 32, "max_frames": 4, "log_interval": 2, "save_ckp_interval": 4}
+SHARED = {"resolution": 32, "num_frames": 4, "log_interval": 2, "save_ckp_interval": 4}
 SHARED |= {"warmup_steps": 2, "threads": 1}
 AUTOENCODER = {
     "task": "autoencoder", "num_steps": 40, "batch_size": 4, "lr": 3e-3,
@@ -60,8 +61,14 @@ def load(folder: Path, stage: dict[str, Any], log_dir: str, *overrides: str) -> 
     return configs.load(AnyTraining, file, overrides)
 
 
+def prepared_task(config: Any) -> Any:
+    """The task, after its clips were encoded."""
+    prepare(config)
+    return make_task(config)
+
+
 def run(config: Any) -> list[dict[str, float]]:
-    return list(train(make_task(config), config))
+    return list(train(prepared_task(config), config))
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -32,7 +32,7 @@ class TinyConfig(TrainConfig):
 class TinyTask:
     """A small network learns a line; sample n is the same wherever and whenever it is drawn."""
 
-    items = None
+    samples = None
 
     def __init__(self, config: TinyConfig) -> None:
         torch.manual_seed(config.seed)
@@ -45,12 +45,12 @@ class TinyTask:
         groups = [{"params": list(first.parameters()), "lr": self.config.lr / 2}]
         return [*groups, {"params": list(second.parameters())}]
 
-    def batch(self, places: range) -> tuple[Tensor, Tensor]:
+    def batch(self, numbers: range) -> tuple[Tensor, Tensor]:
         time.sleep(self.config.pause)
-        draws = [torch.randn(4, generator=torch.Generator().manual_seed(n)) for n in places]
+        draws = [torch.randn(4, generator=torch.Generator().manual_seed(n)) for n in numbers]
         inputs = torch.stack(draws)
-        for row, place in enumerate(places):
-            if place in self.config.poison:
+        for row, number in enumerate(numbers):
+            if number in self.config.poison:
                 inputs[row] = math.nan
         return inputs, inputs.cumsum(1)[:, :2]
 

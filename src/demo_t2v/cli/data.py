@@ -31,14 +31,14 @@ def sprites(
 ) -> None:
     """Write clips of the sprite world as mp4 files with a caption CSV.
 
-    Videos that are there already are kept.
+    Existing videos are not written again.
     """
-    asked = {"seed": seed, "resolution": resolution, "frames": frames, "fps": fps}
+    options = {"seed": seed, "resolution": resolution, "frames": frames, "fps": fps}
     with one_line_errors():
         from demo_t2v.data.clips import write_sprite_dataset
 
         with progress("clips", clips) as bar:
-            captions = write_sprite_dataset(out, clips, **_given(asked), on_clip=bar.advance)
+            captions = write_sprite_dataset(out, clips, **_given(options), on_clip=bar.advance)
         typer.echo(captions)
 
 
@@ -46,14 +46,14 @@ def sprites(
 def shards(
     csv: Annotated[Path, typer.Option(metavar="FILE", help="The captions.")],
     videos: Annotated[Path, typer.Option(metavar="DIR", help="The folder of videos.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the shards.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the shards.")],
     path_column: Annotated[str | None, typer.Option(help="Default: videoid.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Default: name.")] = None,
     max_bad_share: Annotated[
-        float | None, typer.Option(help="Of the videos that may be missing. Default: 0.1.")
+        float | None, typer.Option(help="Largest fraction of bad videos. Default: 0.1.")
     ] = None,
-    megabytes: Annotated[float | None, typer.Option(help="In a shard. Default: 64.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the order. Default: 0.")] = None,
+    megabytes: Annotated[float | None, typer.Option(help="Size of a shard. Default: 64.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the order. Default: 0.")] = None,
 ) -> None:
     """Copy videos and captions into WebDataset tar files, in a random order."""
     columns = {"path_column": path_column, "caption_column": caption_column}
@@ -75,35 +75,35 @@ def encode(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
     ] = None,
 ) -> None:
-    """Compute what a training needs of its clips, once, and keep it in the folder `latents`.
+    """Compute the features of a training's clips and cache them in the folder `latents`.
 
-    Goes on where an earlier run stopped; several may run at once.
+    Continues an interrupted run; several may run at once.
     """
     with one_line_errors():
         settings = find_models(load(AnyTraining, config, overrides or []))
         if not isinstance(settings, DenoiserTraining):
             raise ConfigError(f"{config}: task: only the clips of a denoiser can be encoded")
-        from demo_t2v.training.data.feature_cache import encode as run
+        from demo_t2v.training.data.feature_cache import encode_clips
 
         quieten_libraries()
         skipped: dict[str, None] = {}
         encoded = 0
         with progress("clips", None) as bar:
 
-            def note(clip: CaptionedClip) -> None:
+            def count(clip: CaptionedClip) -> None:
                 nonlocal encoded
                 encoded += 1
                 skipped.update(dict.fromkeys(clip.skipped))
                 bar.advance()
 
-            clips = run(settings, note)
+            clips = encode_clips(settings, count)
         _list(list(skipped))
         typer.echo(f"{len(clips)} clips, {encoded} of them encoded now", err=True)
         typer.echo(settings.latents)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; what is left out has its default where it is used."""
+    """The given options; the others have their defaults in the called function."""
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -17,7 +17,7 @@ from demo_t2v.cli.terminal import (
 )
 from demo_t2v.config import load
 from demo_t2v.core.launch import world_size
-from demo_t2v.training.config import AnyTraining, find_models, fit_device
+from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models, fit_device
 
 
 def train(
@@ -28,27 +28,32 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
     ] = None,
     resume: Annotated[
-        str, typer.Option(metavar="auto|PATH|none", help="Where to go on: auto is the last one.")
+        str,
+        typer.Option(metavar="auto|PATH|none", help="Checkpoint to resume. Default: the last."),
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a log line.")] = False,
 ) -> None:
-    """Train one stage of a model; goes on from the last checkpoint of an earlier run of it."""
+    """Train one stage of a model; continues from the last checkpoint of an earlier run."""
     with one_line_errors(), only_reports_on_stdout() as report:
         settings = find_models(load(AnyTraining, config, overrides or []))
         source: Any = resume if resume in ("auto", "none") else Path(resume)
-        from demo_t2v.training.distributed.deepspeed_config import take_settings
-        from demo_t2v.training.logging import Watch
+        from demo_t2v.training.data.feature_cache import prepare
+        from demo_t2v.training.distributed.deepspeed_config import apply_deepspeed_config
+        from demo_t2v.training.logging import RunLogger
         from demo_t2v.training.tasks import make_task
         from demo_t2v.training.trainer import TrainingStopped
         from demo_t2v.training.trainer import train as run
 
         quieten_libraries()
-        settings = fit_device(take_settings(settings, world_size()))
+        settings = fit_device(apply_deepspeed_config(settings, world_size()))
+        if isinstance(settings, DenoiserTraining) and settings.latents is not None:
+            with progress("clips", None) as bar:
+                prepare(settings, lambda _: bar.advance())
         task = make_task(settings)
         try:
-            with progress("steps", settings.num_steps) as bar, Watch(task, settings) as watch:
+            with progress("steps", settings.num_steps) as bar, RunLogger(task, settings) as logger:
                 for line in run(task, settings, source):
-                    watch.show(line)
+                    logger.log(line)
                     if as_json:
                         print(json.dumps(line), file=report, flush=True)
                     else:

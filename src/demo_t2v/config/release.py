@@ -168,7 +168,7 @@ def _inference(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
 
 def _training(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
     settings = _deepspeed(flat.get("deepspeed_config"), needed="deepspeed_config" not in given)
-    size, frames = flat.pop("resolution", [256, 256]), flat.pop("max_frames", 16)
+    size, frames = flat.pop("resolution", [256, 256]), flat.pop("num_frames", 16)
     size = flat.pop("train_dataset.resolution", size)
     if not isinstance(size, list) or len(set(size)) != 1:
         raise ReleaseError(f"resolution: should be a square, as in [256, 256], got {size}")
@@ -183,7 +183,7 @@ def _training(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
         "task": "denoiser",
         "train_dataset": {key: value for key, value in dataset.items() if value is not None},
         "resolution": size[0],
-        "max_frames": flat.pop("train_dataset.sample_n_frames", frames),
+        "num_frames": flat.pop("train_dataset.sample_n_frames", frames),
         "model": {"motion": True, "dropout": flat.pop("UNet.dropout", 0.1)},
         "gradient_checkpointing": flat.pop("UNet.use_checkpoint", False),
         "noise_strength": flat.pop("Diffusion.noise_strength", 0.0),
@@ -193,7 +193,7 @@ def _training(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
         "flow": "raft",
         "ema_decay": None,
         "mixed_precision": "fp16" if flat.pop("use_fp16", True) else "no",
-        "guide_scale": flat.pop("guide_scale", 9.0),
+        "guidance_scale": flat.pop("guidance_scale", 9.0),
     }
     files = _files(flat)
     if not {"base", "clip", "autoencoder"} <= set(given):

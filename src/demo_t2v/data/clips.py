@@ -49,19 +49,6 @@ class ClipSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ClipItems:
-    """A source as torch's DataLoader takes it: the sampler yields pairs (index, seed)."""
-
-    source: ClipSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, item: tuple[int, int]) -> CaptionedClip:
-        return self.source.clip(*item)
-
-
 @dataclass
 class BadVideos:
     """Counts of the videos that this process tried, and the reasons of bad ones by their keys.

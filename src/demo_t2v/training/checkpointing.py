@@ -1,19 +1,17 @@
-"""Checkpoints: folders that are whole or not there, and what of a run they hold.
+"""Checkpoints: folders that are written atomically.
 
     checkpoints/00000400/
-        weights.safetensors     the weights that are trained, by parameter name
-        optimizer.safetensors   what the optimizer keeps, as <parameter>.<key>; or `deepspeed/`
+        weights.safetensors     the trained weights by parameter name
+        optimizer.safetensors   the optimizer's state as <parameter>.<key>; or `deepspeed/`
         average.safetensors     the averaged weights
-        data-0.json             where a process's data is, if it is read as a stream
-        state.json              where the run is: step, data position, losses not yet logged
+        data-0.json             a process's position in its stream of samples, if it has one
+        state.json              the state of the run: step, sample position, sums not yet logged
 
-What is frozen has no place there, a run that goes on has it from where it began; nor have learning
-rates and random numbers: both are functions of the step (every process seeds its generators anew
-in each), so a run that goes on takes the steps that it would have taken. With another number of
-processes, the weights, their average, the optimizer's state and the data's order stay; what
-differs is rounding, and what a network draws by chance (dropout) in its forward pass. ZeRO's
-optimizer state can be read by as many processes as wrote it; with others it begins anew, and a
-stream is read again up to its place. All processes must see the folder.
+Frozen weights are not stored: a resumed run loads them from where it started. Learning rates and
+random states are functions of the step and are not stored either. Interrupted runs resume
+bit-exactly. A run can resume with another number of processes: only rounding and dropout then
+differ. ZeRO's optimizer state requires the same number of processes; with another one it starts
+from zero, and a stream is read again up to its position. All processes must see the folder.
 """
 
 from __future__ import annotations
@@ -42,31 +40,32 @@ Resume = Path | Literal["auto", "none"]
 _NAME: Final = re.compile(r"\d{8,}")
 _FILES: Final = ("state.json", "weights.safetensors", "optimizer.safetensors")
 _HOLDS: Final = {
-    "state": "where the run is",
+    "state": "the state of the run",
     "weights": "the weights",
     "optimizer": "the optimizer's state",
     "deepspeed": "DeepSpeed's optimizer state",
     "average": "the averaged weights",
-    "data": "where the data is",
+    "data": "the position in the data",
 }
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
-    """Where a run is."""
+class TrainState:
+    """The state of a run beside its tensors; the field names are keys of `state.json`."""
 
     step: int = 0
-    """Steps that were taken or skipped."""
+    """Steps taken or skipped."""
     position: int = 0
-    """Samples that were seen."""
+    """Samples used."""
     bad: int = 0
-    """Skipped steps in a row, up to now."""
+    """Consecutive skipped steps, up to the last one."""
     taken: int = 0
-    """Steps that the next log line is about; the skipped ones are counted on their own."""
+    """Steps taken since the last log line, without skipped ones."""
     skipped: int = 0
+    """Steps skipped since the last log line."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of each figure over the taken steps."""
+    """The sum of each figure over the `taken` steps."""
 
 
 class Checkpoints:
@@ -77,62 +76,61 @@ class Checkpoints:
         self.config = config
 
     def find(self, resume: Resume) -> Path | None:
-        """The checkpoint to go on from: the last whole one, a given one, or none.
+        """The checkpoint to resume from: the last complete one, a given one, or none.
 
-        Later ones that are not whole are named in a warning. Raises ConfigError if the given path
-        is no whole checkpoint, or if there are checkpoints and none is whole.
+        A warning names later, damaged ones. Raises ConfigError if the given path is no complete
+        checkpoint, or if all checkpoints are damaged.
         """
         if resume == "none":
             return None
         if resume != "auto":
-            return _given(resume)
+            return _check_given(resume)
         flaws: list[str] = []
-        for place in sorted(self._all(), key=_step, reverse=True):
-            flaw = find_flaw(place)
+        for folder in sorted(_checkpoints(self.folder), key=_step, reverse=True):
+            flaw = find_flaw(folder)
             if flaw is None:
                 for line in flaws if rank() == 0 else ():
-                    _log.warning("%s; the steps after %s are taken again", line, place)
-                return place
+                    _log.warning("%s; the steps after %s are repeated", line, folder)
+                return folder
             flaws.append(flaw)
         if flaws:
             raise ConfigError(
-                f"{flaws[0]}; no checkpoint in {self.folder} is whole, --resume none begins anew"
+                f"{flaws[0]}; no checkpoint in {self.folder} is complete, --resume none starts over"
             )
         return None
 
     def begin(self, step: int) -> None:
-        """Clear away what an interruption left, and put later checkpoints aside as `*.old`."""
+        """Delete incomplete checkpoints, and rename those after `step` to `*.old`."""
         for partial in self.folder.glob(".*.partial"):
             shutil.rmtree(partial)
-        for later in [found for found in self._all() if _step(found) > step]:
-            aside = later.with_suffix(".old")
-            shutil.rmtree(aside, ignore_errors=True)
-            later.rename(aside)
+        for later in [found for found in _checkpoints(self.folder) if _step(found) > step]:
+            old = later.with_suffix(".old")
+            shutil.rmtree(old, ignore_errors=True)
+            later.rename(old)
 
-    def save(self, engine: Engine, progress: Progress, data: Mapping[str, Any]) -> None:
-        """Write, sync, rename, and delete what need not be kept. All processes together.
+    def save(self, engine: Engine, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Write, sync and rename a checkpoint, then delete old ones. Collective.
 
-        `data` is where this process's data is.
-
-        Raises OSError in the main process and TrainingStopped in the others when it cannot be
-        written; earlier checkpoints are then whole.
+        `data` is this process's position in its stream, if it has one. Raises OSError in the main
+        process and TrainingStopped in the others when a file cannot be written; earlier
+        checkpoints stay complete.
         """
-        place = self.folder / f"{progress.step:08d}"
-        partial = place.with_name(f".{place.name}.partial")
+        folder = self.folder / f"{state.step:08d}"
+        partial = folder.with_name(f".{folder.name}.partial")
         failure: OSError | None = None
         if engine.main:
             try:
                 partial.mkdir(parents=True)
             except OSError as error:
                 failure = error
-        engine.any(False)  # nobody writes before the folder is there
+        engine.any(False)  # a barrier: the folder exists before other processes write
         try:
             if data:
                 _data_file(partial, engine).write_text(json.dumps(data), encoding="utf-8")
         except OSError as error:
             failure = error
-        engine.save_own(partial)
-        for name, tensors in _parts(engine):
+        engine.save_extra_state(partial)
+        for name, tensors in _gather_tensors(engine):
             if engine.main and tensors and failure is None:
                 try:
                     _write(partial / f"{name}.safetensors", tensors)
@@ -140,9 +138,9 @@ class Checkpoints:
                     failure = error
         if engine.main and failure is None:
             try:
-                _write_state(partial / "state.json", engine, progress, bool(data))
+                _write_state(partial / "state.json", engine, state, bool(data))
                 sync_all(partial)
-                partial.rename(place)
+                partial.rename(folder)
                 sync(self.folder)
                 self._prune()
             except OSError as error:
@@ -151,49 +149,45 @@ class Checkpoints:
             if not engine.main:
                 raise engine.stopped("", 1)
             shutil.rmtree(partial, ignore_errors=True)
-            raise failure or OSError(f"{partial}: a process could not write where its data is")
+            raise failure or OSError(f"{partial}: a process could not write its data position")
 
     def _prune(self) -> None:
-        """Delete all but the last ones and those of every so many steps."""
+        """Delete all but the `keep_last` last checkpoints and those of every `keep_every` steps."""
         every = self.config.keep_every
-        for place in sorted(self._all(), key=_step)[: -self.config.keep_last]:
-            if every is None or _step(place) % every:
-                gone = place.rename(place.with_name(f".{place.name}.partial"))
-                shutil.rmtree(gone)
-
-    def _all(self) -> list[Path]:
-        """Every checkpoint, in no order."""
-        return _checkpoints(self.folder)
+        for folder in sorted(_checkpoints(self.folder), key=_step)[: -self.config.keep_last]:
+            if every is None or _step(folder) % every:
+                shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.partial")))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, in no order."""
     if not folder.is_dir():
         return []
-    return [place for place in folder.iterdir() if _NAME.fullmatch(place.name)]
+    return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
 
 
-def _given(place: Path) -> Path:
-    """A checkpoint that was asked for. Raises ConfigError unless it is whole."""
-    if not place.is_dir() or not any((place / file).is_file() for file in _FILES):
-        raise ConfigError(f"{place}: is no checkpoint; one is a folder as checkpoints/00000400")
-    flaw = find_flaw(place)
+def _check_given(folder: Path) -> Path:
+    """A given checkpoint. Raises ConfigError unless it is complete."""
+    if not folder.is_dir() or not any((folder / file).is_file() for file in _FILES):
+        raise ConfigError(f"{folder}: is no checkpoint; one is a folder as checkpoints/00000400")
+    flaw = find_flaw(folder)
     if flaw is not None:
-        others = sorted(_checkpoints(place.parent), key=_step, reverse=True)
-        whole = next((other for other in others if find_flaw(other) is None), None)
-        hint = "no other one is whole" if whole is None else f"the last whole one is {whole}"
+        others = sorted(_checkpoints(folder.parent), key=_step, reverse=True)
+        good = next((other for other in others if find_flaw(other) is None), None)
+        hint = "no other one is complete" if good is None else f"the last complete one is {good}"
         raise ConfigError(f"{flaw}; {hint}")
-    return place
+    return folder
 
 
-def find_flaw(place: Path) -> str | None:
-    """The first file of a checkpoint that is missing or damaged, and what it holds; else None."""
-    file = place / "state.json"
+def find_flaw(folder: Path) -> str | None:
+    """A message about a checkpoint's first missing or damaged file; None if it is complete."""
+    file = folder / "state.json"
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-        Progress(**state["progress"])
-        files = state.get("files") or _files_before(state)
+        TrainState(**state["progress"])
+        files = state.get("files") or _expected_files(state)
         for name in files:
-            file = place / name
+            file = folder / name
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass
@@ -208,8 +202,8 @@ def find_flaw(place: Path) -> str | None:
     return None
 
 
-def _files_before(state: Mapping[str, Any]) -> list[str]:
-    """The files of a checkpoint that does not list them."""
+def _expected_files(state: Mapping[str, Any]) -> list[str]:
+    """The files of an early checkpoint, whose `state.json` has no list of files."""
     own = state["kind"] == Engine.kind and state["progress"]["step"] > 0
     files = {
         "weights.safetensors": True,
@@ -219,65 +213,65 @@ def _files_before(state: Mapping[str, Any]) -> list[str]:
     return [name for name, there in files.items() if there]
 
 
-def read_weights(place: Path, model: nn.Module) -> dict[str, Tensor]:
+def read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     """The weights of a checkpoint by name.
 
-    Raises ConfigError unless they are weights of `model` by name and shape, among them all that
-    are trained.
+    Raises ConfigError unless they match weights of `model` by name and shape and include all
+    trained ones.
     """
-    file = place / "weights.safetensors"
+    file = folder / "weights.safetensors"
     ours = {name: tuple(weight.shape) for name, weight in named_weights(model)}
     with safe_open(file, framework="pt") as stored:
         theirs = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
     for name in [*dict(named_weights(model, frozen=False)), *theirs]:
         if ours.get(name) != theirs.get(name):
             raise ConfigError(
-                f"{place}: holds another architecture: {name} is {theirs.get(name, 'not there')}, "
-                f"and in this configuration {ours.get(name, 'not there')}"
+                f"{folder}: holds another architecture: {name} is {theirs.get(name, 'missing')}, "
+                f"and in this configuration {ours.get(name, 'missing')}"
             )
     tensors: dict[str, Tensor] = load_file(file)
     return tensors
 
 
-def restore(place: Path, engine: Engine) -> Progress:
-    """Give a wrapped engine, whose weights were read before, the rest of a checkpoint.
+def restore(folder: Path, engine: Engine) -> TrainState:
+    """Load all but the weights of a checkpoint into a wrapped engine.
 
     Raises ConfigError if it was made by another optimizer.
     """
-    state: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     used = engine.config.optimizer
     if state["optimizer"] != used:
-        raise ConfigError(f"{place}: was made with optimizer {state['optimizer']}, not {used}")
-    file = place / "optimizer.safetensors"
+        raise ConfigError(f"{folder}: was made with optimizer {state['optimizer']}, not {used}")
+    file = folder / "optimizer.safetensors"
     if state["kind"] != engine.kind or (
         engine.kind != Engine.kind and state["processes"] != engine.world
     ):
         if engine.main:
             made = f"{state['processes']} process(es) with {state['kind']}"
-            _log.warning("%s: made by %s; the optimizer's state begins anew", place, made)
+            _log.warning("%s: made by %s; the optimizer's state starts from zero", folder, made)
     else:
         try:
-            engine.load_own(place)
+            engine.load_extra_state(folder)
         except (OSError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
-            raise ConfigError(f"{place / 'deepspeed'}: cannot be read ({line})") from None
+            raise ConfigError(f"{folder / 'deepspeed'}: cannot be read ({line})") from None
         if file.exists():
             engine.load_optimizer(load_file(file))
     if state["scaler"] and engine.scaler.is_enabled():
         engine.scaler.load_state_dict(state["scaler"])
     if engine.average is not None:
-        average = place / "average.safetensors"
-        # A run that kept no average begins one with the weights as they are.
+        average = folder / "average.safetensors"
+        # Without the file the average starts from the current weights.
         if average.exists():
             engine.load_average(load_file(average), state["averaged_steps"])
-    items, data = engine.task.items, _data_file(place, engine)
-    if items is not None and data.exists() and state["processes"] == engine.world:
-        items.load_state_dict(json.loads(data.read_text(encoding="utf-8")))
-    return Progress(**state["progress"])
+    samples, data = engine.task.samples, _data_file(folder, engine)
+    if samples is not None and data.exists() and state["processes"] == engine.world:
+        samples.load_state_dict(json.loads(data.read_text(encoding="utf-8")))
+    return TrainState(**state["progress"])
 
 
-def _parts(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """What is gathered from all processes, one after another, since each may be large."""
+def _gather_tensors(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors of each file, gathered one file at a time, since each may be large."""
     yield "weights", engine.weights(frozen=False)
     yield "optimizer", engine.optimizer_state()
     yield "average", engine.average_weights()
@@ -287,29 +281,29 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:
-        problem = f"{file}: cannot be written ({error}); earlier checkpoints are whole"
+        problem = f"{file}: cannot be written ({error}); earlier checkpoints are complete"
         raise OSError(problem) from None
 
 
-def _data_file(place: Path, engine: Engine) -> Path:
-    return place / f"data-{engine.rank}.json"
+def _data_file(folder: Path, engine: Engine) -> Path:
+    return folder / f"data-{engine.rank}.json"
 
 
-def _write_state(file: Path, engine: Engine, progress: Progress, stream: bool) -> None:
+def _write_state(file: Path, engine: Engine, state: TrainState, stream: bool) -> None:
     files = [path.name for path in file.parent.glob("*.safetensors")]
     files += ["deepspeed"] if (file.parent / "deepspeed").is_dir() else []
     files += [f"data-{process}.json" for process in range(engine.world) if stream]
-    state = {
+    content = {
         "files": sorted(files),
-        "progress": asdict(progress),
+        "progress": asdict(state),
         "kind": engine.kind,
         "processes": engine.world,
         "optimizer": engine.config.optimizer,
         "averaged_steps": engine.average.optimization_step if engine.average else 0,
         "scaler": engine.scaler.state_dict(),
     }
-    file.write_text(json.dumps(state), encoding="utf-8")
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _step(place: Path) -> int:
-    return int(place.name)
+def _step(folder: Path) -> int:
+    return int(folder.name)

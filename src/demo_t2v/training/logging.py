@@ -1,6 +1,6 @@
-"""What a training tells while it runs: curves, sample videos, on TensorBoard or Weights & Biases.
+"""Curves and sample videos of a training, on TensorBoard or Weights & Biases.
 
-The loop yields its log lines; the one who runs it hands them on to here.
+The caller of the training loop passes its log lines to `RunLogger`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 from demo_t2v.config import ConfigError
 from demo_t2v.core.devices import free_memory
 from demo_t2v.training.config import AnyTraining, DenoiserTraining
-from demo_t2v.training.distributed.base import Task
 from demo_t2v.training.previews import make_previews, show_previews
+from demo_t2v.training.task import Task
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 PREVIEW_FPS = 8
 
 
-class Watch:
-    """Shows the lines of one run; a context manager. It opens nothing before the first line, which
-    only the main process gets.
+class RunLogger:
+    """Logs the lines of one run; a context manager. It opens its writers with the first line, so
+    only the main process opens them.
 
-    A denoiser's previews are made with the weights as they are, not their average, and only where
-    one process holds all of them.
+    A denoiser's previews are made with the current weights, not their average, and only if they
+    are not sharded.
     """
 
     def __init__(self, task: Task, config: AnyTraining) -> None:
         self._task, self._config = task, config
-        self._shown: int | None = None
+        self._previewed: int | None = None
+        """Number of preview intervals at the last previews."""
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
 
@@ -50,11 +51,8 @@ class Watch:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def show(self, line: Mapping[str, float]) -> None:
-        """One line of the loop's: each figure is a point of its curve, at the line's step.
-
-        Raises ConfigError where a package is missing.
-        """
+    def log(self, line: Mapping[str, float]) -> None:
+        """Add each figure of a line to its curve. Raises ConfigError for a missing package."""
         config, step = self._config, int(line["step"])
         figures = {f"train/{name}": value for name, value in line.items() if name != "step"}
         if config.tensorboard is not None:
@@ -70,13 +68,13 @@ class Watch:
             self._wandb.log(figures, step=step)
 
     def _due(self, config: DenoiserTraining, step: int) -> bool:
-        """Whether a multiple of preview_interval was passed since the last previews."""
+        """Whether a multiple of `preview_interval` was reached since the last previews."""
         sharded = config.fsdp or config.deepspeed_config is not None
-        if self._shown is None:  # where this process began, of a run that may have gone on
-            self._shown = max(0, step - config.log_interval) // config.preview_interval
+        if self._previewed is None:  # the first line, perhaps of a resumed run
+            self._previewed = max(0, step - config.log_interval) // config.preview_interval
         number = step // config.preview_interval
-        due = bool(config.preview_prompts) and not sharded and number > self._shown
-        self._shown = max(self._shown, number)
+        due = bool(config.preview_prompts) and not sharded and number > self._previewed
+        self._previewed = max(self._previewed, number)
         return due
 
     def _preview(self, config: DenoiserTraining, writer: SummaryWriter, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The networks that a training starts from: saved ones, and new ones of the sizes in `model`."""
+"""Checks of a training's configuration, and new networks from the sizes in `model`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Network = TypeVar("Network")
 _TEXT: Final = ("content_encoder/config.json", "tokenizer/tokenizer_config.json")
 
 
-def check_places(config: AnyTraining) -> None:
-    """Raise ConfigError unless the folders that a training names hold what it starts from.
+def check_config(config: AnyTraining) -> None:
+    """Raise ConfigError for folders without the needed files, and for excluded combinations.
 
     The libraries would look for a missing folder on the hub.
     """
@@ -35,10 +35,11 @@ def check_places(config: AnyTraining) -> None:
             _check("text", config.text, *_TEXT)
         case DenoiserTraining():
             if config.p_motion_phrase and config.train_dataset.type != "sprites":
-                raise ConfigError("p_motion_phrase: is for captions of sprites alone; write 0")
+                raise ConfigError("p_motion_phrase: works only for captions of sprites; write 0")
             _check("autoencoder", config.autoencoder, "vae/config.json")
             _check("clip", config.clip, *_TEXT)
             _check("base", config.base, "unet/config.json")
+            _check_motion_losses(config)
 
 
 def _check(key: str, folder: Path | None, *files: str) -> None:
@@ -48,20 +49,39 @@ def _check(key: str, folder: Path | None, *files: str) -> None:
             raise ConfigError(f"{key}: {folder}: {problem}; name the folder of a trained one")
 
 
+def _check_motion_losses(config: DenoiserTraining) -> None:
+    """Raise ConfigError for motion losses on single frames, which have no motion."""
+    single = config.stills or config.num_frames == 1
+    if not single or not has_motion_branch(config):
+        return
+    if config.video_motion_weight:
+        raise ConfigError("video_motion_weight: single frames do not move; write 0")
+    if config.text_motion_weight and not config.stills:  # stills: the loss is left out
+        raise ConfigError("text_motion_weight: single frames do not move; write 0")
+
+
+def has_motion_branch(config: DenoiserTraining) -> bool:
+    """Whether the configured network has motion transformers."""
+    sizes = dict(config.model)
+    if config.base:
+        sizes = DemoUNet.load_config(config.base / "unet") | sizes
+    return bool(sizes.get("motion", True))
+
+
 def build(kind: Callable[..., Network], sizes: Mapping[str, Any]) -> Network:
-    """A new network. Raises ConfigError for sizes that its class does not take."""
+    """A new network. Raises ConfigError for sizes that its class does not accept."""
     try:
         return kind(**sizes)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        known = str(error) if not isinstance(error, KeyError) else f"{error} is missing"
-        problem = known.strip().partition("\n")[0]
+        text = str(error) if not isinstance(error, KeyError) else f"{error} is missing"
+        problem = text.strip().partition("\n")[0]
         raise ConfigError(f"model: these are no sizes of a network: {problem}") from None
 
 
 def check_fit(config: DenoiserTraining, unet: DemoUNet, content: CLIPTextModel, side: int) -> None:
-    """Raise ConfigError for a denoiser that takes neither the latents nor the states of the text.
+    """Raise ConfigError unless the denoiser accepts the latents and the content encoder's states.
 
-    `side` is the latents' for `config.resolution`.
+    `side` is the number of latents per side for `config.resolution`.
     """
     multiple = 2 ** (len(unet.config.block_out_channels) - 1)
     if side < multiple or side % multiple or config.resolution % side:
@@ -69,8 +89,9 @@ def check_fit(config: DenoiserTraining, unet: DemoUNet, content: CLIPTextModel, 
             f"resolution: {config.resolution} pixels are {side} latents a side; their number "
             f"should be a multiple of {multiple}, and divide the pixels"
         )
-    wide, states = unet.config.cross_attention_dim, content.config.hidden_size
-    if wide != states:
+    width, states = unet.config.cross_attention_dim, content.config.hidden_size
+    if width != states:
         raise ConfigError(
-            f"model: cross_attention_dim is {wide}, and should be {states} as the text's states"
+            f"model: cross_attention_dim is {width}, but should be {states}, "
+            "the width of the text's states"
         )

@@ -1,4 +1,4 @@
-"""How the weights move: optimizers, learning-rate schedules, and the average of the weights."""
+"""Optimizers, learning-rate schedules and the average of the weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from demo_t2v.training.muon import Muon
 
 
 def rate_factor(config: TrainConfig, step: int) -> float:
-    """What the learning rates are multiplied by in a step: a pure function, so nothing is kept.
+    """The factor of the learning rates in a step: a pure function, without state.
 
-    Every schedule rises over `warmup_steps`. `cosine` then falls to nothing, `constant` only over
-    the last `decay_steps`; `one_cycle` goes from 1/25 up and down to 1/250,000, along cosines, as
-    torch's OneCycleLR, or along lines from `lr_floor` and back to it.
+    Every schedule rises over `warmup_steps`. `cosine` then falls to zero, `constant` does so over
+    the last `decay_steps`. `one_cycle` rises from 1/25 and falls to 1/250,000 along cosines, as
+    torch's OneCycleLR; with `lr_floor` it rises from there and falls back linearly.
     """
     warm, floor = config.warmup_steps, config.lr_floor
     if config.lr_schedule == "one_cycle" and floor is not None:
-        distance = abs(step - warm) / max(1, warm)  # from the peak, in rises
+        distance = abs(step - warm) / max(1, warm)  # from the peak, in warm-ups
         return floor + (1 - floor) * max(0.0, 1 - distance)
     if config.lr_schedule == "one_cycle":
         first, peak, last = 0, max(0, warm - 1), max(1, config.num_steps - 1)
@@ -39,14 +39,14 @@ def rate_factor(config: TrainConfig, step: int) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
 
 def make_optimizer(
     model: nn.Module, groups: list[dict[str, Any]], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """AdamW; or Muon, which leaves the embeddings, norms and biases of `model` to AdamW."""
+    """AdamW, or Muon with AdamW for the embeddings, norms and biases of `model`."""
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
             groups,
@@ -55,24 +55,24 @@ def make_optimizer(
             betas=config.betas,
             eps=config.eps,
         )
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    others = {id(weight) for weight in tables}
-    parted = []
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    others = {id(weight) for weight in embeddings}
+    split = []
     for group in groups:
         for matrices in (True, False):
             chosen = [
                 p for p in group["params"] if (p.ndim > 1 and id(p) not in others) == matrices
             ]
-            parted.append(group | {"params": chosen, "matrices": matrices})
-    return Muon(parted, config.lr, config.weight_decay)
+            split.append(group | {"params": chosen, "matrices": matrices})
+    return Muon(split, config.lr, config.weight_decay)
 
 
 def make_average(weights: Mapping[str, Tensor], config: TrainConfig) -> EMAModel | None:
-    """The exponential moving average of the weights as they are now, if one is asked for."""
+    """An exponential moving average that starts from the weights; None without `ema_decay`."""
     if config.ema_decay is None:
         return None
-    # All weights at once rounds in another way, and saves a GPU thousands of launches a step.
-    together = all(weight.is_cuda for weight in weights.values())
+    # foreach saves thousands of kernel launches on a GPU; on a CPU it rounds differently.
+    on_gpu = all(weight.is_cuda for weight in weights.values())
     return EMAModel(
-        weights.values(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=together
+        weights.values(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=on_gpu
     )

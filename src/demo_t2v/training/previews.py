@@ -1,4 +1,4 @@
-"""Sample videos of a training, with the motion branch on and off, and how much moves in them."""
+"""Sample videos of a training, with the motion branch on and off, and measures of their motion."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Preview:
     frames: NDArray[np.uint8]
     """(F, H, W, 3) RGB"""
     flow: float
-    """How far a pixel moves from a frame to the next, in pixels, on average."""
+    """Mean length of the optical flow between neighbouring frames, in pixels."""
     flicker: float
     """Mean absolute difference of neighbouring frames, in grey levels (0 to 255)."""
 
@@ -63,8 +63,8 @@ def _measure(name: str, video: NDArray[np.float32]) -> Preview:
 
 
 def show_previews(writer: SummaryWriter, previews: Sequence[Preview], step: int, fps: int) -> None:
-    """Write the videos to TensorBoard, as moving pictures, and their figures as curves."""
-    # torch's own `add_video` silently does nothing without moviepy.
+    """Write the videos to TensorBoard, as GIFs, and their figures as curves."""
+    # torch's `add_video` silently does nothing without moviepy.
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     for preview in previews:

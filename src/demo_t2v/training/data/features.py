@@ -1,13 +1,12 @@
-"""What the denoiser's training knows of a clip: latents, text, optical flow, an image embedding.
+"""Features of a clip that the denoiser's training uses: latents, tokens, flow, an image embedding.
 
-None of it changes while training, so it can be computed once and kept.
+They do not depend on trained weights, so they can be computed once and cached.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,35 +16,40 @@ import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from demo_t2v.config import ConfigError, read_json
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import own
 from demo_t2v.data.clips import CaptionedClip
-from demo_t2v.losses.optical_flow import resize_flow, video_flow
+from demo_t2v.losses.optical_flow import (
+    FlowEstimator,
+    Raft,
+    lucas_kanade,
+    resize_flow,
+    video_flow,
+)
 from demo_t2v.model_folder import check_tokenizer, load_network
 from demo_t2v.models.text import penultimate_states, token_ids
 from demo_t2v.models.tokenizer import OpenCLIPTokenizer
-from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import DenoiserTraining
-from demo_t2v.training.objective import flow_estimator
+from demo_t2v.training.data.image_preprocessing import ImagePreprocessing
+from demo_t2v.training.data.pixels import to_pixels
+from demo_t2v.training.networks import has_motion_branch
 
 FLOW_SIDE: Final = 32
-"""Flows are kept in this size, in which the text-motion loss compares them with small maps."""
+"""Largest side of a flow in pixels; the text-motion loss compares it with small attention maps."""
 
-_log = logging.getLogger(__name__)
 Compute = Callable[[CaptionedClip], Tensor]
-_KINDS: Final = {torch.int64: torch.int32, torch.uint8: torch.uint8}
+_DTYPES: Final = {torch.int64: torch.int32, torch.uint8: torch.uint8}
 
 
 @dataclass(frozen=True)
-class Part:
-    """One tensor of a clip: what it is called, what it comes from, and how to get it.
+class Feature:
+    """One tensor of a clip.
 
-    `depends_on` is the same as long as the same clip gives the same tensor. `load` reads networks
-    from disk, as late as they are needed.
+    The text `depends_on` changes when a clip's tensor changes. `load` loads the networks from
+    disk and returns the function that computes the tensor.
     """
 
     name: str
@@ -53,58 +57,50 @@ class Part:
     load: Callable[[], Compute]
 
 
-class Encoder:
-    """Clips to their parts: floating-point ones in half precision, token ids as int32, frames as
-    they are.
+class FeatureExtractor:
+    """Clips -> features: floating-point ones in half precision, token ids as int32, frames as
+    uint8. Networks are loaded when they are first needed.
     """
 
-    def __init__(self, parts: list[Part]) -> None:
-        self.parts = {part.name: part for part in parts}
+    def __init__(self, features: list[Feature]) -> None:
+        self.features = {feature.name: feature for feature in features}
         self._loaded: dict[str, Compute] = {}
 
     @torch.no_grad()
     def __call__(self, clip: CaptionedClip, names: list[str]) -> dict[str, Tensor]:
-        """The parts called `names` of one clip, on the CPU."""
-        parts = {}
+        """The features `names` of one clip, on the CPU."""
+        tensors = {}
         for name in names:
             if name not in self._loaded:
-                self._loaded[name] = self.parts[name].load()
-            part = self._loaded[name](clip)
-            kind = _KINDS.get(part.dtype, torch.half)
-            parts[name] = part.to("cpu", kind).contiguous()
-        return parts
+                self._loaded[name] = self.features[name].load()
+            tensor = self._loaded[name](clip)
+            dtype = _DTYPES.get(tensor.dtype, torch.half)
+            tensors[name] = tensor.to("cpu", dtype).contiguous()
+        return tensors
 
 
-def needed_parts(config: DenoiserTraining) -> list[Part]:
-    """What this training needs of a clip. Raises ConfigError for networks that are not there."""
-    clip = FRAMES if config.encode_in_step else latents_part(config)
-    parts = [clip, tokens_part(config)]
+def required_features(config: DenoiserTraining) -> list[Feature]:
+    """The features that a training needs. Raises ConfigError for missing networks."""
+    video = FRAMES if config.encode_in_step else latents_feature(config)
+    features = [video, tokens_feature(config)]
     if config.encode_text:
-        parts.append(content_part(config))
-    if has_motion(config) and not config.stills:
+        features.append(content_feature(config))
+    if has_motion_branch(config) and not config.stills:
         if config.text_motion_weight:
-            parts.append(flow_part(config))
+            features.append(flow_feature(config))
         if config.regularization_weight:
-            parts.append(image_part(config))
-    return parts
-
-
-def has_motion(config: DenoiserTraining) -> bool:
-    """Whether the network that the configuration describes has motion transformers."""
-    sizes = dict(config.model)
-    if config.base:
-        sizes = DemoUNet.load_config(config.base / "unet") | sizes
-    return bool(sizes.get("motion", True))
+            features.append(image_feature(config))
+    return features
 
 
 def latent_shape(config: DenoiserTraining) -> tuple[int, int, int, int]:
-    """A clip's latents (C, F, h, w), as the autoencoder makes them."""
+    """The shape (C, F, h, w) of a clip's latents."""
     sizes = AutoencoderKL.load_config(config.autoencoder / "vae")
     side = config.resolution // 2 ** (len(sizes["block_out_channels"]) - 1)
-    return sizes["latent_channels"], config.max_frames, side, side
+    return sizes["latent_channels"], config.num_frames, side, side
 
 
-def latents_part(config: DenoiserTraining) -> Part:
+def latents_feature(config: DenoiserTraining) -> Feature:
     """The autoencoder's scaled posterior means (C, F, h, w)."""
     folder = config.autoencoder / "vae"
 
@@ -117,21 +113,21 @@ def latents_part(config: DenoiserTraining) -> Part:
 
         return encode
 
-    return Part("latents", fingerprint(folder), load)
+    return Feature("latents", fingerprint(folder), load)
 
 
 def encode_frames(vae: AutoencoderKL, frames: Tensor) -> Tensor:
-    """Bytes (N, H, W, 3) -> scaled posterior means (N, c, h, w)."""
+    """uint8 (N, H, W, 3) -> scaled posterior means (N, c, h, w)."""
     means: Tensor = vae.encode(to_pixels(frames)).latent_dist.mean * vae.config.scaling_factor
     return means
 
 
-FRAMES: Final = Part("frames", "", lambda: lambda clip: torch.from_numpy(clip.frames))
+FRAMES: Final = Feature("frames", "", lambda: lambda clip: torch.from_numpy(clip.frames))
 """The clip itself, uint8 (F, H, W, 3)."""
 
 
-def tokens_part(config: DenoiserTraining) -> Part:
-    """The caption's token ids (L,), padded or cut."""
+def tokens_feature(config: DenoiserTraining) -> Feature:
+    """The caption's token ids (L,), padded or truncated."""
     folder = config.clip / "tokenizer"
     encoder = CLIPTextConfig.from_pretrained(config.clip / "content_encoder")
 
@@ -144,13 +140,13 @@ def tokens_part(config: DenoiserTraining) -> Part:
         return tokens
 
     made_by = f"{fingerprint(folder)} {encoder.max_position_embeddings} {encoder.pad_token_id}"
-    return Part("tokens", made_by, load)
+    return Feature("tokens", made_by, load)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A tokenizer of the class that was saved, OpenCLIP's or CLIP's.
+    """A tokenizer of the saved class, OpenCLIP's or CLIP's.
 
-    Raises ConfigError, ModelError where a file of it is missing.
+    Raises ConfigError or ModelError where a file of it is missing.
     """
     check_tokenizer(folder)
     saved = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
@@ -159,9 +155,9 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def content_part(config: DenoiserTraining) -> Part:
-    """The content encoder's states of the caption (L, D)."""
-    folder, text = config.clip / "content_encoder", tokens_part(config)
+def content_feature(config: DenoiserTraining) -> Feature:
+    """The content encoder's states (L, D) of the caption."""
+    folder, text = config.clip / "content_encoder", tokens_feature(config)
 
     def load() -> Compute:
         tokens = text.load()
@@ -173,31 +169,38 @@ def content_part(config: DenoiserTraining) -> Part:
 
         return states
 
-    return Part("content", f"{text.depends_on} {fingerprint(folder)}", load)
+    return Feature("content", f"{text.depends_on} {fingerprint(folder)}", load)
 
 
-def flow_part(config: DenoiserTraining) -> Part:
-    """The flow between neighbouring frames (F-1, 2, h, w), in pixels of the size h, w."""
+def flow_feature(config: DenoiserTraining) -> Feature:
+    """The optical flow (F-1, 2, h, w) between neighbouring frames, in pixels of its own size."""
     side = min(FLOW_SIDE, config.resolution)
 
     def load() -> Compute:
         estimator = flow_estimator(config)
 
         def flow(clip: CaptionedClip) -> Tensor:
-            video = rearrange(_pixels(clip), "f c h w -> 1 c f h w")
+            # `own` has the device's number: the current device of a new thread is the first GPU.
+            pixels = to_pixels(torch.from_numpy(clip.frames).to(own()))
+            video = rearrange(pixels, "f c h w -> 1 c f h w")
             return resize_flow(video_flow(estimator, video)[0], (side, side))
 
         return flow
 
     file = config.raft_weights
-    own = digest(file) if file and file.is_file() else file
-    return Part("flow", f"{config.flow} {side} {own}", load)
+    weights = digest(file) if file and file.is_file() else file
+    return Feature("flow", f"{config.flow} {side} {weights}", load)
 
 
-def image_part(config: DenoiserTraining) -> Part:
+def flow_estimator(config: DenoiserTraining) -> FlowEstimator:
+    """The configured flow estimator. Raises ValueError for bad weights of RAFT."""
+    return Raft(config.raft_weights) if config.flow == "raft" else lucas_kanade
+
+
+def image_feature(config: DenoiserTraining) -> Feature:
     """CLIP's embedding (D,) of the middle frame, which is compared with a motion state (D,).
 
-    Raises ConfigError where the two are of different widths.
+    Raises ConfigError where the two widths differ.
     """
     folder = config.clip / "clip"
     made_by = fingerprint(folder)
@@ -212,78 +215,24 @@ def image_part(config: DenoiserTraining) -> Part:
     def load() -> Compute:
         clip_model = load_network(CLIPModel, folder, dtype=torch.float32)
         clip_model.requires_grad_(False).to(own())
-        prepare = Preprocessing.read(folder, clip_model.vision_model.embeddings.image_size)
+        preprocess = ImagePreprocessing.read(folder, clip_model.vision_model.embeddings.image_size)
 
         def embed(clip: CaptionedClip) -> Tensor:
             middle = torch.from_numpy(clip.frames[len(clip.frames) // 2])
-            image = prepare(rearrange(middle, "h w c -> 1 c h w")).to(own())
+            image = preprocess(rearrange(middle, "h w c -> 1 c h w")).to(own())
             pooled = clip_model.vision_model(pixel_values=image).pooler_output
             embedding: Tensor = clip_model.visual_projection(pooled)
             return embedding[0]
 
         return embed
 
-    return Part("image", made_by, load)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a CLIP model wants its images: the side they are scaled to, then cropped to; colours."""
-
-    scaled: int
-    cropped: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def read(cls, folder: Path, side: int) -> Preprocessing:
-        """As the folder's `preprocessor_config.json` says; without one, `side` and [-1, 1]."""
-        file = folder / "preprocessor_config.json"
-        if not file.exists():
-            _log.warning("%s: is missing; images are scaled to %d pixels and [-1, 1]", file, side)
-            return cls.plain(side)
-        known = json.loads(file.read_text(encoding="utf-8"))
-        size, crop = known["size"], known["crop_size"]
-        return cls(
-            size["shortest_edge"] if isinstance(size, dict) else size,
-            crop["height"] if isinstance(crop, dict) else crop,
-            tuple(known["image_mean"]),
-            tuple(known["image_std"]),
-        )
-
-    @classmethod
-    def plain(cls, side: int) -> Preprocessing:
-        """Scaled to `side`, in [-1, 1]."""
-        return cls(side, side, (0.5,) * 3, (0.5,) * 3)
-
-    def save(self, folder: Path) -> None:
-        """Write the folder's `preprocessor_config.json`."""
-        known = {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": self.scaled},
-            "crop_size": {"height": self.cropped, "width": self.cropped},
-            "resample": 3,  # bicubic
-            "image_mean": self.mean,
-            "image_std": self.std,
-        }
-        file = folder / "preprocessor_config.json"
-        file.write_text(json.dumps(known, indent=2), encoding="utf-8")
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 squares (N, 3, H, H) on the CPU -> (N, 3, cropped, cropped), as by Pillow."""
-        size = (self.scaled, self.scaled)
-        if images.shape[2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
-        edge = (self.scaled - self.cropped) // 2
-        pixels = images[..., edge : edge + self.cropped, edge : edge + self.cropped] / 255
-        mean, std = (pixels.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (pixels - mean) / std
+    return Feature("image", made_by, load)
 
 
 def fingerprint(folder: Path) -> str:
-    """A saved network or tokenizer as a short hash: its weights and its settings.
+    """A short hash of a saved network's or tokenizer's weights and settings.
 
-    Who saved it, and with which version, is left out. Raises ConfigError when nothing is there.
+    The library's version and the origin are not included. Raises ConfigError for an empty folder.
     """
     files = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".json"))
     if not files:
@@ -300,19 +249,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def _settings(file: Path) -> bytes:
-    known: Any = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(known, dict):
+    content: Any = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict):
         origins = ("_", "name_or_path", "transformers_version")
-        known = {key: value for key, value in known.items() if not key.startswith(origins)}
-    return json.dumps(known, sort_keys=True).encode()
-
-
-def _pixels(clip: CaptionedClip) -> Tensor:
-    """The frames (F, 3, H, W) in [-1, 1]."""
-    # By number: in a process's threads torch's own device is the first of all.
-    return to_pixels(torch.from_numpy(clip.frames).to(own()))
-
-
-def to_pixels(frames: Tensor) -> Tensor:
-    """Bytes (N, H, W, 3) -> (N, 3, H, W) in [-1, 1]."""
-    return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1
+        content = {key: value for key, value in content.items() if not key.startswith(origins)}
+    return json.dumps(content, sort_keys=True).encode()

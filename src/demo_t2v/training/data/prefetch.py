@@ -1,6 +1,6 @@
-"""The next micro-batch is made while the one before is learned from.
+"""Micro-batches are made while the previous one is trained on.
 
-A thread makes it, or takes it from one of `num_workers` processes, which make several at a time.
+A thread makes them, or takes them from `num_workers` processes.
 """
 
 from __future__ import annotations
@@ -16,111 +16,112 @@ from typing import Any, Self
 import torch
 from torch.utils.data import DataLoader
 
-from demo_t2v.training.distributed.base import Engine, Task
+from demo_t2v.training.distributed.base import Engine
+from demo_t2v.training.task import Task
 
 
-class Ahead:
-    """This process's micro-batches from one step on, each made one ahead of its use.
+class Prefetcher:
+    """This process's micro-batches from a step on; one micro-batch is prefetched.
 
-    A context manager, whose end waits for what is being made. What is wrong with the data is
-    raised when the micro-batch is asked for.
+    A context manager; leaving it waits for the micro-batch that is being made. Errors of the data
+    are raised when their micro-batch is due.
     """
 
     def __init__(self, engine: Engine, step: int, position: int) -> None:
         self._engine = engine
-        self._places = self._all_places(step, position)
-        self._made: Iterator[Any] = iter(())
+        self._numbers = self._all_numbers(step, position)
+        self._batches: Iterator[Any] = iter(())
         if engine.config.num_workers:
-            numbers = (places for places, _ in self._all_places(step, position))
-            self._made = _made_by_workers(engine.task, numbers, engine.config.num_workers)
+            numbers = (numbers for numbers, _ in self._all_numbers(step, position))
+            self._batches = _load(engine.task, numbers, engine.config.num_workers)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data")
-        self._inside = False
+        self._mid_step = False
         self.waited = 0.0
-        """Seconds in which there was nothing to learn from."""
-        self.state: dict[str, Any] = {}
-        """Where the data is, behind the last micro-batch that was given out."""
-        self._next = self._start()
+        """Seconds spent waiting for data."""
+        self.data_state: dict[str, Any] = {}
+        """The source's state after the last micro-batch that was returned."""
+        self._next = self._submit()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._made = iter(())  # which ends the workers
+        self._batches = iter(())  # this ends the workers
 
     def step(self) -> Iterator[tuple[Any, bool]]:
-        """The micro-batches of the next step, and whether each is the last one; what is left of
-        the step before, which was given up, is passed over.
+        """The micro-batches of the next step, and whether each is the last one. The rest of an
+        aborted step is skipped.
         """
-        while self._inside:
+        while self._mid_step:
             self._take()
-        self._inside = True
-        while self._inside:
-            samples = self._take()
-            yield samples, not self._inside
+        self._mid_step = True
+        while self._mid_step:
+            batch = self._take()
+            yield batch, not self._mid_step
 
     def _take(self) -> Any:
-        began = time.monotonic()
-        samples, last, state = self._next.result()
-        self.waited += time.monotonic() - began
-        self._next = self._start()
-        self._inside, self.state = not last, state
-        return samples
+        start = time.monotonic()
+        batch, last, data_state = self._next.result()
+        self.waited += time.monotonic() - start
+        self._next = self._submit()
+        self._mid_step, self.data_state = not last, data_state
+        return batch
 
-    def _start(self) -> Future[tuple[Any, bool, dict[str, Any]]]:
+    def _submit(self) -> Future[tuple[Any, bool, dict[str, Any]]]:
         return self._pool.submit(self._make)
 
     def _make(self) -> tuple[Any, bool, dict[str, Any]]:
-        places, last = next(self._places, (range(0), True))  # behind the run's end is nothing
+        numbers, last = next(self._numbers, (range(0), True))  # empty after the run's end
         task = self._engine.task
-        samples = None
-        if places:
+        batch = None
+        if numbers:
             workers = self._engine.config.num_workers
-            samples = next(self._made) if workers else task.batch(places)
-            if isinstance(samples, ValueError):
-                raise samples
-        return samples, last, task.items.state_dict() if task.items else {}
+            batch = next(self._batches) if workers else task.batch(numbers)
+            if isinstance(batch, ValueError):
+                raise batch
+        return batch, last, task.samples.state_dict() if task.samples else {}
 
-    def _all_places(self, step: int, position: int) -> Iterator[tuple[range, bool]]:
+    def _all_numbers(self, step: int, position: int) -> Iterator[tuple[range, bool]]:
         size = self._engine.config.batch_size
-        for number in range(self._engine.config.num_steps - step):
-            yield from self._engine.micro_batches(position + number * size)
+        for index in range(self._engine.config.num_steps - step):
+            yield from self._engine.micro_batches(position + index * size)
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """A task's micro-batches by their samples' numbers, as torch's DataLoader takes them."""
+    """A task's micro-batches by their samples' numbers, as torch's DataLoader reads them."""
 
     task: Task
 
-    def __getitem__(self, places: range) -> Any:
+    def __getitem__(self, numbers: range) -> Any:
         try:
-            return self.task.batch(places)
-        except ValueError as error:  # of the data; raised, it would come with a worker's traceback
+            return self.task.batch(numbers)
+        except ValueError as error:  # returned: the loader would add a worker's traceback
             return error
 
 
-def _made_by_workers(task: Task, numbers: Iterator[range], workers: int) -> Iterator[Any]:
-    """The micro-batches with these samples, in this order."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else they warn of the fork
+def _load(task: Task, numbers: Iterator[range], workers: int) -> Iterator[Any]:
+    """The micro-batches with these samples, in this order, from worker processes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns of the fork
     loader: DataLoader[Any] = DataLoader(
         _Batches(task),  # type: ignore[arg-type]
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_alone,
-        multiprocessing_context="fork",  # the task is there at once, and need not be pickled
+        collate_fn=_identity,
+        worker_init_fn=_ignore_signals,
+        multiprocessing_context="fork",  # the task need not be pickled
         generator=torch.Generator(),
     )
     return iter(loader)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_alone(_: int) -> None:
-    """A signal to all processes of a run ends the training, which then ends its workers."""
+def _ignore_signals(_: int) -> None:
+    """A signal to the process group ends the training process, which then ends its workers."""
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The clips that `train_dataset` names: video by video, as a stream, or in parts to be encoded."""
+"""The clips of `train_dataset`: by video, as a stream, or in chunks for the feature cache."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from demo_t2v.training.config import (
 )
 
 CHUNK: Final = 500
-"""Clips that are encoded into one set of files, where the data set has no files of its own."""
+"""Clips in a chunk of the feature cache; a chunk of shards is one tar file."""
 
 
 class Chunks(Protocol):
-    """A data set's clips in parts that any process can encode, in any order."""
+    """A data set's clips in chunks, which processes can encode in any order."""
 
     @property
     def total(self) -> int | None:
-        """Clips to train on; None: all that there are."""
+        """Number of clips to train on; None: all."""
 
     def __len__(self) -> int: ...
 
     def clips(self, number: int) -> Iterator[CaptionedClip]:
-        """The clips of one part, always the same ones: those of the first epoch."""
+        """The clips of one chunk in the first epoch."""
         ...
 
 
 @dataclass(frozen=True)
 class CheckedClips:
-    """A source of somebody's own, its clips checked; `name` stands in messages."""
+    """A user's source with checks of its clips; `name` is for messages."""
 
     source: ClipSource
     name: str
@@ -59,7 +59,7 @@ class CheckedClips:
         return len(self.source)
 
     def clip(self, index: int, seed: int) -> CaptionedClip:
-        """The source's clip. Raises ClipError for a video that cannot be used."""
+        """The source's clip. Raises ClipError for a bad video or wrong frames."""
         try:
             clip = self.source.clip(index, seed)
         except VideoError as error:
@@ -69,16 +69,16 @@ class CheckedClips:
         if clip.frames.shape != shape or clip.frames.dtype != "uint8":
             raise ClipError(
                 f"{self.name}: the frames of video {index} are {clip.frames.dtype} "
-                f"{clip.frames.shape}, and should be uint8 {shape}"
+                f"{clip.frames.shape}, but should be uint8 {shape}"
             )
         return clip
 
 
 @dataclass(frozen=True)
 class SourceChunks:
-    """Runs of `CHUNK` videos, one clip of each; an endless source always fills the last run.
+    """Chunks of `CHUNK` videos, one clip per video.
 
-    So the files of a few sprites are of use for more of them.
+    The last chunk of an endless source is full, so that its files can serve a larger training.
     """
 
     source: ClipSource
@@ -93,14 +93,14 @@ class SourceChunks:
         return -(-self.total // CHUNK)
 
     def clips(self, number: int) -> Iterator[CaptionedClip]:
-        """One clip of each video; of those that are bad another's."""
+        """One clip per video; a bad video is replaced by another one."""
         first, last = number * CHUNK, (number + 1) * CHUNK
         for index in range(first, last if self.endless else min(last, self.total)):
             yield self.source.clip(index, epoch_seed(self.seed, 0))
 
 
 class ShardChunks:
-    """The clips of one tar file after another; bad ones are left out."""
+    """One chunk per tar file; bad videos are left out."""
 
     total: int | None = None
 
@@ -113,32 +113,32 @@ class ShardChunks:
         return len(self._files)
 
     def clips(self, number: int) -> Iterator[CaptionedClip]:
-        """The clips of one file; each is told of the bad ones before it."""
+        """The clips of one file; `skipped` of each lists the bad videos before it."""
         stream = open_stream(self._config, self._dataset, self._files[number])
         stream.bad = self._bad
-        known = len(self._bad.reasons)
+        reported = len(self._bad.reasons)
         for clip in stream:
-            reasons = list(self._bad.reasons.items())[known:]
+            reasons = list(self._bad.reasons.items())[reported:]
             yield replace(clip, skipped=tuple(f"{key}: {reason}" for key, reason in reasons))
-            known += len(reasons)
+            reported += len(reasons)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What settles where each video is cut in an epoch."""
+    """The seed of the positions at which an epoch cuts the videos."""
     return int.from_bytes(hashlib.sha256(f"{seed}-{epoch}".encode()).digest()[:7], "big")
 
 
 def open_source(
     config: DenoiserTraining, dataset: SpritesDataset | WebvidDataset | CustomDataset
 ) -> ClipSource:
-    """The videos of a data set, each of which can be asked for. Raises ClipError, ConfigError."""
+    """The videos of a data set, with random access. Raises ClipError, ConfigError."""
     match dataset:
         case SpritesDataset():
             return SpriteClips(
                 dataset.clips,
                 seed=dataset.data_seed,
                 resolution=config.resolution,
-                frames=config.max_frames,
+                frames=config.num_frames,
                 emphasis=dataset.emphasis,
                 poses=dataset.poses,
             )
@@ -146,7 +146,7 @@ def open_source(
             return VideoClips(
                 dataset.csv_path,
                 dataset.video_dir,
-                frames=config.max_frames,
+                frames=config.num_frames,
                 fps=dataset.sample_fps,
                 resolution=config.resolution,
                 path_column=dataset.path_column,
@@ -156,18 +156,18 @@ def open_source(
             )
         case CustomDataset():
             sampling = Sampling(
-                config.max_frames, dataset.sample_fps, config.resolution, dataset.repeat_frames
+                config.num_frames, dataset.sample_fps, config.resolution, dataset.repeat_frames
             )
-            return CheckedClips(_own_source(dataset, sampling), dataset.source, sampling)
+            return CheckedClips(_custom_source(dataset, sampling), dataset.source, sampling)
 
 
 def open_stream(
     config: DenoiserTraining, dataset: ShardsDataset, shards: Path, rank: int = 0, world: int = 1
 ) -> ShardedClips:
-    """What process `rank` of `world` reads of a folder of shards, or of one shard."""
+    """The part of process `rank` of `world` of a folder of shards, or of one shard."""
     return ShardedClips(
         shards,
-        frames=config.max_frames,
+        frames=config.num_frames,
         fps=dataset.sample_fps,
         resolution=config.resolution,
         seed=dataset.data_seed,
@@ -180,7 +180,7 @@ def open_stream(
 
 
 def open_chunks(config: DenoiserTraining) -> Chunks:
-    """The data set in parts to be encoded. Raises ClipError, ConfigError."""
+    """The data set in chunks. Raises ClipError, ConfigError."""
     dataset = config.train_dataset
     if isinstance(dataset, ShardsDataset):
         return ShardChunks(config, dataset)
@@ -188,17 +188,17 @@ def open_chunks(config: DenoiserTraining) -> Chunks:
     return SourceChunks(open_source(config, dataset), dataset.data_seed, endless)
 
 
-def clips_depend_on(config: DenoiserTraining, chunks: Chunks) -> str:
-    """All that settles the clips, as a text: the same text means the same clips.
+def describe_clips(config: DenoiserTraining, chunks: Chunks) -> str:
+    """A text that differs where the clips differ.
 
-    Of videos it holds names or sizes, not what is in them.
+    It has the videos' names or sizes but not their content.
     """
     dataset = config.train_dataset
     facts: dict[str, Any] = dataset.model_dump(
         mode="json", exclude={"clips", "csv_path", "max_bad_share", "threads"}
     )
     if facts.get("repeat_frames") is False:
-        del facts["repeat_frames"]  # as where the clips were encoded without this key
+        del facts["repeat_frames"]  # caches from before this key stay valid
     match dataset:
         case WebvidDataset():
             facts["captions"] = hashlib.sha256(dataset.csv_path.read_bytes()).hexdigest()
@@ -207,11 +207,11 @@ def clips_depend_on(config: DenoiserTraining, chunks: Chunks) -> str:
             facts["files"] = [(file.name, file.stat().st_size) for file in files]
         case CustomDataset():
             facts["videos"] = chunks.total
-    return json.dumps([facts, config.resolution, config.max_frames], sort_keys=True)
+    return json.dumps([facts, config.resolution, config.num_frames], sort_keys=True)
 
 
-def _own_source(dataset: CustomDataset, sampling: Sampling) -> ClipSource:
-    """Import the class that is named, and make one."""
+def _custom_source(dataset: CustomDataset, sampling: Sampling) -> ClipSource:
+    """Import the configured class and construct it. Raises ConfigError, ClipError."""
     module, _, name = dataset.source.partition(":")
     try:
         kind = getattr(importlib.import_module(module), name)
@@ -228,7 +228,7 @@ def _own_source(dataset: CustomDataset, sampling: Sampling) -> ClipSource:
         source: ClipSource = kind(**dataset.args, sampling=sampling)
     except TypeError as error:
         raise ConfigError(
-            f"train_dataset.args: {dataset.source} does not take them: {error}"
+            f"train_dataset.args: {dataset.source} does not accept them: {error}"
         ) from None
     if not len(source):
         raise ClipError(f"{dataset.source}: has no videos")

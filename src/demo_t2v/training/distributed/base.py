@@ -1,16 +1,15 @@
-"""Where a step is computed: in one process, in several by DDP, or sharded over them by FSDP2.
+"""Engines for the training step: one process, DDP and FSDP2.
 
-The loop speaks to an engine and knows none of them. DeepSpeed's engine is in `zero`.
+`deepspeed` has the engine for ZeRO, `engines` chooses one.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,60 +17,32 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from demo_t2v.config import ConfigError
-from demo_t2v.core.devices import trains_on_cpu
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.distributed.model_weights import (
     checkpoint_activations,
-    like,
+    full_tensor,
     load_weights,
+    match_layout,
     materialise,
     named_weights,
     to_device,
-    trained,
-    whole,
+    trained_parameters,
 )
 from demo_t2v.training.optimizers import make_average, make_optimizer, rate_factor
+from demo_t2v.training.task import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from demo_t2v.training.data.samples import ItemSource
-
 PRECISIONS: Final = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHARD_FROM: Final = 1_000_000
-"""Parameters that a part of the network must have to be sharded, and gathered, on its own."""
+"""Number of parameters from which a layer is sharded, and gathered, as a unit of its own."""
 
 
-class Task(Protocol):
-    """What one stage trains: a model, its data, its loss, and how the result is saved."""
+class TrainingStopped(Exception):  # noqa: N818 - mostly on request
+    """The run ended before its last step; `code` is the program's exit code.
 
-    @property
-    def model(self) -> nn.Module:
-        """What is trained."""
-
-    @property
-    def items(self) -> ItemSource | None:
-        """What `batch` reads its samples from, if it has a place in it to be remembered."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups as torch's optimizers take them; `lr` defaults to the configuration's, and the
-        curve of it is called `lr` too unless `rate` says otherwise.
-        """
-
-    def batch(self, places: range) -> Any:
-        """The samples with these numbers, counted from the run's beginning; the same each time."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The scalar to minimise and figures worth logging, the same ones in every process."""
-
-    def export(self, folder: Path) -> None:
-        """Save the trained weights as diffusers and transformers folders."""
-
-
-class TrainingStopped(Exception):  # noqa: N818 - mostly as asked for
-    """The run ended before its last step; `code` is for the program to exit with.
-
-    The main process says why; the message of others is empty.
+    The message is empty in all processes but the main one.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -79,8 +50,8 @@ class TrainingStopped(Exception):  # noqa: N818 - mostly as asked for
         self.code = code
 
 
-class Objective(nn.Module):
-    """A task's loss as a module's forward pass, which is what distributed training wraps."""
+class LossModule(nn.Module):
+    """A task's loss as a module's forward pass; distributed training wraps this module."""
 
     def __init__(self, task: Task, device: torch.device, precision: torch.dtype | None) -> None:
         super().__init__()
@@ -90,7 +61,7 @@ class Objective(nn.Module):
         self._precision = precision
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The loss in float32, its network computed in the mixed precision that was asked for."""
+        """The loss in float32; the network computes in the mixed precision."""
         mixed = self._precision is not None
         with torch.autocast(self._device, dtype=self._precision, enabled=mixed):
             loss, figures = self._task.loss(batch)
@@ -98,14 +69,14 @@ class Objective(nn.Module):
 
 
 class Engine:
-    """One process, or several that each hold the whole model (DDP).
+    """One process, or several with a full copy of the model each (DDP).
 
-    `wrap` comes after the weights are loaded and before everything else. Methods that say
-    "together" are called by every process or by none.
+    Call `wrap` after loading the weights and before all other methods. Methods marked
+    "Collective" must be called by every process.
     """
 
     kind = "torch"
-    """Who reads the optimizer's state in a checkpoint."""
+    """Format of the optimizer's state in a checkpoint."""
 
     def __init__(self, task: Task, config: TrainConfig, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
@@ -113,149 +84,150 @@ class Engine:
         self.world: int = accelerator.num_processes
         self.main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
-        self.share = micro_batch_size(config, self.world)
+        self.micro_batch_size = micro_batch_size(config, self.world)
         if config.gradient_checkpointing:
             checkpoint_activations(task.model)
-        self.objective = Objective(task, self.device, PRECISIONS[config.mixed_precision])
+        self.loss_module = LossModule(task, self.device, PRECISIONS[config.mixed_precision])
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=config.mixed_precision == "fp16"
         )
 
     def wrap(self) -> None:
-        """Make the optimizer, and the module that computes the objective. Together."""
+        """Distribute the loss module and make the optimizer. Collective."""
         self.task.model.to(self.device)
-        self.module: Any = self.accelerator.prepare_model(self.objective).train()
-        self._adopt()
+        self.module: Any = self.accelerator.prepare_model(self.loss_module).train()
+        self._make_optimizer()
 
-    def _adopt(self) -> None:
-        """Take up the model's parameters, as they are after wrapping: optimizer and average."""
+    def _make_optimizer(self) -> None:
+        """Make the optimizer and the average for the parameters, which `wrap` may replace."""
         self.optimizer: Any = make_optimizer(
             self.task.model, self.task.parameter_groups(), self.config
         )
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.parameters = dict(trained(self.task.model))
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.parameters = dict(trained_parameters(self.task.model))
         self.average = make_average(self.parameters, self.config)
 
-    def begin(self, step: int) -> None:
-        """Set the learning rates of this step, and seed all that is drawn by chance in it."""
+    def begin_step(self, step: int) -> None:
+        """Set the step's learning rates and seed torch's random generator."""
         torch.manual_seed((self.config.seed * 1_000_003 + step) * self.world + self.rank)
         factor = rate_factor(self.config, step)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates of this step, by name."""
+        """The current learning rates by name."""
         return {g.get("rate", "lr"): float(g["lr"]) for g in self.optimizer.param_groups}
 
     def micro_batches(self, position: int) -> Iterator[tuple[range, bool]]:
-        """This process's samples of the step that begins at sample `position`, in micro-batches;
-        and whether it is the step's last one.
+        """This process's sample numbers of the step that begins at sample `position`: a range for
+        each micro-batch, and whether it is the step's last one.
         """
-        places = range(position + self.rank, position + self.config.batch_size, self.world)
-        for start in range(0, len(places), self.share):
-            yield places[start : start + self.share], start + self.share == len(places)
+        size = self.micro_batch_size
+        numbers = range(position + self.rank, position + self.config.batch_size, self.world)
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size], start + size == len(numbers)
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """Round the forward and backward pass of one micro-batch; gradients meet in the last."""
+        """Context of a micro-batch's forward and backward pass; the last one reduces gradients."""
         with nullcontext() if last else self.accelerator.no_sync(self.module):
             yield
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The task's loss for a batch, moved to this process's device."""
+        """The task's loss of a batch, which is moved to this process's device."""
         loss, figures = self.module(to_device(batch, self.device))
         return loss, figures
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's share to the gradients."""
-        share = self.scaler.scale(loss / self.config.gradient_accumulation)
-        share.backward()  # type: ignore[no-untyped-call]
+        """Add a micro-batch's gradients."""
+        scaled = self.scaler.scale(loss / self.config.gradient_accumulation)
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> float | None:
-        """Move the weights by the gradients; the gradients' norm, or None if it is not finite and
-        the weights stayed. Together.
+        """Update the weights. Returns the gradients' norm, or None if it is not finite and the
+        weights were not changed. Collective.
         """
         self.scaler.unscale_(self.optimizer)
         weights = list(self.parameters.values())
-        norm = float(whole(nn.utils.clip_grad_norm_(weights, self.config.grad_clip)))
+        norm = float(full_tensor(nn.utils.clip_grad_norm_(weights, self.config.grad_clip)))
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)  # skips, and tries a smaller scale, by itself
+            self.scaler.step(self.optimizer)  # skips the step on overflow
             self.scaler.update()
         elif math.isfinite(norm):
             self.optimizer.step()
-        self.discard()
+        self.zero_grad()
         if not math.isfinite(norm):
             return None
         if self.average is not None:
             self.average.step(weights)
         return norm
 
-    def discard(self) -> None:
-        """Forget the gradients."""
+    def zero_grad(self) -> None:
+        """Discard the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def mean(self, *values: Tensor | float) -> list[float]:
-        """The mean of each value over the processes. Together."""
+        """The mean of each value over the processes. Collective."""
         stacked = torch.stack([torch.as_tensor(v, device=self.device).float() for v in values])
         means: list[float] = self.accelerator.reduce(stacked.detach(), "mean").tolist()
         return means
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process. Together."""
+        """Whether the flag is set in any process. Collective."""
         return self.mean(float(flag))[0] > 0
 
     def stopped(self, message: str, code: int) -> TrainingStopped:
-        """What to raise, in every process, to end the run."""
+        """The exception that every process raises to end the run."""
         return TrainingStopped(message if self.main else "", code)
 
     def weights(self, frozen: bool = True) -> dict[str, Tensor]:
-        """Weights by name, whole, in the main process; nothing in others. Together."""
+        """Full weights by name in the main process, an empty dict in others. Collective."""
         return self._gather(named_weights(self.task.model, frozen))
 
     def average_weights(self) -> dict[str, Tensor]:
-        """The averaged weights, as `weights`; empty without an average. Together."""
+        """The averaged weights, as `weights`; empty without an average. Collective."""
         if self.average is None:
             return {}
         return self._gather(zip(self.parameters, self.average.shadow_params, strict=True))
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Each parameter's state as `<parameter>.<key>`, as `weights`. Together."""
+        """The optimizer's state as `<parameter>.<key>`, as `weights`. Collective."""
         return self._gather(
             (f"{name}.{key}", value)
             for name, weight in self.parameters.items()
             for key, value in self.optimizer.state.get(weight, {}).items()
         )
 
-    def save_own(self, folder: Path) -> None:
-        """Write what is no tensor by name. Together."""
+    def save_extra_state(self, folder: Path) -> None:
+        """Write state in a format of the engine. Collective."""
 
-    def load_own(self, folder: Path) -> None:
-        """Read what `save_own` wrote, by as many processes. Together."""
+    def load_extra_state(self, folder: Path) -> None:
+        """Read what `save_extra_state` wrote with the same number of processes. Collective."""
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `optimizer_state` gave, whatever the number of processes was.
+        """Load what `optimizer_state` returned, with any number of processes.
 
-        Raises ConfigError if it is the state of a parameter that is not trained.
+        Raises ConfigError for the state of a parameter that is not trained.
         """
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition(".")
             if name not in self.parameters:
                 raise ConfigError(f"the checkpoint's optimizer trained {name}, which is frozen now")
             weight = self.parameters[name]
-            value = like(weight, tensor) if tensor.shape == weight.shape else tensor
+            value = match_layout(weight, tensor) if tensor.shape == weight.shape else tensor
             self.optimizer.state[weight][key] = value
 
     def load_average(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Take up what `average_weights` gave after so many steps of averaging."""
+        """Load what `average_weights` returned after that many steps of averaging."""
         if self.average is not None:
             self.average.optimization_step = steps
             shadows = zip(self.parameters, self.average.shadow_params, strict=True)
             for name, shadow in shadows:
-                shadow.copy_(like(shadow, tensors[name]))
+                shadow.copy_(match_layout(shadow, tensors[name]))
 
     def finish(self) -> None:
-        """Leave the averaged weights, whole, in the main process's model, ready to be exported;
-        nothing can be trained afterwards. Together.
+        """Load the full averaged weights into the main process's model, for the export. The engine
+        cannot train afterwards. Collective.
         """
         final = self.weights() | self.average_weights()
         self._unwrap()
@@ -264,81 +236,56 @@ class Engine:
         self.task.model.eval().cpu()
 
     def _unwrap(self) -> None:
-        """Turn the model back into a plain one; its weights are set afterwards."""
+        """Turn the model into a plain one; its weights are set afterwards."""
 
     def _gather(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors by name, whole, on the CPU; other processes help, and keep none. Together."""
+        """Full tensors by name on the CPU of the main process. Collective.
+
+        torch's `get_optimizer_state_dict` takes an optimizer step where state is missing, renames
+        the keys and holds all tensors at once; here one tensor at a time is on the device.
+        """
         tensors = {}
         for name, tensor in named:
-            entire = whole(tensor)
+            full = full_tensor(tensor)
             if self.main:
-                tensors[name] = entire.cpu()
+                tensors[name] = full.cpu()
         return tensors
 
 
 class ShardedEngine(Engine):
-    """Several processes that each hold a share of weights, gradients and optimizer (FSDP2)."""
+    """Several processes with a shard of weights, gradients and optimizer state each (FSDP2)."""
 
     def wrap(self) -> None:
         model = self.task.model.to(self.device)
         mesh = init_device_mesh(self.device.type, (self.world,))
-        # Layers alone: a block's own weights would be whole only while the block is called, and
-        # keys and values are asked of an attention from outside.
-        for layer in [part for part in model.modules() if not any(part.children())]:
+        # Only leaf layers are sharded: a block's own weights are full only during its forward
+        # pass, but keys and values are computed by calls from outside.
+        for layer in [module for module in model.modules() if not any(module.children())]:
             if sum(p.numel() for p in layer.parameters()) >= SHARD_FROM:
                 fully_shard(layer, mesh=mesh)
-        fully_shard(self.objective.train(), mesh=mesh)
-        self.module = self.objective  # what it is now
-        self._adopt()
+        fully_shard(self.loss_module.train(), mesh=mesh)
+        self.module = self.loss_module
+        self._make_optimizer()
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:  # noqa: ARG002
-        yield  # gradients meet in each: what waits unshared could not be discarded
+        yield  # every micro-batch reduces its gradients: unreduced ones could not be discarded
 
     def _unwrap(self) -> None:
-        for part in self.objective.modules():
-            if isinstance(part, FSDPModule):
-                part.__class__ = type(part).__bases__[1]  # as it was called before
-                part._forward_pre_hooks.clear()
-                part._forward_hooks.clear()
+        for module in self.loss_module.modules():
+            if isinstance(module, FSDPModule):
+                module.__class__ = type(module).__bases__[1]  # the class before `fully_shard`
+                module._forward_pre_hooks.clear()
+                module._forward_hooks.clear()
         materialise(self.task.model)
 
 
 def micro_batch_size(config: TrainConfig, world: int) -> int:
     """Samples in one micro-batch of one of `world` processes. Raises ConfigError."""
-    share, rest = divmod(config.batch_size, world * config.gradient_accumulation)
+    size, rest = divmod(config.batch_size, world * config.gradient_accumulation)
     if rest:
         raise ConfigError(
-            f"batch_size: {config.batch_size} clips cannot be shared out evenly to "
+            f"batch_size: {config.batch_size} clips cannot be divided evenly among "
             f"{world} process(es) x gradient_accumulation {config.gradient_accumulation}"
         )
-    return share
-
-
-def make_engine(task: Task, config: TrainConfig) -> Engine:
-    """Join the other processes, if the program was started as several, and choose the engine.
-
-    Raises ConfigError where a package is missing or what was asked for does not go together.
-    """
-    try:
-        from accelerate import Accelerator
-    except ImportError:
-        raise ConfigError("training needs accelerate: pip install 'demo-t2v[train]'") from None
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
-        os.environ.pop(name, None)  # the YAML says which engine, not the launcher
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.mixed_precision == "fp16" and trains_on_cpu():
-        raise ConfigError("mixed_precision: fp16 needs a GPU; write bf16 or no")
-    if config.deepspeed_config is not None:
-        from demo_t2v.training.distributed.deepspeed import make_zero_engine
-
-        return make_zero_engine(task, config)
-    accelerator = Accelerator(cpu=trains_on_cpu(), mixed_precision="no")
-    if not config.fsdp or accelerator.num_processes == 1:
-        return Engine(task, config, accelerator)
-    if config.optimizer == "muon":
-        raise ConfigError("optimizer: muon needs whole matrices, fsdp shards them; write adamw")
-    if config.mixed_precision == "fp16":
-        raise ConfigError("mixed_precision: fp16 does not go with fsdp; write bf16 or no")
-    return ShardedEngine(task, config, accelerator)
+    return size

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO as an engine."""
+"""The engine for DeepSpeed's ZeRO."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from demo_t2v.config import ConfigError
 from demo_t2v.core.devices import own
 from demo_t2v.core.launch import as_if_launched, world_size
 from demo_t2v.training.config import TrainConfig
-from demo_t2v.training.distributed.base import Engine, Task
-from demo_t2v.training.distributed.deepspeed_config import Rates, read_settings
-from demo_t2v.training.distributed.model_weights import materialise, named_weights, trained
+from demo_t2v.training.distributed.base import Engine
+from demo_t2v.training.distributed.deepspeed_config import Schedule, complete_settings
+from demo_t2v.training.distributed.model_weights import (
+    materialise,
+    named_weights,
+    trained_parameters,
+)
 from demo_t2v.training.optimizers import make_average, make_optimizer
+from demo_t2v.training.task import Task
 
 TAG: Final = "deepspeed"
-"""The folder in a checkpoint that DeepSpeed writes and reads."""
+"""DeepSpeed's folder in a checkpoint."""
 
 
-def make_zero_engine(task: Task, config: TrainConfig) -> Engine:
-    """Join the other processes under DeepSpeed. Raises ConfigError, as `make_engine` does."""
+def make_deepspeed_engine(task: Task, config: TrainConfig) -> Engine:
+    """Join DeepSpeed's process group and make the engine. Raises ConfigError."""
     try:
         import deepspeed  # noqa: F401
     except ImportError:
@@ -37,15 +42,17 @@ def make_zero_engine(task: Task, config: TrainConfig) -> Engine:
     from accelerate.utils import InitProcessGroupKwargs
 
     if config.fsdp:
-        raise ConfigError("fsdp and deepspeed_config: two ways to share one model; choose one")
+        raise ConfigError("fsdp and deepspeed_config: both shard the model; choose one")
     if config.optimizer == "muon":
-        raise ConfigError("optimizer: muon needs whole matrices, DeepSpeed cuts them; write adamw")
-    settings, rates = read_settings(config, world_size())
+        raise ConfigError(
+            "optimizer: muon needs full matrices, but DeepSpeed shards them; write adamw"
+        )
+    settings, schedule = complete_settings(config, world_size())
     stage = settings["zero_optimization"]["stage"]
     if stage == 3 and config.ema_decay is not None:
-        raise ConfigError("ema_decay: does not go with ZeRO stage 3; write ema_decay: null")
+        raise ConfigError("ema_decay: does not work with ZeRO stage 3; write ema_decay: null")
     as_if_launched()
-    os.environ.pop("ACCELERATE_USE_CPU", None)  # it would leave DeepSpeed out
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # it would disable DeepSpeed
     backend = get_default_backend_for_device(own())
     accelerator = Accelerator(
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
@@ -53,11 +60,11 @@ def make_zero_engine(task: Task, config: TrainConfig) -> Engine:
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
     )
-    return ZeroEngine(task, config, accelerator, stage, rates)
+    return DeepSpeedEngine(task, config, accelerator, stage, schedule)
 
 
-class ZeroEngine(Engine):
-    """Several processes that share optimizer (ZeRO-1), gradients (2) and weights (3)."""
+class DeepSpeedEngine(Engine):
+    """Several processes that shard the optimizer state (ZeRO-1), gradients (2) and weights (3)."""
 
     def __init__(
         self,
@@ -65,28 +72,28 @@ class ZeroEngine(Engine):
         config: TrainConfig,
         accelerator: Any,
         stage: int,
-        rates: Rates | None,
+        schedule: Schedule | None,
     ) -> None:
         super().__init__(task, config, accelerator)
         self.kind = f"ZeRO stage {stage}"
         self.stage = stage
-        self.rates_of = rates
+        self.schedule = schedule
 
     def wrap(self) -> None:
         self.task.model.to(self.device)
-        self.parameters = dict(trained(self.task.model))
-        self.average = make_average(self.parameters, self.config)  # before they lose precision
+        self.parameters = dict(trained_parameters(self.task.model))
+        self.average = make_average(self.parameters, self.config)  # before DeepSpeed rounds them
         groups = self.task.parameter_groups()
         optimizer = make_optimizer(self.task.model, groups, self.config)
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.module, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.module, self.optimizer = self.accelerator.prepare(self.loss_module, optimizer)
         self.module.train()
 
-    def begin(self, step: int) -> None:
-        super().begin(step)
-        if self.rates_of is not None:  # the JSON's scheduler instead of the YAML's
-            factor, betas = self.rates_of(step)
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+    def begin_step(self, step: int) -> None:
+        super().begin_step(step)
+        if self.schedule is not None:  # the JSON's scheduler replaces the YAML's
+            factor, betas = self.schedule(step)
+            for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"], group["betas"] = rate * factor, betas
 
     @contextmanager
@@ -95,7 +102,7 @@ class ZeroEngine(Engine):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        self.module.backward(loss)  # divides by the accumulation itself
+        self.module.backward(loss)  # divides by the number of micro-batches
 
     def step(self) -> float | None:
         self.module.step()
@@ -106,25 +113,25 @@ class ZeroEngine(Engine):
             self.average.step(list(self.parameters.values()))
         return norm
 
-    def discard(self) -> None:
-        shared = self.module.optimizer
+    def zero_grad(self) -> None:
+        sharded = self.module.optimizer
         if self.stage == 3:
-            shared._overflow_clean_up(shared.loss_scale)  # counts micro-batches anew, from 0
-        else:  # what its own step does when gradients overflow
-            shared.zero_grad(set_to_none=True)
-            if shared.cpu_offload:
-                shared.reset_cpu_buffers()
+            sharded._overflow_clean_up(sharded.loss_scale)  # resets the count of micro-batches
+        else:  # as in DeepSpeed's step when gradients overflow
+            sharded.zero_grad(set_to_none=True)
+            if sharded.cpu_offload:
+                sharded.reset_cpu_buffers()
             else:
-                for group in shared.averaged_gradients:
-                    shared.averaged_gradients[group] = None
-                    shared.all_grad_tensors[group] = None
-            shared.micro_step_id = -1
+                for group in sharded.averaged_gradients:
+                    sharded.averaged_gradients[group] = None
+                    sharded.all_grad_tensors[group] = None
+            sharded.micro_step_id = -1
 
     def weights(self, frozen: bool = True) -> dict[str, Tensor]:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        def entire() -> Iterator[tuple[str, Tensor]]:
+        def full_weights() -> Iterator[tuple[str, Tensor]]:
             for name, weight in named_weights(self.task.model, frozen):
                 if name in self.parameters:
                     yield name, safe_get_full_fp32_param(weight)
@@ -132,17 +139,17 @@ class ZeroEngine(Engine):
                     with GatheredParameters([weight], enabled=self.stage == 3):
                         yield name, weight.detach().clone()
 
-        return self._gather(entire())
+        return self._gather(full_weights())
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        return {}  # it writes its own
+        return {}  # see `save_extra_state`
 
-    def save_own(self, folder: Path) -> None:
+    def save_extra_state(self, folder: Path) -> None:
         self.module.save_checkpoint(
             str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True
         )
 
-    def load_own(self, folder: Path) -> None:
+    def load_extra_state(self, folder: Path) -> None:
         self.module.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
 
     def _unwrap(self) -> None:

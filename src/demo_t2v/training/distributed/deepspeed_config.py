@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON beside the training's YAML: what is taken from it, and how it is completed."""
+"""DeepSpeed's JSON: it overrides keys of the training's YAML, and is completed by it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.distributed.base import micro_batch_size
 
 C = TypeVar("C", bound=TrainConfig)
-Rates = Callable[[int], tuple[float, tuple[float, float]]]
-"""A step, counted from 0 -> what the learning rates are multiplied by, and AdamW's betas."""
+Schedule = Callable[[int], tuple[float, tuple[float, float]]]
+"""A step, counted from 0 -> the factor of the learning rates, and AdamW's betas."""
 
 _ADAM: Final = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
-"""What DeepSpeed's Adam has where its JSON does not say it."""
+"""Defaults of DeepSpeed's Adam."""
 _SCHEDULE: Final = ("lr_schedule", "warmup_steps", "lr_floor")
-"""Keys of the YAML in whose place a scheduler of the JSON stands."""
+"""Keys of the YAML that a scheduler in the JSON replaces."""
 _COUNTS: Final = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -32,55 +32,56 @@ _COUNTS: Final = (
 _log = logging.getLogger(__name__)
 
 
-def take_settings(config: C, world: int) -> C:
-    """The configuration with what its DeepSpeed JSON says of batch, optimizer and precision.
+def apply_deepspeed_config(config: C, world: int) -> C:
+    """The configuration with the batch size, optimizer and precision of its DeepSpeed JSON.
 
-    `world` is the number of processes. Where the YAML says otherwise the JSON counts, and one
-    warning names all such keys. Raises ConfigError.
+    `world` is the number of processes. The JSON overrides the YAML; one warning names the keys
+    that differ. Raises ConfigError.
     """
     if config.deepspeed_config is None:
         return config
     file, given = config.deepspeed_config, config.model_dump(by_alias=True, exclude_unset=True)
     settings = _read(file)
-    said = _said(file, settings, config, world)
+    overrides = _overrides(file, settings, config, world)
     try:
-        taken = type(config).model_validate(given | said)
+        merged = type(config).model_validate(given | overrides)
     except ValidationError as error:
         problem = error.errors()[0]
         key, message = ".".join(map(str, problem["loc"])), problem["msg"]
         raise ConfigError(f"{file}: {key}: {message[0].lower()}{message[1:]}") from None
-    other = [
-        f"{key} {getattr(taken, key)} for {getattr(config, key)}"
-        for key in said
-        if key in config.model_fields_set and getattr(taken, key) != getattr(config, key)
+    changes = [
+        f"{key} {getattr(merged, key)} for {getattr(config, key)}"
+        for key in overrides
+        if key in config.model_fields_set and getattr(merged, key) != getattr(config, key)
     ]
     if "scheduler" in settings:
-        other += [
+        changes += [
             f"{settings['scheduler'].get('type')} for {key} {getattr(config, key)}"
             for key in _SCHEDULE
             if key in config.model_fields_set
         ]
-    if rank() == 0 and other:
-        _log.warning("%s counts where the YAML says otherwise: %s", file, ", ".join(other))
+    if rank() == 0 and changes:
+        _log.warning("%s overrides the YAML: %s", file, ", ".join(changes))
     if rank() == 0 and _wants_fp16(settings) and trains_on_cpu():
-        _log.warning("%s: fp16 needs a GPU; without one this training is in float32", file)
-    return taken
+        _log.warning("%s: fp16 needs a GPU; this training runs in float32", file)
+    return merged
 
 
-def read_settings(config: TrainConfig, world: int) -> tuple[dict[str, Any], Rates | None]:
-    """DeepSpeed's settings from `config.deepspeed_config`, complete, for so many processes; and
-    its scheduler, if it has one.
+def complete_settings(config: TrainConfig, world: int) -> tuple[dict[str, Any], Schedule | None]:
+    """The complete settings of DeepSpeed for `world` processes, and the JSON's scheduler or None.
 
-    Raises ConfigError where they say something else than `config`, which `take_settings` avoids.
+    Raises ConfigError where the JSON contradicts `config`; `apply_deepspeed_config` avoids this.
     """
     file = config.deepspeed_config
     assert file is not None
     settings = _read(file)
-    for key, value in _said(file, settings, config, world).items():
+    for key, value in _overrides(file, settings, config, world).items():
         known = getattr(config, key)
         if value != (list(known) if isinstance(known, tuple) else known):
-            raise ConfigError(f"{file}: {key} is {value}, and {known} in the configuration")
-    rates = _rates(file, settings.pop("scheduler"), config) if "scheduler" in settings else None
+            raise ConfigError(f"{file}: {key} is {value}, but {known} in the configuration")
+    schedule = None
+    if "scheduler" in settings:
+        schedule = _schedule(file, settings.pop("scheduler"), config)
     settings.pop("optimizer", None)
     settings |= {
         "train_batch_size": config.batch_size,
@@ -89,9 +90,9 @@ def read_settings(config: TrainConfig, world: int) -> tuple[dict[str, Any], Rate
         "gradient_clipping": config.grad_clip,
     }
     for kind in ("bf16", "fp16"):
-        used = config.mixed_precision == kind  # what is off must not cast inputs either
+        used = config.mixed_precision == kind  # a disabled section may not cast inputs either
         settings[kind] = (settings.get(kind, {}) if used else {}) | {"enabled": used}
-    return settings, rates
+    return settings, schedule
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -107,32 +108,35 @@ def _read(file: Path) -> dict[str, Any]:
     return known
 
 
-def _said(file: Path, settings: dict[str, Any], config: TrainConfig, world: int) -> dict[str, Any]:
-    """What the JSON says, by the configuration's keys; "auto" says nothing."""
+def _overrides(
+    file: Path, settings: dict[str, Any], config: TrainConfig, world: int
+) -> dict[str, Any]:
+    """The JSON's values by the configuration's keys, without those that are "auto"."""
     for key in _COUNTS:
         if type(settings.get(key, 1)) is not int and settings[key] != "auto":
             raise ConfigError(f'{file}: {key} should be a whole number or "auto"')
-    said: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     accumulation = settings.get("gradient_accumulation_steps", "auto")
     if accumulation != "auto":
-        said["gradient_accumulation"] = accumulation
-    size, share = (settings.get(key, "auto") for key in _COUNTS[:2])
-    if share != "auto":
-        whole = share * said.get("gradient_accumulation", config.gradient_accumulation) * world
-        if size not in ("auto", whole):
+        overrides["gradient_accumulation"] = accumulation
+    size, micro_batch = (settings.get(key, "auto") for key in _COUNTS[:2])
+    if micro_batch != "auto":
+        steps = overrides.get("gradient_accumulation", config.gradient_accumulation)
+        batch = micro_batch * steps * world
+        if size not in ("auto", batch):
             raise ConfigError(
                 f"{file}: train_batch_size is {size}, but train_micro_batch_size_per_gpu x "
-                f"gradient_accumulation_steps x {world} process(es) is {whole}"
+                f"gradient_accumulation_steps x {world} process(es) is {batch}"
             )
-        said["batch_size"] = whole
+        overrides["batch_size"] = batch
     elif size != "auto":
-        said["batch_size"] = size
+        overrides["batch_size"] = size
     if settings.get("gradient_clipping", "auto") != "auto":
-        said["grad_clip"] = settings["gradient_clipping"]
-    said |= _precision(settings)
+        overrides["grad_clip"] = settings["gradient_clipping"]
+    overrides |= _precision(settings)
     if "optimizer" in settings:
-        said |= _optimizer(file, settings["optimizer"])
-    return said
+        overrides |= _optimizer(file, settings["optimizer"])
+    return overrides
 
 
 def _precision(settings: dict[str, Any]) -> dict[str, str]:
@@ -149,7 +153,7 @@ def _wants_fp16(settings: dict[str, Any]) -> bool:
 
 
 def _optimizer(file: Path, section: dict[str, Any]) -> dict[str, Any]:
-    """AdamW's settings. Raises ConfigError for another optimizer, or settings that it lacks."""
+    """AdamW's settings. Raises ConfigError for another optimizer and for unknown settings."""
     kind, params = section.get("type"), section.get("params", {})
     if kind not in ("Adam", "AdamW"):
         raise ConfigError(f"{file}: optimizer.type should be Adam or AdamW, not {kind!r}")
@@ -159,12 +163,12 @@ def _optimizer(file: Path, section: dict[str, Any]) -> dict[str, Any]:
         if key == "adam_w_mode" and not value and params.get("weight_decay"):
             raise ConfigError(f"{file}: optimizer.params.adam_w_mode should be true")
     known = _ADAM | {key: value for key, value in params.items() if key in _ADAM}
-    said = {key: value for key, value in known.items() if value != "auto"}
-    return said | {"optimizer": "adamw"}
+    given = {key: value for key, value in known.items() if value != "auto"}
+    return given | {"optimizer": "adamw"}
 
 
-def _rates(file: Path, section: dict[str, Any], config: TrainConfig) -> Rates:
-    """A scheduler of DeepSpeed's as a function of the step. Raises ConfigError."""
+def _schedule(file: Path, section: dict[str, Any], config: TrainConfig) -> Schedule:
+    """A scheduler of DeepSpeed as a function of the step. Raises ConfigError."""
     from deepspeed.runtime import lr_schedules
 
     kind, known = str(section.get("type")), lr_schedules.VALID_LR_SCHEDULES
@@ -178,8 +182,8 @@ def _rates(file: Path, section: dict[str, Any], config: TrainConfig) -> Rates:
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{file}: scheduler.params: {error}") from None
 
-    def rates(step: int) -> tuple[float, tuple[float, float]]:
+    def schedule(step: int) -> tuple[float, tuple[float, float]]:
         scheduler.step(step - 1)
         return group["lr"] / config.lr, group["betas"]
 
-    return rates
+    return schedule

@@ -1,4 +1,4 @@
-"""What one step of each kind of training computes."""
+"""The tasks: models, data and losses of the training stages."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from demo_t2v.training.config import (
     DenoiserTraining,
     StudentTraining,
 )
-from demo_t2v.training.networks import check_places
+from demo_t2v.training.networks import check_config
+from demo_t2v.training.task import Task
 from demo_t2v.training.tasks.autoencoder import AutoencoderTask
 from demo_t2v.training.tasks.clip import ClipTask
 from demo_t2v.training.tasks.denoiser import DenoiserTask
 from demo_t2v.training.tasks.student import StudentTask
-from demo_t2v.training.trainer import Task
 
 __all__ = ["make_task"]
 
 
 def make_task(config: AnyTraining) -> Task:
-    """The task that a training configuration names; new weights are drawn from its seed.
+    """The task of a training configuration; its seed initialises new weights.
 
-    Raises ConfigError.
+    A feature cache must be complete (`demo_t2v.training.data.feature_cache.prepare`). Raises
+    ConfigError.
     """
-    check_places(config)
+    check_config(config)
     torch.manual_seed(config.seed)
     match config:
         case AutoencoderTraining():

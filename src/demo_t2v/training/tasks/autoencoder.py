@@ -9,33 +9,31 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from demo_t2v.data.sprites import Clip, draw_clip
-from demo_t2v.training.config import (
-    AutoencoderTraining,
-)
+from demo_t2v.training.config import AutoencoderTraining
+from demo_t2v.training.data.pixels import to_pixels
 from demo_t2v.training.networks import build
 from demo_t2v.training.tasks.denoiser import sample_seed
 
 
-def draw_stills(seed: int, places: range, resolution: int) -> list[Clip]:
-    """The still frames with these numbers; the same for the same (seed, place)."""
+def draw_stills(seed: int, numbers: range, resolution: int) -> list[Clip]:
+    """Clips of one frame with these numbers; a function of (seed, number)."""
     return [
-        draw_clip(np.random.default_rng([seed, place]), resolution, still=True) for place in places
+        draw_clip(np.random.default_rng([seed, number]), resolution, still=True)
+        for number in numbers
     ]
 
 
-def to_pixels(clips: list[Clip]) -> Tensor:
+def clip_pixels(clips: list[Clip]) -> Tensor:
     """All frames of all clips, one after another: (B*F, 3, H, W) in [-1, 1]."""
-    frames = torch.from_numpy(np.concatenate([clip.frames for clip in clips]))
-    return rearrange(frames, "n h w c -> n c h w").float() / 127.5 - 1.0
+    return to_pixels(torch.from_numpy(np.concatenate([clip.frames for clip in clips])))
 
 
 def crop_to_things(pixels: Tensor, clips: list[Clip], side: int, seeds: Iterable[int]) -> Tensor:
-    """Squares (B, 3, side, side) round the things of still clips, a little off their centres."""
+    """Squares (B, 3, side, side) about the things of still clips, with random offsets."""
     resolution = pixels.shape[-1]
     squares = []
     for picture, clip, seed in zip(pixels, clips, seeds, strict=True):
@@ -48,13 +46,13 @@ def crop_to_things(pixels: Tensor, clips: list[Clip], side: int, seeds: Iterable
 
 
 class AutoencoderTask:
-    """Stage 1: an AutoencoderKL that rebuilds single frames (squared error and a light KL).
+    """Stage 1: an AutoencoderKL for single frames (squared error and a small KL term).
 
-    The background is most of a frame and soon learned; so the first steps see only squares round
-    the thing, which is faster too. The last ones see whole frames, as the network will.
+    Most of a frame is background, which is easy to learn. The first `crop_steps` steps therefore
+    train on squares about the thing, which is also faster, and the others on full frames.
     """
 
-    items = None
+    samples = None
 
     def __init__(self, config: AutoencoderTraining) -> None:
         self.config = config
@@ -64,16 +62,18 @@ class AutoencoderTask:
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters())}]
 
-    def batch(self, places: range) -> Tensor:
-        clips = draw_stills(self.config.seed, places, self.config.resolution)
-        pixels = to_pixels(clips)
+    def batch(self, numbers: range) -> Tensor:
+        """The frames (B, 3, H, W) in [-1, 1] with these numbers."""
+        clips = draw_stills(self.config.seed, numbers, self.config.resolution)
+        pixels = clip_pixels(clips)
         cropped = self.config.crop_steps * self.config.batch_size
-        if self.config.crop and places.start < cropped:
-            seeds = (sample_seed(self.config.seed, place) for place in places)
+        if self.config.crop and numbers.start < cropped:
+            seeds = (sample_seed(self.config.seed, number) for number in numbers)
             pixels = crop_to_things(pixels, clips, self.config.crop, seeds)
         return pixels.to(memory_format=torch.channels_last)
 
     def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The squared error of the reconstruction and the weighted KL divergence."""
         posterior = self.model.encode(batch).latent_dist
         rebuilt = self.model.decode(posterior.sample()).sample
         error = F.mse_loss(rebuilt, batch)

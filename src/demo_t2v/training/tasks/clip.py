@@ -16,24 +16,23 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import Clip, draw_clip
 from demo_t2v.models.tokenizer import clip_vocabulary
-from demo_t2v.training.config import (
-    ClipTraining,
-)
-from demo_t2v.training.data.features import Preprocessing, load_tokenizer
+from demo_t2v.training.config import ClipTraining
+from demo_t2v.training.data.features import load_tokenizer
+from demo_t2v.training.data.image_preprocessing import ImagePreprocessing
 from demo_t2v.training.networks import build
-from demo_t2v.training.tasks.autoencoder import draw_stills, to_pixels
-from demo_t2v.training.tasks.denoiser import load_encoder
+from demo_t2v.training.tasks.autoencoder import clip_pixels, draw_stills
+from demo_t2v.training.tasks.pretrained import load_encoder
 
 
 class ClipTask:
-    """Stage 2: CLIP on still frames, so that, as with the real one, verbs mean little to it.
+    """Stage 2: CLIP on still frames. Like the original CLIP, it learns little about verbs.
 
-    With a trained text tower (`text`) that is frozen, only the image tower is learned, in the space
-    of the text's [eot] states (arXiv 2111.07991): what the regularization loss compares with. On
-    sheets of several frames a text tower learns the words of motion.
+    With a frozen text tower (`text`), only the image tower is trained, in the space of the text's
+    [eot] states (arXiv 2111.07991), which the regularization loss needs. On grids of several frames
+    a text tower learns the words of motion.
     """
 
-    items = None
+    samples = None
 
     def __init__(self, config: ClipTraining) -> None:
         self.config = config
@@ -64,48 +63,52 @@ class ClipTask:
             )
         if config.resolution % config.frames_per_side:
             raise ConfigError(
-                f"frames_per_side: {config.frames_per_side} frames do not share "
+                f"frames_per_side: {config.frames_per_side} frames do not divide "
                 f"{config.resolution} pixels evenly"
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
 
-    def batch(self, places: range) -> tuple[Tensor, Tensor]:
+    def batch(self, numbers: range) -> tuple[Tensor, Tensor]:
+        """Token ids (B, L) and images (B, 3, H, W) in [-1, 1]."""
         if self.config.frames_per_side == 1:
-            clips = draw_stills(self.config.seed, places, self.config.resolution)
+            clips = draw_stills(self.config.seed, numbers, self.config.resolution)
         else:
-            clips = self._draw_sheets(places)
-        return self.tokens([clip.caption for clip in clips]), to_pixels(clips)
+            clips = self._draw_grids(numbers)
+        return self.tokens([clip.caption for clip in clips]), clip_pixels(clips)
 
-    def _draw_sheets(self, places: range) -> list[Clip]:
-        """Clips whose one frame shows several moments, row by row."""
+    def _draw_grids(self, numbers: range) -> list[Clip]:
+        """Clips of one frame: a grid of frames, row by row."""
         rows = self.config.frames_per_side
         side = self.config.resolution // rows
-        sheets = []
-        for place in places:
-            rng = np.random.default_rng([self.config.seed, place])
+        grids = []
+        for number in numbers:
+            rng = np.random.default_rng([self.config.seed, number])
             clip = draw_clip(rng, side, frames=rows**2)
-            sheet = rearrange(clip.frames, "(r k) h w c -> 1 (r h) (k w) c", r=rows)
-            sheets.append(replace(clip, frames=sheet))
-        return sheets
+            grid = rearrange(clip.frames, "(r k) h w c -> 1 (r h) (k w) c", r=rows)
+            grids.append(replace(clip, frames=grid))
+        return grids
 
     def tokens(self, captions: list[str]) -> Tensor:
+        """Token ids (B, L), padded or truncated."""
         ids: Tensor = self.tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
         return ids
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """CLIP's contrastive loss."""
         ids, pixels = batch
         output = self.model(input_ids=ids, pixel_values=pixels, return_loss=True)
         right = output.logits_per_image.argmax(1) == torch.arange(len(ids), device=ids.device)
         return output.loss, {"accuracy": right.float().mean().item()}
 
     def export(self, folder: Path) -> None:
+        """Save CLIP, its text tower and the tokenizer."""
         self.model.save_pretrained(folder / "clip")
         side = self.model.vision_model.embeddings.image_size
-        Preprocessing.plain(side).save(folder / "clip")  # as `to_pixels` gives them
+        ImagePreprocessing.plain(side).save(folder / "clip")  # as `to_pixels`
         CLIPTextModel.from_pretrained(folder / "clip").save_pretrained(folder / "content_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
@@ -115,7 +118,7 @@ def _clip(**sizes: Any) -> CLIPModel:
 
 
 def _clip_over(text: CLIPTextModel, sizes: dict[str, Any], freeze: bool) -> CLIPModel:
-    """CLIP with a new image tower beside a trained text tower, whose states are not projected."""
+    """CLIP with a new image tower and a trained text tower with an identity projection."""
     sizes |= {"text_config": text.config.to_dict(), "projection_dim": text.config.hidden_size}
     model = build(_clip, sizes)
     model.text_model.load_state_dict(text.state_dict())
@@ -126,10 +129,10 @@ def _clip_over(text: CLIPTextModel, sizes: dict[str, Any], freeze: bool) -> CLIP
 
 
 def train_tokenizer(captions: list[str], vocab_size: int, length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges are learned from `captions`.
+    """A CLIP tokenizer with byte-pair merges learned from `captions`.
 
-    As in CLIP's own vocabulary, every byte is a token inside and at the end of a word, so no
-    word is unknown, and the end-of-text token has the highest number.
+    As in CLIP's vocabulary, there is a token for every byte inside and at the end of a word, so no
+    word is unknown, and the end-of-text token has the highest id.
     """
     learned = CLIPTokenizer().train_new_from_iterator(captions, vocab_size)  # type: ignore[no-untyped-call]
     model = json.loads(learned.backend_tokenizer.to_str())["model"]

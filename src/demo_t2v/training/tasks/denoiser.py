@@ -1,79 +1,94 @@
-"""What one step of the denoiser's stages computes: images, the base denoiser, DEMO."""
+"""The task of the denoiser's stages: an image denoiser, the base denoiser, DEMO."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    SchedulerMixin,
-)
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
-from demo_t2v.checkpoints.resolve import read_negative_prompt
-from demo_t2v.config import ConfigError, read_json
+from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import motion_phrase
 from demo_t2v.diffusion.noise import offset_noise
 from demo_t2v.lora import add_lora
-from demo_t2v.model_folder import init_arguments, load_network
+from demo_t2v.losses.objective import DenoiserBatch, DenoiserOutput, Objective
+from demo_t2v.losses.optical_flow import lucas_kanade
 from demo_t2v.models.text import TextConditioner, penultimate_states
-from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
-from demo_t2v.training.data.features import encode_frames, latent_shape, load_tokenizer
-from demo_t2v.training.data.samples import open_items
-from demo_t2v.training.networks import build, check_fit
-from demo_t2v.training.objective import Answer, Objective, Samples
+from demo_t2v.training.data.features import (
+    encode_frames,
+    flow_estimator,
+    latent_shape,
+    load_tokenizer,
+)
+from demo_t2v.training.data.samples import Sample, open_samples
+from demo_t2v.training.networks import check_fit
+from demo_t2v.training.tasks.pretrained import (
+    load_autoencoder,
+    load_encoder,
+    load_motion_encoder,
+    make_denoiser,
+    make_noise_scheduler,
+    make_sampling_scheduler,
+    null_text,
+)
 
 
-def sample_seed(seed: int, place: int) -> int:
+def sample_seed(seed: int, number: int) -> int:
     """The seed of one training sample, from the run's seed and the sample's number."""
-    return int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The random numbers of one sample."""
+
+    frames: slice
+    """The frames to train on."""
+    noise: Tensor
+    """(C, F, h, w)"""
+    uniform: Tensor
+    """(5,) in [0, 1)"""
 
 
 class DenoiserTask:
-    """Stages 3 to 5: images, the base denoiser, DEMO on top of it (arXiv 2410.24219).
+    """Stages 3 to 5: images, the base denoiser, and DEMO on top of it (arXiv 2410.24219).
 
-    The base network (`motion: false`) hears the content encoder alone. DEMO starts from it, with
-    motion transformers and a motion encoder that are copies of their content neighbours.
+    The base network (`motion: false`) has the content encoder only. DEMO starts from it, with
+    motion transformers and a motion encoder that are copies of the content ones.
     """
 
     def __init__(self, config: DenoiserTraining) -> None:
         self.config = config
-        self.items = open_items(config)
+        self.samples = open_samples(config)
         self.latent_shape = latent_shape(config)
         self.unet = make_denoiser(config, self.latent_shape)
         self.vae = load_autoencoder(config) if config.encode_in_step else None
         content = load_encoder(config.clip / "content_encoder")
         check_fit(config, self.unet, content, self.latent_shape[-1])
-        motion = None
-        if self.unet.config.motion:
-            motion = load_encoder(_motion_start(config))
+        motion = load_motion_encoder(config) if self.unet.config.motion else None
         tokenizer = load_tokenizer(config.clip / "tokenizer")
         content.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
         self.condition = TextConditioner(tokenizer, content, motion)
         self._freeze()
         self.negative_prompt = null_text(config)
         self.null_ids = self.condition.tokens([self.negative_prompt])  # (1, L)
-        with torch.no_grad():  # frozen, so encoded once: (1, L, D)
+        with torch.no_grad():  # the encoder is frozen: (1, L, D)
             self.null_states = penultimate_states(content, self.null_ids)
         self.model = nn.ModuleDict({"unet": self.unet})
         if motion is not None:
             self.model["motion_encoder"] = motion
-        self.noise = make_noise(config)
-        self.objective = Objective(config, self.noise, motion is not None)
+        self.noise_scheduler = make_noise_scheduler(config)
+        self.objective = self._make_objective()
 
     def _freeze(self) -> None:
-        """Leave to training what the configuration leaves to it."""
+        """Freeze what the configuration excludes from training, or add an adapter."""
         motion, lora = self.condition.motion_encoder, self.config.lora
         if lora is not None:
             add_lora(self.unet, motion, lora.target, lora.rank, lora.alpha)
@@ -82,16 +97,28 @@ class DenoiserTask:
             for name, weight in self.unet.named_parameters():
                 weight.requires_grad_("motion_attentions." in name)
         if motion is not None:
-            single = self.config.stills or self.config.max_frames == 1
-            if single and self.config.video_motion_weight:
-                raise ConfigError("video_motion_weight: single frames do not move; write 0")
             first = self.config.stop_grad_index
-            for ends in (motion.embeddings, motion.final_layer_norm):
-                ends.requires_grad_(first == 0)
+            for module in (motion.embeddings, motion.final_layer_norm):
+                module.requires_grad_(first == 0)
             motion.encoder.layers[:first].requires_grad_(False)
-            motion.encoder.layers[-1].requires_grad_(False)  # only what is below it is heard
+            motion.encoder.layers[-1].requires_grad_(False)  # the penultimate states are used
         elif self.config.freeze_unet:
             raise ConfigError("freeze_unet: without motion transformers nothing is left to train")
+
+    def _make_objective(self) -> Objective:
+        """Eq. 10; without a motion branch only the diffusion loss."""
+        config = self.config
+        if self.condition.motion_encoder is None:
+            return Objective(self.noise_scheduler, min_snr_gamma=config.min_snr_gamma)
+        return Objective(
+            self.noise_scheduler,
+            video_motion_weight=config.video_motion_weight,
+            text_motion_weight=config.text_motion_weight,
+            regularization_weight=config.regularization_weight,
+            video_motion_space=config.video_motion_space,
+            min_snr_gamma=config.min_snr_gamma,
+            flow_estimator=flow_estimator(config) if config.text_motion_weight else lucas_kanade,
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [{"params": _trained(self.unet)}]
@@ -101,64 +128,76 @@ class DenoiserTask:
             groups.append({"params": trained, "lr": lr, "rate": "motion_lr"})
         return groups
 
-    def batch(self, places: range) -> Samples:
+    def batch(self, numbers: range) -> DenoiserBatch:
         """The samples with these numbers.
 
-        What is random about a sample comes from its number, so it is the same whatever batch or
-        process it is in.
+        A sample's random numbers depend on its number, so it is the same in any batch and process.
         """
-        items = [self.items.item(place) for place in places]
-        latents, frames, noises, shares = [], [], [], []
-        channels, count, *sides = self.latent_shape
-        for item, place in zip(items, places, strict=True):
-            rng = torch.Generator().manual_seed(sample_seed(self.config.seed, place))
-            shown = slice(None)
-            if self.config.stills:
-                frame = int(torch.randint(count, (), generator=rng))
-                shown = slice(frame, frame + 1)
-            latents.append(None if item.latents is None else item.latents[:, shown])
-            frames.append(None if item.frames is None else item.frames[shown])
-            length = 1 if self.config.stills else count
-            noise = torch.randn(channels, length, *sides, generator=rng)
-            offset = torch.randn(channels, length, generator=rng)
-            noises.append(offset_noise(noise, offset, self.config.noise_strength))
-            shares.append(torch.rand(5, generator=rng))
-        share = torch.stack(shares)  # (B, 5)
-        no_content, p_motion = share[:, 0] < self.config.p_zero, self.config.p_zero_motion
-        no_motion = no_content if p_motion is None else share[:, 2] < p_motion
-        both = share[:, 1] < self.config.p_zero_both
-        no_content, no_motion = no_content | both, no_motion | both
-        ids, content = torch.stack([i.tokens for i in items]), _stack(i.content for i in items)
-        clean = _stack(latents)
+        draws = [self._draw(number) for number in numbers]
+        samples = [
+            _select_frames(self.samples.sample(number), draw.frames)
+            for number, draw in zip(numbers, draws, strict=True)
+        ]
+        latents = _stack(sample.latents for sample in samples)
+        uniform = torch.stack([draw.uniform for draw in draws])  # (B, 5)
+        no_content, no_motion = self._dropped_prompts(uniform)
+        ids, content = torch.stack([s.tokens for s in samples]), _stack(s.content for s in samples)
         motion_ids = ids.clone()
-        for row in torch.nonzero(share[:, 4] < self.config.p_motion_phrase).flatten().tolist():
-            motion_ids[row] = self.condition.tokens([motion_phrase(items[row].caption)])[0]
+        phrases = uniform[:, 4] < self.config.p_motion_phrase
+        for row in torch.nonzero(phrases).flatten().tolist():
+            motion_ids[row] = self.condition.tokens([motion_phrase(samples[row].caption)])[0]
         if content is not None:
             content = torch.where(no_content[:, None, None], self.null_states, content)
-        return Samples(
-            latents=torch.empty(0) if clean is None else clean,
-            noise=torch.stack(noises),
-            timesteps=self.timesteps(share[:, 3]),
+        return DenoiserBatch(
+            latents=torch.empty(0) if latents is None else latents,
+            noise=torch.stack([draw.noise for draw in draws]),
+            timesteps=self.timesteps(uniform[:, 3]),
             content_ids=torch.where(no_content[:, None], self.null_ids, ids),
             motion_ids=torch.where(no_motion[:, None], self.null_ids, motion_ids),
-            heard=~no_motion,
+            has_motion_prompt=~no_motion,
             content=content,
-            flow=_stack(item.flow for item in items),
-            image=_stack(item.image for item in items),
-            frames=_stack(frames),
+            flow=_stack(sample.flow for sample in samples),
+            image=_stack(sample.image for sample in samples),
+            frames=_stack(sample.frames for sample in samples),
         )
 
-    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
-        """The loss of the samples, and its terms (eq. 10)."""
-        batch = self.encoded(batch)
-        noisy = self.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
-        answer = self._answer(noisy, batch, self.content(batch))
-        return self.objective(batch, noisy, answer)
+    def _draw(self, number: int) -> _Draws:
+        rng = torch.Generator().manual_seed(sample_seed(self.config.seed, number))
+        channels, length, *sides = self.latent_shape
+        frames = slice(None)
+        if self.config.stills:
+            frame = int(torch.randint(length, (), generator=rng))
+            frames, length = slice(frame, frame + 1), 1
+        noise = torch.randn(channels, length, *sides, generator=rng)
+        offset = torch.randn(channels, length, generator=rng)
+        noise = offset_noise(noise, offset, self.config.noise_strength)
+        return _Draws(frames, noise, torch.rand(5, generator=rng))
 
-    def _answer(self, noisy: Tensor, batch: Samples, content: Tensor) -> Answer:
+    def _dropped_prompts(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the content prompt and the motion prompt are dropped, (B,) bool each."""
+        no_content, p_motion = uniform[:, 0] < self.config.p_zero, self.config.p_zero_motion
+        no_motion = no_content if p_motion is None else uniform[:, 2] < p_motion
+        both = uniform[:, 1] < self.config.p_zero_both
+        return no_content | both, no_motion | both
+
+    def timesteps(self, uniform: Tensor) -> Tensor:
+        """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
+        shift = self.config.timestep_shift
+        shifted = shift * uniform / (1 + (shift - 1) * uniform)
+        count: int = self.noise_scheduler.config.num_train_timesteps
+        return (shifted * count).long().clamp(max=count - 1)
+
+    def loss(self, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the samples and its terms (eq. 10)."""
+        batch = self.with_latents(batch)
+        noisy = self.noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        output = self._predict(noisy, batch, self.content_states(batch))
+        return self.objective(batch, noisy, output)
+
+    def _predict(self, noisy: Tensor, batch: DenoiserBatch, content: Tensor) -> DenoiserOutput:
         encoder = self.condition.motion_encoder
         if encoder is None:
-            return Answer(self.unet(noisy, batch.timesteps, content).sample)
+            return DenoiserOutput(self.unet(noisy, batch.timesteps, content).sample)
         motion = penultimate_states(encoder, batch.motion_ids)
         ends = self.condition.eot_index(batch.motion_ids)
         output = self.unet(
@@ -166,20 +205,20 @@ class DenoiserTask:
             batch.timesteps,
             content,
             motion,
-            eot_index=ends if self.objective.text_weight else None,
+            eot_index=ends if self.objective.text_motion_weight else None,
         )
         state = motion[torch.arange(len(ends), device=ends.device), ends]
-        return Answer(output.sample, output.eot_attention or (), state)
+        return DenoiserOutput(output.sample, output.eot_attention or (), state)
 
     @torch.no_grad()
-    def encoded(self, batch: Samples) -> Samples:
-        """The samples with their latents, made now where they were not; in full precision, rounded
-        as those that are kept.
+    def with_latents(self, batch: DenoiserBatch) -> DenoiserBatch:
+        """The batch with the latents of its `frames`, encoded in float32 and rounded to half
+        precision as cached ones.
         """
         if self.vae is None or batch.frames is None:
             return batch
         device = batch.frames.device
-        vae = self.vae.to(device)  # the engine moves to a device only what is trained
+        vae = self.vae.to(device)  # the engine moves only trained networks
         with torch.autocast(device.type, enabled=False):
             flat = rearrange(batch.frames, "b f h w c -> (b f) h w c")
             means = encode_frames(vae, flat).half().float()
@@ -187,155 +226,50 @@ class DenoiserTask:
         return replace(batch, latents=latents.contiguous())
 
     @torch.no_grad()
-    def content(self, batch: Samples) -> Tensor:
-        """The content states (B, L, D), heard now where they were not kept."""
+    def content_states(self, batch: DenoiserBatch) -> Tensor:
+        """The content encoder's states (B, L, D): those of the batch, or computed."""
         if batch.content is not None:
             return batch.content
-        # The frozen encoder is none of what the engine moves to a device.
+        # The engine moves only trained networks to the device.
         encoder = self.condition.content_encoder.to(batch.content_ids.device)  # type: ignore[arg-type]
         return penultimate_states(encoder, batch.content_ids)
 
-    def timesteps(self, share: Tensor) -> Tensor:
-        """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
-        shift = self.config.timestep_shift
-        shifted = shift * share / (1 + (shift - 1) * share)
-        count: int = self.noise.config.num_train_timesteps
-        return (shifted * count).long().clamp(max=count - 1)
-
     def pipeline(self) -> DemoPipeline:
-        """The networks as they are, with the autoencoder and a sampler, ready to be called."""
+        """A pipeline of the networks with their current weights."""
         return DemoPipeline(
             unet=self.unet,
             vae=load_autoencoder(self.config).to(self.unet.device),
             content_encoder=self.condition.content_encoder.to(self.unet.device),
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
-            scheduler=make_sampler(self.config, self.noise),
-            num_inference_steps=self.config.ddim_timesteps,
-            guidance_scale=self.config.guide_scale,
+            scheduler=make_sampling_scheduler(self.config, self.noise_scheduler),
+            num_inference_steps=self.config.num_inference_steps,
+            guidance_scale=self.config.guidance_scale,
             negative_prompt=self.negative_prompt,
         )
 
     def export(self, folder: Path) -> None:
-        """Save the whole pipeline, for `from_pretrained`; of an adapter's training the adapter
-        alone, for `load_lora_weights`.
-        """
+        """Save the pipeline for `from_pretrained`, or the adapter for `load_lora_weights`."""
         if self.config.lora is None:
             self.pipeline().save_pretrained(folder)
         else:
             self.pipeline().save_lora_weights(folder)
 
 
+def _select_frames(sample: Sample, frames: slice) -> Sample:
+    """The sample with only these frames of its clip."""
+    return replace(
+        sample,
+        latents=None if sample.latents is None else sample.latents[:, frames],
+        frames=None if sample.frames is None else sample.frames[frames],
+    )
+
+
 def _stack(tensors: Iterable[Tensor | None]) -> Tensor | None:
-    """Tensors (...) -> (B, ...); None where they are none."""
-    known = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(known) if known else None
+    """Tensors (...) -> (B, ...); None if they are None."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None
 
 
 def _trained(network: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in network.parameters() if weight.requires_grad]
-
-
-def _motion_start(config: DenoiserTraining) -> Path:
-    """The folder of the weights that the motion encoder starts from. Raises ConfigError."""
-    if config.motion_clip is not None:
-        folder = config.motion_clip / "content_encoder"
-        if not folder.is_dir():
-            raise ConfigError(f"motion_clip: {folder} is no folder of a trained text encoder")
-        return folder
-    trained = config.base / "motion_encoder" if config.base else None
-    if trained is None or not DemoUNet.load_config(trained.parent / "unet").get("motion", True):
-        return config.clip / "content_encoder"
-    if not trained.is_dir():
-        raise ConfigError(
-            f"{trained}: is missing, though the base has motion transformers; get the base again"
-        )
-    return trained
-
-
-def load_encoder(folder: Path) -> CLIPTextModel:
-    """A text encoder in full precision, however it was saved."""
-    encoder: CLIPTextModel = load_network(CLIPTextModel, folder, dtype=torch.float32)
-    return encoder
-
-
-def null_text(config: DenoiserTraining) -> str:
-    """The prompt of dropped samples: as asked, else the base's negative prompt.
-
-    Raises ConfigError where an adapter asks for another one than its base is sampled with.
-    """
-    index = config.base / "model_index.json" if config.base else None
-    known = read_negative_prompt(index.parent) if index and index.is_file() else ""
-    asked = config.negative_prompt
-    if config.lora and asked not in (None, known):
-        raise ConfigError(
-            f"negative_prompt: {asked!r} is not the base's, {known!r}; an adapter has the base's"
-        )
-    return known if asked is None else asked
-
-
-def load_autoencoder(config: DenoiserTraining) -> AutoencoderKL:
-    """The autoencoder of the latents, in full precision."""
-    autoencoder: AutoencoderKL = load_network(
-        AutoencoderKL, config.autoencoder / "vae", dtype=torch.float32
-    )
-    return autoencoder
-
-
-def make_noise(config: DenoiserTraining) -> DDPMScheduler:
-    """The noise that is added: as asked, else as the base was trained with.
-
-    Raises ConfigError where an adapter asks for other noise than its base will be sampled with.
-    """
-    known: dict[str, Any] = {"prediction_type": "v_prediction", "beta_end": 0.012}
-    if config.base:
-        file = config.base / "scheduler" / "scheduler_config.json"
-        saved = read_json(file) if file.is_file() else {}
-        lost = [key for key in known if key not in saved and getattr(config, key) is None]
-        if lost:
-            raise ConfigError(
-                f"{file}: does not say the {' and '.join(lost)} of the base's noise; "
-                "get the base again, or write it in the configuration"
-            )
-        known |= {key: value for key, value in saved.items() if key in known}
-    for key, value in known.items():
-        asked = getattr(config, key)
-        if config.lora and asked not in (None, value):
-            raise ConfigError(
-                f"{key}: {asked} is not the base's, {value}; an adapter has the base's"
-            )
-        known[key] = value if asked is None else asked
-    return DDPMScheduler(beta_start=0.00085, beta_schedule="scaled_linear", **known)
-
-
-def make_sampler(config: DenoiserTraining, noise: DDPMScheduler) -> SchedulerMixin:
-    """The base's own sampler for this noise; without one, DPM-Solver++."""
-    if config.base is None or not (config.base / "model_index.json").is_file():
-        solver: SchedulerMixin = DPMSolverMultistepScheduler.from_config(
-            noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
-        )
-        return solver
-    networks = ("unet", "vae", "content_encoder", "motion_encoder", "tokenizer")
-    own = DemoPipeline.from_pretrained(config.base, **dict.fromkeys(networks)).scheduler
-    shared = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-    sampler: SchedulerMixin = own.from_config(
-        own.config, **{key: noise.config[key] for key in shared}
-    )
-    return sampler
-
-
-def make_denoiser(config: DenoiserTraining, latents: Sequence[int]) -> DemoUNet:
-    """A new denoiser for latents (C, F, h, w), or one that starts from `config.base`."""
-    channels, frames, side, _ = latents
-    if config.base is None:
-        fixed = {"in_channels": channels, "out_channels": channels}
-        fixed |= {"sample_size": side, "sample_frames": frames}
-        new: DemoUNet = build(DemoUNet, {**fixed, **config.model})
-        return new
-    base = load_network(DemoUNet, config.base / "unet", dtype=torch.float32)
-    sizes = init_arguments(base) | {"sample_size": side, "sample_frames": frames}
-    unet: DemoUNet = build(DemoUNet, {**sizes, **config.model})
-    unet.load_state_dict(base.state_dict(), strict=False)
-    if unet.config.motion and not base.config.motion:
-        unet.init_motion_from_content()
-    return unet

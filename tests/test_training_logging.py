@@ -14,7 +14,7 @@ from torch import nn
 from demo_t2v.config import ConfigError
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AutoencoderTraining, DenoiserTraining
-from demo_t2v.training.logging import Watch
+from demo_t2v.training.logging import RunLogger
 
 
 class PipelineTask:
@@ -45,9 +45,9 @@ def test_each_figure_of_a_line_is_a_point_of_its_curve(tmp_path: Path) -> None:
         task="autoencoder", log_dir=tmp_path / "ae", tensorboard=tmp_path / "logs",
         num_steps=9, batch_size=1, lr=1e-3,
     )  # fmt: skip
-    with Watch(None, config) as watch:  # type: ignore[arg-type]
+    with RunLogger(None, config) as logger:  # type: ignore[arg-type]
         for step, loss in ((2, 0.5), (4, 0.25)):
-            watch.show({"step": step, "loss": loss, "lr": 1e-3})
+            logger.log({"step": step, "loss": loss, "lr": 1e-3})
     shown = events(config)
     assert set(shown.Tags()["scalars"]) == {"train/loss", "train/lr"}
     assert [(p.step, p.value) for p in shown.Scalars("train/loss")] == [(2, 0.5), (4, 0.25)]
@@ -60,9 +60,9 @@ def test_previews_come_with_the_line_behind_their_step(
     task = PipelineTask(tiny_pipeline)
     task.model.train()
     state = torch.get_rng_state()
-    with Watch(task, config) as watch:  # type: ignore[arg-type]
+    with RunLogger(task, config) as logger:  # type: ignore[arg-type]
         for step in (2, 4, 5, 6):
-            watch.show({"step": step, "loss": 1.0})
+            logger.log({"step": step, "loss": 1.0})
     assert torch.equal(torch.get_rng_state(), state)
     assert task.model.training
     shown = events(config)
@@ -77,16 +77,16 @@ def test_a_run_that_goes_on_has_no_previews_that_are_not_due(
 ) -> None:
     prompts = {"preview_prompts": ("a car falls",), "preview_interval": 3, "log_interval": 1}
     config = denoiser(tmp_path, **prompts)
-    with Watch(PipelineTask(tiny_pipeline), config) as watch:  # type: ignore[arg-type]
+    with RunLogger(PipelineTask(tiny_pipeline), config) as logger:  # type: ignore[arg-type]
         for step in (5, 6, 7):
-            watch.show({"step": step, "loss": 1.0})
+            logger.log({"step": step, "loss": 1.0})
     shown = events(config)
     assert [p.step for p in shown.Images("video/a car falls/motion")] == [6]
     tiny_pipeline.unet.eval()
 
 
 def test_nothing_is_opened_without_a_line_or_a_wish(tmp_path: Path) -> None:
-    with Watch(None, denoiser(tmp_path)):  # type: ignore[arg-type]
+    with RunLogger(None, denoiser(tmp_path)):  # type: ignore[arg-type]
         pass
     assert not (tmp_path / "tensorboard_log").exists()
 
@@ -94,7 +94,7 @@ def test_nothing_is_opened_without_a_line_or_a_wish(tmp_path: Path) -> None:
 def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
-        Watch(None, denoiser(tmp_path, wandb="videos")) as watch,  # type: ignore[arg-type]
+        RunLogger(None, denoiser(tmp_path, wandb="videos")) as logger,  # type: ignore[arg-type]
         pytest.raises(ConfigError, match="wandb: is not installed; pip install wandb"),
     ):
-        watch.show({"step": 1, "loss": 1.0})
+        logger.log({"step": 1, "loss": 1.0})

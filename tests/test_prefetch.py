@@ -18,16 +18,15 @@ from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.clips import ClipError
-from demo_t2v.training.data import samples as items
-from demo_t2v.training.data.feature_cache import encode
-from demo_t2v.training.data.prefetch import Ahead
-from demo_t2v.training.distributed.base import make_engine
-from demo_t2v.training.tasks import make_task
+from demo_t2v.training.data import samples
+from demo_t2v.training.data.feature_cache import encode_clips
+from demo_t2v.training.data.prefetch import Prefetcher
+from demo_t2v.training.distributed.engines import make_engine
 from demo_t2v.training.trainer import train
 from helpers.datasets import configure
 from helpers.processes import descendants, is_running, needs_proc
 from helpers.program import TIMEOUT
-from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, metrics
+from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, metrics, prepared_task
 from helpers.tiny_task import TinyTask, run
 from helpers.tiny_training import checkpointed
 
@@ -36,9 +35,9 @@ pytestmark = pytest.mark.usefixtures("small_chunks")
 
 def batches(config: Any, step: int = 0) -> list[Any]:
     """The micro-batches of a run from one step on."""
-    engine = make_engine(make_task(config), config)
-    with Ahead(engine, step, step * config.batch_size) as ahead:
-        return [samples for _ in range(step, config.num_steps) for samples, last in ahead.step()]
+    engine = make_engine(prepared_task(config), config)
+    with Prefetcher(engine, step, step * config.batch_size) as batches:
+        return [batch for _ in range(step, config.num_steps) for batch, _last in batches.step()]
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -104,12 +103,12 @@ def test_what_workers_cannot_make_is_refused(
 ) -> None:
     shards = configure(world, tmp_path, "shards", "latents=null", "num_workers=2")
     with pytest.raises(ConfigError, match="num_workers: a stream of shards has one reader"):
-        make_task(shards)
-    monkeypatch.setattr(items, "own", lambda: "cuda:0")
+        prepared_task(shards)
+    monkeypatch.setattr(samples, "own", lambda: "cuda:0")
     words = ["latents=null", "encode_text=false", "num_workers=2", "model.motion=false"]
     with pytest.raises(ConfigError, match="cannot use the GPU, which computes latents; write"):
-        make_task(configure(world, tmp_path, "sprites", *words))
-    make_task(configure(world, tmp_path, "sprites", *words, "encode_in_step=true"))
+        prepared_task(configure(world, tmp_path, "sprites", *words))
+    prepared_task(configure(world, tmp_path, "sprites", *words, "encode_in_step=true"))
 
 
 @needs_proc
@@ -141,16 +140,16 @@ def test_clips_encoded_in_the_step_are_those_encoded_before(stages: Path) -> Non
     """But for rounding; and no network is computed where the samples are made."""
     before = load(stages, DENOISER, "base", "batch_size=6", "latents=null")
     now = before.model_copy(update={"encode_in_step": True})
-    ours, theirs = make_task(now), make_task(before)
+    ours, theirs = prepared_task(now), prepared_task(before)
     made = ours.batch(range(6))
     assert made.latents.numel() == 0
     assert made.frames.dtype == torch.uint8
     assert made.frames.shape == (6, 4, 32, 32, 3)
     known = theirs.batch(range(6))
-    encoded = ours.encoded(made)
+    encoded = ours.with_latents(made)
     torch.testing.assert_close(encoded.latents, known.latents, atol=2e-3, rtol=2e-3)
     rest = {name: asdict(each) for name, each in (("ours", made), ("theirs", known))}
-    for name in ("noise", "timesteps", "content_ids", "motion_ids", "heard"):
+    for name in ("noise", "timesteps", "content_ids", "motion_ids", "has_motion_prompt"):
         assert torch.equal(rest["ours"][name], rest["theirs"][name]), name
     losses = []
     for task, batch in ((ours, made), (theirs, known)):
@@ -163,24 +162,24 @@ def test_a_still_encoded_in_the_step_is_the_frame_that_was_drawn(stages: Path) -
     words = ["stills=true", "model.temporal=false", "latents=null", "batch_size=6"]
     before = load(stages, DENOISER, "stills-now", *words)
     now = before.model_copy(update={"encode_in_step": True})
-    made, known = make_task(now), make_task(before)
+    made, known = prepared_task(now), prepared_task(before)
     batch = made.batch(range(6))
     assert batch.frames.shape == (6, 1, 32, 32, 3)
     latents = known.batch(range(6)).latents
-    torch.testing.assert_close(made.encoded(batch).latents, latents, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(made.with_latents(batch).latents, latents, atol=2e-3, rtol=2e-3)
 
 
 def test_a_run_in_bf16_encodes_in_full_precision_with_workers(stages: Path) -> None:
     words = ["latents=null", "encode_in_step=true", "num_workers=2", "num_steps=4"]
     demo = [f"base={stages}/base/final", "model={motion: true}", "text_motion_weight=0"]
     config = load(stages, DENOISER, "in-step", *words, *demo, "regularization_weight=0")
-    lines = list(train(make_task(config), config))
+    lines = list(train(prepared_task(config), config))
     assert [line["step"] for line in lines] == [2, 4]
     half = config.model_copy(update={"mixed_precision": "bf16"})
-    engine = make_engine(make_task(half), half)
+    engine = make_engine(prepared_task(half), half)
     seen: list[torch.Tensor] = []
-    encoded = engine.task.encoded  # type: ignore[attr-defined]
-    engine.task.encoded = lambda batch: seen.append(encoded(batch).latents) or encoded(batch)  # type: ignore[attr-defined]
+    encoded = engine.task.with_latents  # type: ignore[attr-defined]
+    engine.task.with_latents = lambda batch: seen.append(encoded(batch).latents) or encoded(batch)  # type: ignore[attr-defined]
     engine.wrap()
     batch = engine.task.batch(range(2))
     engine.loss(batch)
@@ -189,6 +188,6 @@ def test_a_run_in_bf16_encodes_in_full_precision_with_workers(stages: Path) -> N
 
 def test_kept_clips_cannot_be_encoded_in_the_step(stages: Path) -> None:
     config = load(stages, DENOISER, "both", "encode_in_step=true")
-    for use in (make_task, encode):
+    for use in (prepared_task, encode_clips):
         with pytest.raises(ConfigError, match=r"^encode_in_step: the clips in latents"):
             use(config)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from demo_t2v.config import ConfigError
-from demo_t2v.training.distributed.deepspeed_config import read_settings, take_settings
+from demo_t2v.training.distributed.deepspeed_config import apply_deepspeed_config, complete_settings
 from helpers.program import ROOT, assert_one_line
 from helpers.program import run as run_program
 from helpers.tiny_task import run
@@ -36,13 +36,15 @@ PUBLISHED: dict[str, Any] = {
 
 
 def test_the_json_s_settings_are_taken(tmp_path: Path) -> None:
-    taken = take_settings(config(tmp_path, deepspeed_config=zero(tmp_path, **PUBLISHED)), 2)
+    taken = apply_deepspeed_config(
+        config(tmp_path, deepspeed_config=zero(tmp_path, **PUBLISHED)), 2
+    )
     assert (taken.batch_size, taken.gradient_accumulation, taken.grad_clip) == (32, 4, 0.5)
     assert (taken.lr, taken.betas, taken.eps) == (5e-5, (0.9, 0.999), 1e-7)
     assert taken.weight_decay == 0  # the default of DeepSpeed's Adam
     assert taken.mixed_precision == ("fp16" if torch.cuda.is_available() else "no")
     assert taken.num_steps == 8
-    settings, rates = read_settings(taken, 2)
+    settings, rates = complete_settings(taken, 2)
     assert settings["train_batch_size"] == 32
     assert settings["train_micro_batch_size_per_gpu"] == 4
     assert settings["fp16"]["enabled"] is torch.cuda.is_available()
@@ -56,29 +58,33 @@ def test_what_the_yaml_says_otherwise_is_named_once(
 ) -> None:
     file = zero(tmp_path, **PUBLISHED | {"fp16": {"enabled": False}, "bf16": {"enabled": True}})
     same = {"weight_decay": 0.0, "betas": (0.9, 0.999), "lr_schedule": "one_cycle"}
-    take_settings(config(tmp_path, batch_size=16, deepspeed_config=file, **same), 1)
+    apply_deepspeed_config(config(tmp_path, batch_size=16, deepspeed_config=file, **same), 1)
     assert caplog.messages == [
-        f"{file} counts where the YAML says otherwise: lr 5e-05 for 0.01, "
+        f"{file} overrides the YAML: lr 5e-05 for 0.01, "
         "OneCycle for lr_schedule one_cycle, OneCycle for warmup_steps 2"
     ]
     caplog.clear()
     auto = {key: "auto" for key in PUBLISHED if key.startswith(("train", "gradient"))}
     wanted = config(tmp_path, deepspeed_config=zero(tmp_path, **auto))
-    assert take_settings(wanted, 1) == wanted
-    assert take_settings(config(tmp_path), 1) == config(tmp_path)
+    assert apply_deepspeed_config(wanted, 1) == wanted
+    assert apply_deepspeed_config(config(tmp_path), 1) == config(tmp_path)
     assert caplog.messages == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there fp16 is computed")
 def test_fp16_without_a_gpu_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = zero(tmp_path, fp16={"enabled": True})
-    assert take_settings(config(tmp_path, deepspeed_config=file), 1).mixed_precision == "no"
-    assert caplog.messages == [f"{file}: fp16 needs a GPU; without one this training is in float32"]
+    assert (
+        apply_deepspeed_config(config(tmp_path, deepspeed_config=file), 1).mixed_precision == "no"
+    )
+    assert caplog.messages == [f"{file}: fp16 needs a GPU; this training runs in float32"]
 
 
 def test_one_cycle_is_deepspeed_s(tmp_path: Path) -> None:
-    taken = take_settings(config(tmp_path, deepspeed_config=zero(tmp_path, **PUBLISHED)), 1)
-    _, rates = read_settings(taken, 1)
+    taken = apply_deepspeed_config(
+        config(tmp_path, deepspeed_config=zero(tmp_path, **PUBLISHED)), 1
+    )
+    _, rates = complete_settings(taken, 1)
     assert rates is not None
     expected = {  # from 1e-5 to 5e-5 and back, then a slow decay
         0: (0.2, 0.99), 1000: (0.6, 0.92), 2000: (1.0, 0.85), 3000: (0.6, 0.92),
@@ -120,7 +126,7 @@ def test_settings_that_cannot_be_taken(
     file = zero(tmp_path, **settings)
     wanted = config(tmp_path, gradient_accumulation=2, deepspeed_config=file)
     with pytest.raises(ConfigError, match=f"{file}: {message}"):
-        take_settings(wanted, 2)
+        apply_deepspeed_config(wanted, 2)
 
 
 @pytest.mark.parametrize(
@@ -136,30 +142,30 @@ def test_schedulers_that_cannot_be_taken(
 ) -> None:
     file = zero(tmp_path, scheduler=scheduler)
     with pytest.raises(ConfigError, match=f"{file}: {message}"):
-        read_settings(config(tmp_path, deepspeed_config=file), 1)
+        complete_settings(config(tmp_path, deepspeed_config=file), 1)
 
 
 def test_a_configuration_that_took_nothing_is_not_trained(tmp_path: Path) -> None:
     file = zero(tmp_path, **PUBLISHED)
-    with pytest.raises(ConfigError, match=f"{file}: .* is .*, and .* in the configuration"):
-        read_settings(config(tmp_path, deepspeed_config=file), 1)
+    with pytest.raises(ConfigError, match=f"{file}: .* is .*, but .* in the configuration"):
+        complete_settings(config(tmp_path, deepspeed_config=file), 1)
 
 
 def test_the_shipped_settings_are_completed(tmp_path: Path) -> None:
     for name in ("train_zero1", "train_zero2_offload", "train_zero3"):
         file = ROOT / f"configs/deepspeed/{name}.json"
         wanted = config(tmp_path, batch_size=24, deepspeed_config=file)
-        assert take_settings(wanted, 3) == wanted
-        settings, rates = read_settings(wanted, 3)
+        assert apply_deepspeed_config(wanted, 3) == wanted
+        settings, rates = complete_settings(wanted, 3)
         assert settings["train_micro_batch_size_per_gpu"] == 8
         assert "auto" not in json.dumps(settings)
         assert rates is None
     for text, message in (("{", "is not valid JSON"), ("[]", "should be 1, 2 or 3")):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
-            take_settings(config(tmp_path, deepspeed_config=tmp_path / "bad.json"), 1)
+            apply_deepspeed_config(config(tmp_path, deepspeed_config=tmp_path / "bad.json"), 1)
     with pytest.raises(ConfigError, match="cannot be read"):
-        take_settings(config(tmp_path, deepspeed_config=tmp_path / "none.json"), 1)
+        apply_deepspeed_config(config(tmp_path, deepspeed_config=tmp_path / "none.json"), 1)
 
 
 def test_the_program_takes_them(tmp_path: Path) -> None:
@@ -178,7 +184,7 @@ def test_deepspeed_s_one_cycle_takes_the_steps_of_ours(tmp_path: Path) -> None:
     scheduler = {"type": "OneCycle", "params": cycle | {"cycle_momentum": False}}
     adam = {"type": "Adam", "params": {"lr": 1e-2}}
     file = zero(tmp_path, optimizer=adam, scheduler=scheduler, train_micro_batch_size_per_gpu=4)
-    theirs = take_settings(config(tmp_path / "theirs", deepspeed_config=file), 2)
+    theirs = apply_deepspeed_config(config(tmp_path / "theirs", deepspeed_config=file), 2)
     (lines,) = launch(theirs)
     ours = config(
         tmp_path / "ours", lr_schedule="one_cycle", warmup_steps=3, lr_floor=0.2, weight_decay=0,
