@@ -230,7 +230,9 @@ def test_activations_computed_anew_give_the_same_steps(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_compute_activations_anew(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gradient_checkpointing: this network does not support it"):
+    with pytest.raises(
+        ConfigError, match="gradient_checkpointing: this network does not support it"
+    ):
         run(config(tmp_path, gradient_checkpointing=True))
 
 
