@@ -34,6 +34,7 @@ from demo_t2v.checkpoints.memory import pick
 from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.checkpoints.original.key_maps import modelscope_autoencoder
 from demo_t2v.checkpoints.original.openclip import clip_tokenizer
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.inference.batches import decode, denoise, load_for
 from demo_t2v.inference.jobs import make_jobs
@@ -90,10 +91,11 @@ def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
         decode_chunk_size=asked.decode,
         num_inference_steps=asked.steps,
     )
-    plan, words = pick(config, asked.batch)
-    config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk})
+    resolved = resolve(model)
+    plan, words = pick(resolved, config, asked.batch)
+    config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk_size})
     jobs = make_jobs([("1", "a dog runs over a beach")], asked.batch, 0)
-    pipe, encoded = load_for(jobs, config, plan)
+    pipe, encoded = load_for(resolved, jobs, config, plan)
     cuda = torch.cuda.is_available()
     figures: dict[str, Any] = {"plan": words} if words else {}
     if asked.compile:

@@ -31,6 +31,7 @@ from rich.table import Table
 from torch.distributed import HashStore
 
 from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.evaluation.sprites.prompts import list_prompts
 from demo_t2v.inference.backends.processes import Share
@@ -125,7 +126,7 @@ def compare_overlap(console: Console, scratch: Path, file: Path, steps: int, rou
     settings = {"fps": 8, "format": "mp4", "height": 64, "width": 64}
     folder = OutputFolder(scratch / "overlap", "sprites", settings)
     folder.prepare()
-    maker = Maker.load(jobs, config, Plan(config.decode_chunk_size), folder)
+    maker = Maker.load(resolve(config.model), jobs, config, Plan(config.decode_chunk_size), folder)
     seconds: dict[int, list[float]] = {AHEAD: [], 0: []}
     for _ in range(rounds):
         for ahead, taken in seconds.items():

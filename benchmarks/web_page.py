@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import write_video
 from demo_t2v.inference.batches import generate, load_for
@@ -102,7 +103,7 @@ def visit(browser: Browser, address: str, prompt: str) -> Visitor:
 def in_process(rounds: int) -> Iterator[float]:
     """Seconds of `generate` and of writing its file, the first a warm-up that is not given."""
     config = InferenceConfig()
-    pipeline, _ = load_for([], config, Plan(config.decode_chunk_size))
+    pipeline, _ = load_for(resolve(config.model), [], config, Plan(config.decode_chunk_size))
     jobs = make_jobs([("1", PROMPTS[0])], 1, 0)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):

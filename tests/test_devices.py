@@ -13,7 +13,7 @@ import torch
 from torch.distributed import HashStore
 
 from demo_t2v.checkpoints.memory import plans
-from demo_t2v.checkpoints.resolve import ModelError, load_pipeline
+from demo_t2v.checkpoints.resolve import load_pipeline, resolve
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.core import devices
 from demo_t2v.core.devices import (
@@ -26,6 +26,7 @@ from demo_t2v.core.devices import (
 )
 from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.backends.ray_data import make_on_ray
+from demo_t2v.model_folder import ModelError
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process
@@ -144,7 +145,7 @@ def test_what_shares_the_memory_of_the_computer_offloads_nothing(
         assert [plan.offload for plan in plans(16, device)][-2:] == ["model", "sequential"]
     pretend("mps", 1)
     with pytest.raises(ModelError, match="needs a GPU with memory of its own; on mps use none"):
-        load_pipeline(str(tiny_folder), "mps", offload="model")
+        resolve(str(tiny_folder)).load("mps", offload="model")
 
 
 def test_names_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

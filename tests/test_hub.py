@@ -14,11 +14,11 @@ import torch
 
 from demo_t2v.checkpoints.resolve import (
     ModelDefaults,
-    ModelError,
     load_pipeline,
     read_defaults,
     resolve,
 )
+from demo_t2v.model_folder import ModelError
 from demo_t2v.pipeline import DemoPipeline
 from helpers.damage import spoil
 from helpers.http_server import serve
@@ -30,7 +30,7 @@ NO_TEXT = json.dumps({
 
 
 def test_folders(tiny_folder: Path) -> None:
-    assert resolve(str(tiny_folder)) == tiny_folder
+    assert resolve(str(tiny_folder)).folder == tiny_folder
     assert read_defaults(tiny_folder).frames == 4
     assert read_defaults(tiny_folder).side == 32
 

@@ -15,6 +15,7 @@ import torch
 from torch.distributed import HashStore
 
 from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.batches import encode, generate
@@ -52,7 +53,7 @@ def maker(tiny_folder: Path, tmp_path: Path) -> Maker:
     settings = {"fps": 8, "format": "mp4", "height": 32, "width": 32}
     folder = OutputFolder(tmp_path / "out", "tiny", settings)
     folder.prepare()
-    return Maker.load(JOBS, config, Plan(16, drop_text=True), folder)
+    return Maker.load(resolve(str(tiny_folder)), JOBS, config, Plan(16, drop_text=True), folder)
 
 
 def test_all_are_made_and_counted(maker: Maker) -> None:

@@ -13,7 +13,7 @@ import pytest
 from diffusers import DDIMScheduler
 
 from demo_t2v.checkpoints.original.importer import convert
-from demo_t2v.checkpoints.resolve import ModelError
+from demo_t2v.model_folder import ModelError
 from demo_t2v.training.data.features import Preprocessing
 from demo_t2v.training.tasks import make_task
 from demo_t2v.training.tasks.denoiser import DenoiserTask

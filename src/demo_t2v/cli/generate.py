@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from demo_t2v.checkpoints.memory import pick
-from demo_t2v.checkpoints.resolve import fingerprint, read_defaults, resolve
+from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
 from demo_t2v.config import ConfigError, InferenceConfig, load
@@ -73,7 +73,8 @@ def generate(
         if text is not None and prompts is not None:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
         asked = load(InferenceConfig, config, overrides, options)
-        _generate(_jobs(text, asked), _complete(asked), overwrite, as_json)
+        jobs, found = _jobs(text, asked), resolve(asked.model)
+        _generate(found, jobs, found.defaults.complete(asked), overwrite, as_json)
 
 
 @dataclass
@@ -158,27 +159,12 @@ def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
     return make_jobs(prompts, source.repeat_times, config.seed)
 
 
-def _complete(config: InferenceConfig) -> InferenceConfig:
-    """The configuration with the model's own values where none are given."""
-    defaults = read_defaults(resolve(config.model))
-    own = {
-        "height": defaults.side,
-        "width": defaults.side,
-        "num_frames": defaults.frames,
-        "num_inference_steps": defaults.steps,
-        "guidance_scale": defaults.guidance,
-        "negative_prompt": defaults.negative_prompt,
-    }
-    missing = {key: value for key, value in own.items() if getattr(config, key) is None}
-    complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | missing)
-    return complete
-
-
-def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json: bool) -> None:
+def _generate(
+    model: ResolvedModel, jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json: bool
+) -> None:
     """Make what is missing of the jobs, or this process's share of it, and report on all."""
     settings = _shaping(config)
-    model_hash = fingerprint(resolve(config.model))
-    folder = open_folder(config.out, config.model, settings, model_hash)
+    folder = open_folder(config.out, config.model, settings, model.fingerprint)
     if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
         raise ConfigError(f"out: {config.out}: several processes need a folder; or use engine=ray")
     share = Share.join() if world_size() > 1 else None
@@ -191,7 +177,7 @@ def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json
         folder.prepare()
         share = Share.join()
     try:
-        _make(folder, missing, config, share, as_json)
+        _make(model, folder, missing, config, share, as_json)
     finally:
         if share.main:
             order = {folder.file(job).name: number for number, job in enumerate(jobs)}
@@ -220,7 +206,12 @@ def _shaping(config: InferenceConfig) -> dict[str, Any]:
 
 
 def _make(
-    folder: OutputFolder, jobs: list[Job], config: InferenceConfig, share: Share, as_json: bool
+    model: ResolvedModel,
+    folder: OutputFolder,
+    jobs: list[Job],
+    config: InferenceConfig,
+    share: Share,
+    as_json: bool,
 ) -> None:
     """Make this process's share of the jobs; in the first process, wait for the others' too."""
     steps = config.num_inference_steps or 1
@@ -236,11 +227,11 @@ def _make(
             else:
                 from demo_t2v.inference.runner import Maker, make
 
-                plan, line = pick(config, len(jobs))
+                plan, line = pick(model, config, len(jobs))
                 for told in filter(None, (line, _without_gpu(config))):
                     if share.main:
                         bar.say(told)
-                make(Maker.load(jobs, config, plan, folder), jobs, share, watch)
+                make(Maker.load(model, jobs, config, plan, folder), jobs, share, watch)
         finally:
             share.leave()
         if share.main:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo_t2v.checkpoints.memory import DENOISING, TEXT, Plan
-from demo_t2v.checkpoints.resolve import load_pipeline
+from demo_t2v.checkpoints.resolve import ResolvedModel
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.inference.outputs import Job
 
@@ -44,13 +44,13 @@ class Step:
 
 
 def load_for(
-    jobs: Iterable[Job], config: InferenceConfig, plan: Plan
+    model: ResolvedModel, jobs: Iterable[Job], config: InferenceConfig, plan: Plan
 ) -> tuple[DemoPipeline, dict[str, Encoded]]:
     """The pipeline as `plan` has it. Where the text encoders are dropped, it comes without them
     and the encoded prompts of `jobs` with it; the denoiser is loaded after they are gone. Raises
     ConfigError for an adapter where not all parts are in memory.
     """
-    load = partial(_load, config)
+    load = partial(_load, model, config)
     if config.lora is not None:
         if plan.drop_text or plan.offload != "none":
             raise ConfigError("lora: needs all parts in memory; raise max_memory, or no offload")
@@ -65,9 +65,9 @@ def load_for(
     return load(without=TEXT), encoded
 
 
-def _load(config: InferenceConfig, **options: Any) -> DemoPipeline:
+def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> DemoPipeline:
     """The pipeline with the scheduler that is asked for."""
-    pipeline = load_pipeline(config.model, config.device, config.dtype, **options)
+    pipeline = model.load(config.device, config.dtype, **options)
     if config.scheduler is not None:
         from demo_t2v.diffusion.schedulers import make_scheduler  # diffusers loads slowly
 

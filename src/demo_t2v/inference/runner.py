@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import ResolvedModel
 from demo_t2v.config import InferenceConfig
 from demo_t2v.core.devices import free_memory as free_device_memory
 from demo_t2v.core.devices import lacking, name_and_memory
@@ -100,11 +101,16 @@ class Maker:
 
     @classmethod
     def load(
-        cls, jobs: Sequence[Job], config: InferenceConfig, plan: Plan, folder: OutputFolder
+        cls,
+        model: ResolvedModel,
+        jobs: Sequence[Job],
+        config: InferenceConfig,
+        plan: Plan,
+        folder: OutputFolder,
     ) -> Maker:
         """Load the model as `plan` has it. Raises ModelError, ConfigError."""
-        config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk})
-        pipeline, encoded = load_for(jobs, config, plan)
+        config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk_size})
+        pipeline, encoded = load_for(model, jobs, config, plan)
         check_size(pipeline, config)
         dtype = str(pipeline.dtype).removeprefix("torch.")
         folder = replace(folder, settings={**folder.settings, "dtype": dtype})

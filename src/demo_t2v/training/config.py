@@ -330,7 +330,7 @@ def find_models(config: AnyTraining) -> AnyTraining:
         return config
     places = {key: getattr(config, key) for key in ("autoencoder", "clip", "base")}
     published = {key: str(place) for key, place in places.items() if is_published(str(place))}
-    folders = {key: resolve(name, to_train=True) for key, name in published.items()}
+    folders = {key: resolve(name, to_train=True).folder for key, name in published.items()}
     return config.model_copy(update=folders)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from gradio import Blocks
 
 from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.inference.batches import load_for
 from demo_t2v.web.page import build_page
@@ -32,7 +33,7 @@ def open_session(
     Raises the errors of loading a model.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio serves files in it without a copy
-    pipeline, _ = load_for([], config, Plan(config.decode_chunk_size))
+    pipeline, _ = load_for(resolve(config.model), [], config, Plan(config.decode_chunk_size))
     return GenerationSession(pipeline, config, folder, decorate)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from demo_t2v.checkpoints.memory import pick
 from demo_t2v.checkpoints.original.files import PublishedFiles
-from demo_t2v.checkpoints.resolve import is_published
+from demo_t2v.checkpoints.resolve import is_published, resolve
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.inference.backends.processes import Share
 from demo_t2v.inference.batches import cut
@@ -33,8 +33,9 @@ class Worker:
 
     def __init__(self, jobs: Sequence[Job], config: InferenceConfig, place: Sequence[Any]) -> None:
         """`place` is what `open_folder` takes; `jobs` are all of them, for their texts."""
-        plan, _ = pick(config, len(jobs))
-        self.maker = Maker.load(jobs, config, plan, open_folder(*place))
+        model = resolve(config.model)
+        plan, _ = pick(model, config, len(jobs))
+        self.maker = Maker.load(model, jobs, config, plan, open_folder(*place))
         self.maker.folder.prepare()
 
     def __call__(self, rows: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
