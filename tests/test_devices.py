@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import HashStore
 
 from demo_t2v.checkpoints.memory import plans
 from demo_t2v.checkpoints.resolve import load_pipeline, resolve
@@ -24,8 +23,7 @@ from demo_t2v.core.devices import (
     settle,
     trains_on_cpu,
 )
-from demo_t2v.inference.backends.processes import Share
-from demo_t2v.inference.backends.ray_data import make_on_ray
+from demo_t2v.inference.backends.ray_data import run_on_ray
 from demo_t2v.model_folder import ModelError
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -235,4 +233,4 @@ def test_a_run_ends_where_an_operation_is_lacking(
 def test_ray_numbers_the_devices_itself() -> None:
     config = InferenceConfig(device="cuda:1", engine="ray")
     with pytest.raises(ConfigError, match="device: ray gives each actor a GPU of its own"):
-        make_on_ray(None, [], config, Share(HashStore()), None)  # type: ignore[arg-type]
+        next(run_on_ray(None, [], config))  # type: ignore[arg-type]

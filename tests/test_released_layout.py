@@ -11,7 +11,7 @@ import pytest
 from demo_t2v.checkpoints.original.files import PublishedFiles
 from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.inference.backends.ray_data import from_anywhere
+from demo_t2v.inference.backends.ray_data import with_absolute_paths
 from demo_t2v.model_folder import ModelError
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import AnyTraining, find_models
@@ -61,7 +61,7 @@ def test_the_files_of_a_name(here: Path, name: str, files: tuple[str, ...]) -> N
     found = PublishedFiles.find(Path(name))
     assert found is not None
     assert [file.absolute() for file in found] == [here / file for file in files]
-    config = from_anywhere(InferenceConfig(pretrained=name))  # for an actor in another folder
+    config = with_absolute_paths(InferenceConfig(pretrained=name))  # for an actor in another folder
     assert config.model == ",".join(str(here / file) for file in files)
 
 

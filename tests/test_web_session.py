@@ -21,8 +21,8 @@ from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.data.video import read_video
-from demo_t2v.inference.batches import generate
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.web.attention_maps import recorded_steps
 from demo_t2v.web.generation import StepUpdate
@@ -152,7 +152,8 @@ def test_comparing_shows_both_and_their_flow(
     (job,) = make_jobs([("1", REQUEST.prompt)], 1, REQUEST.seed)
     for number, strength in enumerate((0.0, 1.0)):
         config = REQUEST.config(session.config, strength)
-        ((_, alone, _),) = generate(pipeline, [job], config)
+        (video,) = Runner(pipeline, config).videos([job])
+        alone = video.frames
         assert np.abs(alone.astype(int) - frames(result, number)).mean() < 12  # but for the codec
     with Image.open(result.picture) as picture:
         assert picture.height > 2 * 150

@@ -21,8 +21,8 @@ from demo_t2v.evaluation.report import Report, Subject, VideoScore
 from demo_t2v.evaluation.sprites.classification import classify_video
 from demo_t2v.evaluation.sprites.prompts import HELD_OUT, TRAINED, SpritePrompt, list_prompts
 from demo_t2v.evaluation.sprites.scene import SIDE
-from demo_t2v.inference.batches import generate
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
 
 REAL_CLIPS: Final = "real clips"
 """Role of the videos that the sprite world renders."""
@@ -73,9 +73,8 @@ def _generate(
     model: ResolvedModel, prompts: list[SpritePrompt], config: InferenceConfig
 ) -> Iterator[NDArray[np.uint8]]:
     """A video (F, H, W, 3) for each prompt."""
-    pipeline = model.load(config.device, config.dtype)
     jobs = make_jobs([(prompt.id, prompt.prompt) for prompt in prompts], 1, config.seed)
-    return (frames for _, frames, _ in generate(pipeline, jobs, config))
+    return (video.frames for video in Runner.load(model, config).videos(jobs))
 
 
 def _render(prompt: SpritePrompt, frames: int, side: int) -> NDArray[np.uint8]:
