@@ -35,7 +35,7 @@ from rich.table import Table
 
 from demo_t2v.checkpoints.resolve import load_pipeline, resolve
 from demo_t2v.config import InferenceConfig
-from demo_t2v.core.atomic_io import written_whole
+from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.evaluation.sprites.classification import classify_video
 from demo_t2v.evaluation.sprites.prompts import list_prompts
@@ -70,7 +70,7 @@ def start(folder: Path) -> Path:
             learned = trained.unet.state_dict()
             unet.load_state_dict({name: learned[name] for name in unet.state_dict()})
             trained.register_modules(unet=unet)
-            with written_whole(folder) as partial:
+            with atomic_write(folder) as partial:
                 trained.save_pretrained(partial)
     return folder
 

@@ -24,7 +24,8 @@ from demo_t2v.inference.jobs import (
     sample_seed,
     split_batches,
 )
-from demo_t2v.inference.runner import CancelledError, Runner, Step, encode_prompts
+from demo_t2v.inference.prompt_embeds import encode_prompts
+from demo_t2v.inference.runner import CancelledError, Runner, Step
 
 ROOT = Path(__file__).parent.parent
 

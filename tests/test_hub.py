@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("model_index.json", "{", "is not the JSON of a model"),
         ("model_index.json", '{"_class_name": "DemoPipeline"}', "no usable 'num_inference_steps'"),
         ("model_index.json", NO_TEXT, r"index\.json: negative_prompt should be a text, not 3"),
-        ("unet/config.json", None, "is missing; the folder is no whole model"),
+        ("unet/config.json", None, "is missing; the model folder is incomplete"),
         ("vae/config.json", "[]", "is not the JSON of a model"),
     ],
 )

@@ -20,7 +20,7 @@ from torch.distributed import HashStore
 from demo_t2v.config import InferenceConfig
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.data.video import read_video
-from demo_t2v.inference.backends.processes import StoreCoordinator
+from demo_t2v.inference.backends.processes import Coordinator
 from demo_t2v.inference.backends.ray_data import with_absolute_paths
 from demo_t2v.inference.outputs import MANIFEST
 from helpers import in_process
@@ -199,12 +199,12 @@ def test_several_processes_write_no_bucket(place: Path, monkeypatch: pytest.Monk
 def test_a_process_that_ends_early_is_missed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one takes a batch and leaves without a word, as after an error."""
     store = HashStore()
-    other = StoreCoordinator(store, 1, 2)
+    other = Coordinator(store, 1, 2)
     store.set("ready/1", '""')
     assert next(other.assign(6)) == 0
     other.finish()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(StoreCoordinator, "join", lambda: StoreCoordinator(store, 0, 2))
+    monkeypatch.setattr(Coordinator, "join", lambda: Coordinator(store, 0, 2))
     done = in_process.run(place, *asked("early"))
     assert done.returncode == 1
     assert len(manifest(place / "early")) == len(done.stdout.splitlines()) == 10

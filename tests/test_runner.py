@@ -20,7 +20,8 @@ from demo_t2v.config import InferenceConfig
 from demo_t2v.inference.background import Background
 from demo_t2v.inference.jobs import Failure, Job, Video, make_jobs, split_batches
 from demo_t2v.inference.outputs import OutputFolder, read_manifest
-from demo_t2v.inference.runner import CancelledError, Runner, encode_prompts, out_of_memory
+from demo_t2v.inference.prompt_embeds import encode_prompts
+from demo_t2v.inference.runner import CancelledError, Runner, out_of_memory
 from demo_t2v.pipeline import DemoPipeline
 
 JOBS = make_jobs([(name, f"a {name} falls") for name in "abcdefg"], repeat=1, seed=0)

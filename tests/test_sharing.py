@@ -14,11 +14,11 @@ from torch.distributed import TCPStore
 
 from demo_t2v.core.atomic_io import PathError
 from demo_t2v.inference.backends.processes import (
+    Coordinator,
     Counts,
+    LocalStore,
     LostProcessError,
     ProcessError,
-    SingleProcess,
-    StoreCoordinator,
 )
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.inference.outputs import OutputFolder
@@ -26,7 +26,7 @@ from demo_t2v.inference.outputs import OutputFolder
 SETTINGS = {"fps": 8, "format": "mp4", "height": 32, "width": 32}
 JOBS = make_jobs([("a", "a car"), ("b", "a fish"), ("c", "a pear")], repeat=2, seed=0)
 WORLD = 3
-Group = list[StoreCoordinator]
+Group = list[Coordinator]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def group() -> Group:
     """A store's server and two clients of it, as three processes would have."""
     server = TCPStore("127.0.0.1", 0, is_master=True)
     clients = [TCPStore("127.0.0.1", server.port) for _ in range(WORLD - 1)]
-    return [StoreCoordinator(store, rank, WORLD) for rank, store in enumerate([server, *clients])]
+    return [Coordinator(store, rank, WORLD) for rank, store in enumerate([server, *clients])]
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
@@ -60,7 +60,7 @@ def test_every_number_is_taken_once(group: Group) -> None:
 
 
 def test_one_process_takes_all() -> None:
-    assert list(SingleProcess().assign(5)) == [0, 1, 2, 3, 4]
+    assert list(Coordinator(LocalStore()).assign(5)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("count", "rounds"), [(0, 0), (1, 1), (3, 1), (4, 2), (7, 3)])
@@ -122,7 +122,7 @@ def test_what_the_first_finds_wrong_ends_all(group: Group, tmp_path: Path) -> No
 
 
 def test_reports_of_all_reach_the_first(group: Group) -> None:
-    def work(coordinator: StoreCoordinator) -> None:
+    def work(coordinator: Coordinator) -> None:
         for number in coordinator.assign(50):
             assert number is not None
             coordinator.record("failed" if number % 10 == 0 else "made", {"number": number})
@@ -152,7 +152,7 @@ def test_a_process_that_is_gone_is_not_waited_for_without_end(
 
 
 def test_one_process_counts_and_reports_without_a_store(tmp_path: Path) -> None:
-    coordinator, folder = SingleProcess(), folder_in(tmp_path)
+    coordinator, folder = Coordinator(LocalStore()), folder_in(tmp_path)
     assert coordinator.is_main
     assert coordinator.find_missing(folder, JOBS, False) == JOBS
     assert (tmp_path / "out").is_dir()

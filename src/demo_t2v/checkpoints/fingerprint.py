@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from demo_t2v.core.atomic_io import reason, written_whole
+from demo_t2v.core.atomic_io import atomic_write, reason
 from demo_t2v.model_folder import ModelError
 
 MODEL_FILES: Final = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt")
@@ -82,5 +82,5 @@ def _write_cache(folder: Path, known: dict[str, Any]) -> None:
     with suppress(OSError, RuntimeError):
         file = _cache_file(folder)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(json.dumps(known), encoding="utf-8")

@@ -20,7 +20,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{file}: is missing; the folder is no whole model") from None
+        raise ModelError(f"{file}: is missing; the model folder is incomplete") from None
     except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):

@@ -95,7 +95,7 @@ class ResolvedModel:
     ) -> DemoPipeline:
         """Load the model, ready to be called, in the precision that it runs in.
 
-        `device` and `dtype` as of `devices.settle`. `offload` keeps whole networks or each layer in
+        `device` and `dtype` as of `devices.settle`. `offload` keeps networks or single layers in
         the CPU's memory until a GPU needs them; `without` names components to leave out. Raises
         ModelError, DeviceError.
         """
@@ -127,7 +127,7 @@ def resolve(name: str, to_train: bool = False) -> ResolvedModel:
     with commas (`PublishedFiles.find`) and the published repositories' names are good too: they
     are converted, once, into a folder below `cache()`. `to_train` makes it one that DEMO's training
     can begin from: with motion transformers, and with CLIP's image tower. Raises ModelError when
-    there is no such model, ConnectionError when the hub does not answer.
+    there is no such model, ConnectionError when the hub cannot be reached.
     """
     return ResolvedModel(name, _find(name, to_train))
 
@@ -147,12 +147,12 @@ def _find(name: str, to_train: bool) -> Path:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name is of published files, in place or downloaded."""
-    place, suffix = Path(name), Path(name).suffix
+    """Whether a name is of published files: on this machine, or on the hub."""
+    path, suffix = Path(name), Path(name).suffix
     if suffix == ".pth" or (suffix == ".bin" and "," in name):
         return True
-    if name and place.is_dir():
-        return any(any(place.glob(pattern)) for pattern in ("*.pth", "*/*.pth"))
+    if name and path.is_dir():
+        return any(any(path.glob(pattern)) for pattern in ("*.pth", "*/*.pth"))
     return name in PUBLISHED
 
 
@@ -270,7 +270,7 @@ def _from_pretrained(folder: Path, precision: str, without: Sequence[str]) -> De
 
 
 def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
-    """Raise ModelError for weights that only pickle has, which no fingerprint would tell apart."""
+    """Raise ModelError for weights in pickle files, which no fingerprint covers."""
     variant = only_variant(folder)
     for part in (part for part in folder.glob("*/") if part.name not in without):
         files = weight_files(part, variant)

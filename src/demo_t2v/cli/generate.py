@@ -20,7 +20,6 @@ from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.core.launch import world_size
 from demo_t2v.inference.backends.processes import Counts
-from demo_t2v.inference.generation import Generation, Summary
 from demo_t2v.inference.jobs import (
     STANDARD_INPUT,
     Job,
@@ -30,6 +29,7 @@ from demo_t2v.inference.jobs import (
     make_jobs,
     read_prompts,
 )
+from demo_t2v.inference.workload import Summary, Workload
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 _FILE_OPTIONS: Final = dict.fromkeys(
@@ -69,7 +69,7 @@ def generate(
         if text is not None and prompts is not None:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
         settings = load(InferenceConfig, config, overrides, options)
-        work = Generation.prepare(settings, _jobs(text, settings), overwrite)
+        work = Workload.prepare(settings, _jobs(text, settings), overwrite)
         videos, steps = len(work.missing), work.config.num_inference_steps or 1
         title = f"{videos} video{'s' * (videos != 1)}"
         try:

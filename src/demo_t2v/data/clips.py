@@ -17,7 +17,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.core.atomic_io import make_folder, written_whole
+from demo_t2v.core.atomic_io import atomic_write, make_folder
 from demo_t2v.core.errors import UserError
 from demo_t2v.data.sprites import draw_clip, draw_pose
 from demo_t2v.data.table import read_rows
@@ -313,7 +313,7 @@ def write_sprite_dataset(
     make_folder(folder / "videos")
     captions = folder / "captions.csv"
     with (
-        written_whole(captions) as partial,
+        atomic_write(captions) as partial,
         partial.open("w", encoding="utf-8", newline="") as stream,
     ):
         table = csv.writer(stream)
@@ -328,7 +328,7 @@ def write_sprite_dataset(
                 np.random.default_rng([seed, number]), 8 if there else resolution, frames
             )
             if not there:
-                with written_whole(video) as unfinished:
+                with atomic_write(video) as unfinished:
                     write_video(clip.frames, unfinished, fps, "mp4")
             table.writerow([name, clip.caption])
             if on_clip:

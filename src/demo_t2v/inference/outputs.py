@@ -1,6 +1,6 @@
 """Output folders: what generated files are called, the manifest, and what is left to make.
 
-An output folder holds `<id>-<slug of prompt>-<repeat>.<format>` and `manifest.jsonl`, to which one
+An output folder has `<id>-<slug of prompt>-<repeat>.<format>` and `manifest.jsonl`, to which one
 JSON object a line is appended for each finished file. A video counts as finished when its file is
 there, is what the manifest's last line on it has the hash of, and was made from the same prompt,
 seed, model and settings. Then it is left alone. A file of the same name that was made otherwise is
@@ -54,7 +54,7 @@ def slug(text: str, length: int) -> str:
 
 
 def _short_hash(text: str) -> str:
-    """Sixteen hexadecimal digits that tell texts apart."""
+    """The first sixteen hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import numpy as np
@@ -28,13 +29,11 @@ from demo_t2v.core.devices import lacking, name_and_memory
 from demo_t2v.diffusion.schedulers import make_scheduler
 from demo_t2v.inference.background import Background
 from demo_t2v.inference.jobs import Failure, Job, Video, split_batches
+from demo_t2v.inference.prompt_embeds import encode_prompts, prompt_arguments
 
 if TYPE_CHECKING:
-    from demo_t2v.models.text import TextStates
+    from demo_t2v.inference.prompt_embeds import PromptEmbeds
     from demo_t2v.pipeline import DemoPipeline
-
-    PromptEmbeds = tuple[TextStates, TextStates | None]
-    """A prompt's `prompt_embeds` and `negative_prompt_embeds`, one row each."""
 
 PENDING: Final = 2
 """Batches that may wait to be decoded and written."""
@@ -201,7 +200,7 @@ class Runner:
 
         try:
             latents: Any = self.pipeline(
-                **self._prompts(jobs),
+                **prompt_arguments(jobs, self.config, self.prompt_embeds),
                 num_frames=self.config.num_frames,
                 height=self.config.height,
                 width=self.config.width,
@@ -220,23 +219,6 @@ class Runner:
                 on_progress(-counted)
             return DenoisedBatch(jobs, None, _survivable(error), 0.0)
         return DenoisedBatch(jobs, latents, None, time.monotonic() - started)
-
-    def _prompts(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The pipeline's arguments for the jobs' prompts: their texts, or their embeddings."""
-        config = self.config
-        if not self.prompt_embeds:
-            return {
-                "prompt": [job.prompt for job in jobs],
-                "motion_prompt": _motion_prompts(len(jobs), config),
-                "negative_prompt": config.negative_prompt,
-            }
-        positive, negative = zip(*(self.prompt_embeds[job.prompt] for job in jobs), strict=True)
-        join = type(positive[0]).join
-        negatives = [states for states in negative if states is not None]
-        return {
-            "prompt_embeds": reduce(join, positive),
-            "negative_prompt_embeds": reduce(join, negatives) if negatives else None,
-        }
 
     def _finish(self, done: DenoisedBatch, finish: Callable[[Video | Failure], R]) -> list[R]:
         """Decode a batch, and call `finish` with each of its videos and failures."""
@@ -267,7 +249,7 @@ class Runner:
         size = self.config.decode_chunk_size
         while True:
             try:
-                with torch.no_grad():  # which holds for one thread only
+                with torch.no_grad():  # per thread, and this may be another one
                     frames: NDArray[np.float32] = self.pipeline.decode(latents, size).cpu().numpy()
                 break
             except Exception as error:
@@ -298,32 +280,6 @@ def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> Demo
     return pipeline
 
 
-def encode_prompts(
-    pipeline: DemoPipeline, prompts: Iterable[str], config: InferenceConfig
-) -> dict[str, PromptEmbeds]:
-    """The embeddings of each prompt, on the CPU; `config` as it was completed by the model."""
-    assert config.guidance_scale is not None
-    negative = config.negative_prompt if config.guidance_scale > 1 else None
-    embeds: dict[str, PromptEmbeds] = {}
-    for batch in split_batches(list(dict.fromkeys(prompts)), config.batch_size):
-        states, negatives = pipeline.encode_prompt(
-            batch, _motion_prompts(len(batch), config), negative
-        )
-        for row, prompt in enumerate(batch):
-            one = partial(_row, row)
-            embeds[prompt] = states.map(one), None if negatives is None else negatives.map(one)
-    return embeds
-
-
-def _row(row: int, states: Tensor) -> Tensor:
-    """One prompt's states (1, L, D) of those of a batch (B, L, D)."""
-    return states[row : row + 1].cpu().clone()
-
-
-def _motion_prompts(count: int, config: InferenceConfig) -> list[str] | None:
-    return None if config.motion_prompt is None else [config.motion_prompt] * count
-
-
 def to_bytes(video: NDArray[np.float32]) -> NDArray[np.uint8]:
     """[0, 1] to [0, 255]. Raises ArithmeticError for numbers that are not finite."""
     if not np.isfinite(video).all():
@@ -340,7 +296,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt held."""
+    """Free the memory of a failed attempt."""
     gc.collect()
     free_device_memory()
 
@@ -351,8 +307,9 @@ def _survivable(error: Exception) -> Exception:
         raise problem from None
     if isinstance(error, _FATAL):
         raise error
-    # The traceback holds on to the batch's tensors.
-    return error.with_traceback(None) if out_of_memory(error) else error
+    # The traceback refers to the batch's tensors; a note has its text.
+    error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    return error.with_traceback(None)
 
 
 def _raise_failure(result: Video | Failure) -> Video:

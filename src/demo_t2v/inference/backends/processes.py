@@ -4,7 +4,7 @@ torchrun, accelerate and DeepSpeed start each process with RANK, WORLD_SIZE, MAS
 MASTER_PORT. torch's distributed store connects the processes, and no process group: each takes the
 number of the next batch from a shared counter when it has finished the one before. So a slow device
 takes fewer batches, and no process waits for another. Rank 0 decides what is to be made, and
-reports. A single process has plain counters.
+reports. A single process has a store of plain counters.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 from demo_t2v.core.devices import use_own
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.launch import world_size
 from demo_t2v.inference.jobs import Job
 from demo_t2v.inference.outputs import OutputFolder
-
-if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
 
 TIMEOUT: Final = 900.0
 """Seconds without any progress after which the other processes count as lost."""
@@ -53,104 +51,68 @@ class Counts:
     failed: int
 
 
-class Coordinator(Protocol):
-    """Divides the jobs of one command among its processes."""
+class Store(Protocol):
+    """What is needed of torch's distributed stores."""
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that decides and reports."""
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, which begins at 0; returns its value."""
 
-    def find_missing(
-        self, folder: OutputFolder, jobs: Sequence[Job], overwrite: bool
-    ) -> Sequence[Job]:
-        """The jobs that are to be done, in a folder that is ready for them."""
+    def set(self, key: str, value: str) -> None:
+        """Set a key to a text."""
 
-    def assign(self, count: int, lockstep: bool = False) -> Iterator[int | None]:
-        """Numbers below `count` that no other process takes; each when the one before is done.
+    def get(self, key: str) -> bytes | str:
+        """The text of a key that is set."""
 
-        `lockstep`: every process takes part in as many rounds as the others, for networks whose
-        weights are sharded; one that has no number left in the last round gets None.
-        """
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are set."""
 
-    def add_steps(self, steps: int) -> None:
-        """Count denoising steps of this process."""
-
-    def counts(self) -> Counts:
-        """The work of all processes until now."""
-
-    def record(self, kind: Outcome, entry: Mapping[str, Any]) -> None:
-        """Report a video of this process."""
-
-    def records(self, kind: Outcome) -> list[Mapping[str, Any]]:
-        """The reports of all processes, process by process."""
-
-    def finish(self) -> None:
-        """End this process's part."""
-
-    def wait(self, on_poll: Callable[[], None]) -> None:
-        """Wait in the main process until all have finished. Raises LostProcessError."""
-
-
-def join() -> Coordinator:
-    """Meet the other processes that the launcher started.
-
-    With several GPUs, the one of this process's number becomes torch's default.
-    """
-    return StoreCoordinator.join() if world_size() > 1 else SingleProcess()
-
-
-@dataclass
-class SingleProcess:
-    """The only process. Its steps are counted in one thread, its videos are reported in one."""
-
-    is_main: bool = True
-    steps: int = 0
-    entries: dict[Outcome, list[Mapping[str, Any]]] = field(
-        default_factory=lambda: {"made": [], "failed": []}
-    )
-
-    def find_missing(
-        self, folder: OutputFolder, jobs: Sequence[Job], overwrite: bool
-    ) -> Sequence[Job]:
-        missing = folder.missing(jobs, overwrite)
-        if missing:
-            folder.prepare()
-        return missing
-
-    def assign(self, count: int, lockstep: bool = False) -> Iterator[int | None]:  # noqa: ARG002
-        yield from range(count)
-
-    def add_steps(self, steps: int) -> None:
-        self.steps += steps
-
-    def counts(self) -> Counts:
-        return Counts(self.steps, len(self.entries["made"]), len(self.entries["failed"]))
-
-    def record(self, kind: Outcome, entry: Mapping[str, Any]) -> None:
-        self.entries[kind].append(entry)
-
-    def records(self, kind: Outcome) -> list[Mapping[str, Any]]:
-        return self.entries[kind]
-
-    def finish(self) -> None:
-        pass
-
-    def wait(self, on_poll: Callable[[], None]) -> None:
-        pass
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """Wait until all keys are set."""
 
 
 @dataclass(frozen=True)
-class StoreCoordinator:
-    """One of `world` processes that share a store."""
+class LocalStore:
+    """The store of a single process: counters and texts in its own memory."""
+
+    counters: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, key: str, amount: int) -> int:
+        with self.lock:  # two threads count and report
+            value = self.counters[key] = self.counters.get(key, 0) + amount
+        return value
+
+    def set(self, key: str, value: str) -> None:
+        self.texts[key] = value
+
+    def get(self, key: str) -> str:
+        return self.texts[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.texts for key in keys)
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """A single process sets its keys before it gets them."""
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """One of `world` processes, which divide the jobs of one command by a store they share."""
 
     store: Store
-    rank: int
-    world: int
+    rank: int = 0
+    world: int = 1
     timeout: float = TIMEOUT
 
     @classmethod
     def join(cls) -> Self:
-        """Meet the other processes at the launcher's address."""
+        """Meet the other processes that the launcher started.
+
+        With several GPUs, the one of this process's number becomes torch's default.
+        """
+        if world_size() == 1:
+            return cls(LocalStore())
         from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
         use_own()
@@ -161,12 +123,15 @@ class StoreCoordinator:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the process that decides and reports."""
         return self.rank == 0
 
     def find_missing(
         self, folder: OutputFolder, jobs: Sequence[Job], overwrite: bool
     ) -> Sequence[Job]:
-        """The jobs that rank 0 finds missing; checks that all processes were given the same.
+        """The jobs that rank 0 finds missing, in a folder that is ready for them.
+
+        Checks that all processes were given the same jobs.
 
         Raises what `folder.missing` and `folder.prepare` raise in rank 0 (elsewhere ProcessError),
         and ProcessError in a process that was given other jobs or does not see the folder.
@@ -203,7 +168,7 @@ class StoreCoordinator:
         self, folder: OutputFolder, missing: list[Job], numbers: list[int], requested: str
     ) -> Sequence[Job]:
         """Send the others what is missing, with a mark in the folder for them to find."""
-        mark = f".{uuid.uuid4().hex}.mark" if missing else ""
+        mark = f".{uuid.uuid4().hex}.mark" if missing and self.world > 1 else ""
         if mark:
             (folder.path / mark).touch()
         try:
@@ -218,6 +183,11 @@ class StoreCoordinator:
         return missing
 
     def assign(self, count: int, lockstep: bool = False) -> Iterator[int | None]:
+        """Numbers below `count` that no other process takes; each when the one before is done.
+
+        `lockstep`: every process takes part in as many rounds as the others, for networks whose
+        weights are sharded; one that has no number left in the last round gets None.
+        """
         if lockstep:
             for first in range(0, count, self.world):
                 yield first + self.rank if first + self.rank < count else None
@@ -226,17 +196,21 @@ class StoreCoordinator:
             yield number
 
     def add_steps(self, steps: int) -> None:
+        """Count denoising steps of this process."""
         self.store.add("steps", steps)
 
     def counts(self) -> Counts:
+        """The work of all processes until now."""
         return Counts(*(int(self.store.add(key, 0)) for key in ("steps", "made", "failed")))
 
     def record(self, kind: Outcome, entry: Mapping[str, Any]) -> None:
+        """Report a video of this process."""
         number = self.store.add(f"{kind}/{self.rank}", 1)
         self._set(f"{kind}/{self.rank}/{number}", entry)
         self.store.add(kind, 1)
 
     def records(self, kind: Outcome) -> list[Mapping[str, Any]]:
+        """The reports of all processes, process by process."""
         found = []
         for rank in range(self.world):
             number = 1
@@ -246,9 +220,11 @@ class StoreCoordinator:
         return found
 
     def finish(self) -> None:
+        """End this process's part."""
         self.store.add("finished", 1)
 
     def wait(self, on_poll: Callable[[], None]) -> None:
+        """Wait in rank 0 until all processes have finished. Raises LostProcessError."""
         counts, since = self.counts(), time.monotonic()
         while (finished := self.store.add("finished", 0)) < self.world:
             time.sleep(_POLL)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo_t2v.config import ConfigError
-from demo_t2v.core.atomic_io import make_folder, written_whole
+from demo_t2v.core.atomic_io import atomic_write, make_folder
 from demo_t2v.data.clips import CaptionedClip, ClipError
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.data.features import Encoder, needed_parts
@@ -123,7 +123,7 @@ def _encode(
         words = {"made_by": made_by[name]}
         if name == "tokens":
             words["captions"] = json.dumps(captions)
-        with written_whole(part_file(folder, number, name)) as partial:
+        with atomic_write(part_file(folder, number, name)) as partial:
             together = torch.stack(tensors) if tensors else torch.empty(0)
             save_file({name: together}, partial, metadata=words)
 

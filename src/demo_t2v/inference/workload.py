@@ -19,7 +19,8 @@ from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import settle
 from demo_t2v.core.launch import is_launched, world_size
-from demo_t2v.inference.backends.processes import Coordinator, Counts, Outcome, join
+from demo_t2v.inference.backends.deepspeed import shard_denoiser
+from demo_t2v.inference.backends.processes import Coordinator, Counts, Outcome
 from demo_t2v.inference.jobs import Failure, Job, Video, describe, split_batches
 from demo_t2v.inference.outputs import OutputFolder
 from demo_t2v.inference.storage import open_folder
@@ -58,7 +59,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Generation:
+class Workload:
     """The videos of one command, and the processes that make them."""
 
     model: ResolvedModel
@@ -83,14 +84,14 @@ class Generation:
             raise ConfigError(
                 f"out: {config.out}: several processes need a folder; or use engine=ray"
             )
-        coordinator = join()
+        coordinator = Coordinator.join()
         missing = coordinator.find_missing(folder, jobs, overwrite)
         return cls(model, config, folder, jobs, missing, coordinator)
 
     def run(self, observer: Observer) -> None:
         """Make this process's videos; in the first process, wait for the others' too.
 
-        Raises OSError where the folder takes no more, and whatever ends the whole run.
+        Raises OSError where the folder takes no more, and the errors that end a run.
         """
         if not self.missing:
             return
@@ -129,7 +130,6 @@ class Generation:
 
     def _load(self, observer: Observer) -> Runner:
         """The model as it fits into memory, and as DeepSpeed shards it where that is wanted."""
-        from demo_t2v.inference.backends.deepspeed import shard_denoiser
         from demo_t2v.inference.runner import Runner  # torch loads slowly
 
         plan, line = pick(self.model, self.config, len(self.missing))
