@@ -18,6 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -34,9 +35,10 @@ from demo_t2v.checkpoints.memory import pick
 from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.checkpoints.original.key_maps import modelscope_autoencoder
 from demo_t2v.checkpoints.original.openclip import clip_tokenizer
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
-from demo_t2v.inference.batches import decode, denoise, load_for
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 
@@ -90,28 +92,25 @@ def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
         decode_chunk_size=asked.decode,
         num_inference_steps=asked.steps,
     )
-    plan, words = pick(config, asked.batch)
-    config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk})
+    resolved = resolve(model)
+    plan, words = pick(resolved, config, asked.batch)
     jobs = make_jobs([("1", "a dog runs over a beach")], asked.batch, 0)
-    pipe, encoded = load_for(jobs, config, plan)
+    runner = Runner.load(resolved, config, plan, [job.prompt for job in jobs])
     cuda = torch.cuda.is_available()
     figures: dict[str, Any] = {"plan": words} if words else {}
     if asked.compile:
-        pipe.unet.compile()
+        runner.pipeline.unet.compile()
     if asked.warm_up:  # libraries choose their algorithms in the first steps, or it is compiled
         started = time.perf_counter()
-        denoise(
-            pipe,
-            jobs,
-            config.model_copy(update={"num_inference_steps": asked.warm_up}),
-            None,
-            encoded,
-        )
+        short = runner.config.model_copy(update={"num_inference_steps": asked.warm_up})
+        replace(runner, config=short).denoise(jobs)
         figures["seconds_to_warm_up"] = since(started)
     times: list[float] = []
     started = time.perf_counter()
-    latents = denoise(pipe, jobs, config, lambda _: times.append(since(started)), encoded)
-    frames = decode(pipe, latents, config)
+    done = runner.denoise(jobs, lambda _: times.append(since(started)))
+    if done.latents is None:
+        raise RuntimeError("the batch could not be denoised") from done.error
+    frames = runner.decode(done.latents)
     seconds = since(started)
     steps = [b - a for a, b in pairwise([0.0, *times])]
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # as Linux counts

@@ -19,24 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.distributed import HashStore
 
-from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.evaluation.sprites.prompts import list_prompts
-from demo_t2v.inference.backends.processes import Share
-from demo_t2v.inference.jobs import Job, make_jobs, read_prompts
+from demo_t2v.inference.jobs import Failure, Job, Video, make_jobs, read_prompts, split_batches
 from demo_t2v.inference.outputs import MANIFEST, OutputFolder
-from demo_t2v.inference.runner import AHEAD, Maker, make
+from demo_t2v.inference.runner import PENDING, Runner, to_bytes
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -52,19 +48,6 @@ WAYS = {
     ),
     "Ray, two actors": (ONE, ["--engine", "ray", "workers=2"]),
 }
-
-
-class Silent:
-    """Nobody watches."""
-
-    def refresh(self) -> None:
-        pass
-
-    def made(self, entry: Mapping[str, Any]) -> None:
-        pass
-
-    def failed(self, failure: Mapping[str, Any]) -> None:
-        raise RuntimeError(failure["reason"])
 
 
 def timed(words: list[str], out: Path, file: Path, steps: int, repeat: int, threads: int) -> float:
@@ -125,28 +108,38 @@ def compare_overlap(console: Console, scratch: Path, file: Path, steps: int, rou
     settings = {"fps": 8, "format": "mp4", "height": 64, "width": 64}
     folder = OutputFolder(scratch / "overlap", "sprites", settings)
     folder.prepare()
-    maker = Maker.load(jobs, config, Plan(config.decode_chunk_size), folder)
-    seconds: dict[int, list[float]] = {AHEAD: [], 0: []}
+    runner = Runner.load(resolve(config.model), config)
+
+    def save(result: Video | Failure) -> None:
+        assert isinstance(result, Video)
+        folder.save(result.job, result.frames, result.seconds)
+
+    batches = split_batches(jobs, config.batch_size)
+    seconds: dict[int, list[float]] = {PENDING: [], 0: []}
     for _ in range(rounds):
-        for ahead, taken in seconds.items():
+        for pending, taken in seconds.items():
             began = time.monotonic()
-            make(replace(maker, ahead=ahead), jobs, Share(HashStore()), Silent())
+            deque(replace(runner, max_pending=pending).run(batches, save), maxlen=0)
             taken.append(time.monotonic() - began)
-    ratios = [b / a for a, b in zip(seconds[AHEAD], seconds[0], strict=True)]
+    ratios = [b / a for a, b in zip(seconds[PENDING], seconds[0], strict=True)]
     shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     middle = statistics.median(ratios)
     console.print(f"overlap against one after another, {steps} steps: {shown}; median {middle:.2f}")
-    console.print(f"at most {most_of_overlap(maker, jobs[:8]):.2f}, were decoding for nothing")
+    console.print(
+        f"at most {most_of_overlap(runner, folder, jobs[:8]):.2f}, were decoding for nothing"
+    )
 
 
-def most_of_overlap(maker: Maker, jobs: list[Job]) -> float:
+def most_of_overlap(runner: Runner, folder: OutputFolder, jobs: list[Job]) -> float:
     """The time of both parts over the time of denoising, each part alone."""
     parts = [0.0, 0.0]
     for job in jobs:
         began = time.monotonic()
-        (done,) = maker.attempt([job], lambda _: None)
+        done = runner.denoise([job])
         denoised = time.monotonic()
-        maker.finish(done, maker.folder.save)
+        assert done.latents is not None
+        (video,) = runner.decode(done.latents)
+        folder.save(job, to_bytes(video), done.seconds)
         parts[0] += denoised - began
         parts[1] += time.monotonic() - denoised
     return sum(parts) / parts[0]

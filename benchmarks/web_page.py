@@ -29,11 +29,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
-from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import write_video
-from demo_t2v.inference.batches import generate, load_for
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
 
 PROMPTS = (
     "a balloon moves up in the sky",
@@ -100,15 +100,15 @@ def visit(browser: Browser, address: str, prompt: str) -> Visitor:
 
 
 def in_process(rounds: int) -> Iterator[float]:
-    """Seconds of `generate` and of writing its file, the first a warm-up that is not given."""
+    """Seconds of making a video and writing its file; a warm-up comes first, and is not given."""
     config = InferenceConfig()
-    pipeline, _ = load_for([], config, Plan(config.decode_chunk_size))
+    runner = Runner.load(resolve(config.model), config)
     jobs = make_jobs([("1", PROMPTS[0])], 1, 0)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
             started = time.perf_counter()
-            ((_, frames, _),) = generate(pipeline, jobs, config)
-            write_video(frames, Path(folder) / f"{number}.mp4", config.fps, "mp4")
+            (video,) = runner.videos(jobs)
+            write_video(video.frames, Path(folder) / f"{number}.mp4", config.fps, "mp4")
             if number:
                 yield time.perf_counter() - started
 

@@ -33,14 +33,14 @@ from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
-from demo_t2v.checkpoints.resolve import load_pipeline
+from demo_t2v.checkpoints.resolve import load_pipeline, resolve
 from demo_t2v.config import InferenceConfig
-from demo_t2v.core.atomic_io import written_whole
+from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.evaluation.sprites.classification import classify_video
 from demo_t2v.evaluation.sprites.prompts import list_prompts
-from demo_t2v.inference.batches import generate
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
 from demo_t2v.model_folder import init_arguments
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -70,7 +70,7 @@ def start(folder: Path) -> Path:
             learned = trained.unet.state_dict()
             unet.load_state_dict({name: learned[name] for name in unet.state_dict()})
             trained.register_modules(unet=unet)
-            with written_whole(folder) as partial:
+            with atomic_write(folder) as partial:
                 trained.save_pretrained(partial)
     return folder
 
@@ -132,18 +132,19 @@ def errors(pipe: DemoPipeline) -> dict[int, float]:
 
 def score(folder: Path) -> dict[str, object]:
     """How many videos of the four motions have what was asked for, trained and held-out pairs."""
-    pipe = load_pipeline(str(folder), "cpu")
+    settings = InferenceConfig(batch_size=16, model=str(folder), device="cpu")
+    runner = Runner.load(resolve(settings.model), settings)
     cases = [case for case in list_prompts() if case.motion in FOUR]
     jobs = make_jobs([(case.id, case.prompt) for case in cases], 1, 0)
     settings = InferenceConfig(batch_size=16, pretrained=str(folder), device="cpu")
     right = {"motion": 0, "content": 0, "both": 0}
-    for case, (_, frames, _) in zip(cases, generate(pipe, jobs, settings), strict=True):
-        found = classify_video(frames)
+    for case, video in zip(cases, runner.videos(jobs), strict=True):
+        found = classify_video(video.frames)
         motion, content = found.motion == case.motion, found.thing == case.thing
         right["motion"] += motion
         right["content"] += content
         right["both"] += motion and content
-    return {"right": right, "videos": len(cases), "errors": errors(pipe)}
+    return {"right": right, "videos": len(cases), "errors": errors(runner.pipeline)}
 
 
 def table(out: Path) -> Table:

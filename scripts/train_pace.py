@@ -24,7 +24,7 @@ import torch
 
 from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.config import ConfigError, load
-from demo_t2v.core.atomic_io import written_whole
+from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.training.config import AnyTraining, TrainConfig
 from demo_t2v.training.data.feature_cache import prepare
 from demo_t2v.training.tasks import make_task
@@ -63,7 +63,7 @@ def measure(config: TrainConfig, steps: int, unsaved: bool = False) -> dict[str,
 
 def write_json(file: Path, tree: Any) -> None:
     """Write a tree as JSON; the file appears whole or not at all."""
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 

@@ -33,7 +33,7 @@ from train_pace import measure, write_json
 
 from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.config import ConfigError, load
-from demo_t2v.core.atomic_io import written_whole
+from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.evaluation.sprites.prompts import HELD_OUT, TRAINED
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import AnyTraining, TrainConfig
@@ -263,7 +263,7 @@ def assemble(out: Path) -> Path:
         pipeline = DemoPipeline.from_pretrained(out / "demo" / "final", dtype=torch.float32)
         vae = AutoencoderKL.from_pretrained(out / "encoder" / "final" / "vae", dtype=torch.float32)
         pipeline.register_modules(vae=vae)
-        with written_whole(final) as partial:
+        with atomic_write(final) as partial:
             pipeline.save_pretrained(partial)
     return final
 

@@ -21,7 +21,8 @@ from demo_t2v.checkpoints.original.files import read_torch_file
 from demo_t2v.checkpoints.original.importer import convert
 from demo_t2v.checkpoints.original.key_maps import autoencoder_from_original, denoiser_to_original
 from demo_t2v.checkpoints.original.openclip import to_openclip
-from demo_t2v.checkpoints.resolve import ModelError, load_pipeline, read_defaults, resolve
+from demo_t2v.checkpoints.resolve import load_pipeline, read_defaults, resolve
+from demo_t2v.model_folder import ModelError
 from demo_t2v.models.text import penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -280,11 +281,12 @@ def test_a_published_file_is_a_model(
     demo: tuple[Path, Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with ThreadPoolExecutor() as two:  # as several processes of one launcher do
-        first, second = two.map(resolve, [str(demo[0] / "demo.pth")] * 2)
-    assert first == second
+    with ThreadPoolExecutor() as pool:  # as several processes of one launcher do
+        one, two = pool.map(resolve, [str(demo[0] / "demo.pth")] * 2)
+    assert one == two
+    first = one.folder
     made = (first / "model_index.json").stat().st_mtime_ns
-    assert resolve(str(demo[0])) == first
+    assert resolve(str(demo[0])).folder == first
     assert (first / "model_index.json").stat().st_mtime_ns == made
     options = ["--model", str(demo[0]), "--frames", "1", "--height", "64", "--width", "64"]
     options += ["--steps", "1", "--format", "png", "--out", str(tmp_path / "out")]

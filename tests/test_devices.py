@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import HashStore
 
 from demo_t2v.checkpoints.memory import plans
-from demo_t2v.checkpoints.resolve import ModelError, load_pipeline
+from demo_t2v.checkpoints.resolve import load_pipeline, resolve
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.core import devices
 from demo_t2v.core.devices import (
@@ -24,8 +23,8 @@ from demo_t2v.core.devices import (
     settle,
     trains_on_cpu,
 )
-from demo_t2v.inference.backends.processes import Share
-from demo_t2v.inference.backends.ray_data import make_on_ray
+from demo_t2v.inference.backends.ray_data import run_on_ray
+from demo_t2v.model_folder import ModelError
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process
@@ -144,7 +143,7 @@ def test_what_shares_the_memory_of_the_computer_offloads_nothing(
         assert [plan.offload for plan in plans(16, device)][-2:] == ["model", "sequential"]
     pretend("mps", 1)
     with pytest.raises(ModelError, match="needs a GPU with memory of its own; on mps use none"):
-        load_pipeline(str(tiny_folder), "mps", offload="model")
+        resolve(str(tiny_folder)).load("mps", offload="model")
 
 
 def test_names_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +207,7 @@ def test_what_mps_lacks(text: str, what: str) -> None:
     assert str(lacking(RuntimeError(text))) == f"device mps: {what}; {ways}"
 
 
-@pytest.mark.parametrize(("owner", "step"), [(DemoPipeline, "decode"), (DemoUNet, "forward")])
+@pytest.mark.parametrize(("owner", "step"), [(DemoPipeline, "decode_latents"), (DemoUNet, "forward")])
 def test_a_run_ends_where_an_operation_is_lacking(
     elsewhere: Any,
     tiny_folder: Path,
@@ -234,4 +233,4 @@ def test_a_run_ends_where_an_operation_is_lacking(
 def test_ray_numbers_the_devices_itself() -> None:
     config = InferenceConfig(device="cuda:1", engine="ray")
     with pytest.raises(ConfigError, match="device: ray gives each actor a GPU of its own"):
-        make_on_ray(None, [], config, Share(HashStore()), None)  # type: ignore[arg-type]
+        next(run_on_ray(None, [], config))  # type: ignore[arg-type]

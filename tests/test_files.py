@@ -9,32 +9,46 @@ import pytest
 
 from demo_t2v.core.atomic_io import (
     PathError,
+    atomic_write,
     beside,
     dangling,
     digest,
     make_folder,
     taken,
-    written_whole,
 )
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def stop_halfway() -> None:
-        with written_whole(tmp_path / "a") as partial:
+        with atomic_write(tmp_path / "a") as partial:
             partial.write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stop_halfway()
     assert list(tmp_path.iterdir()) == []
-    with written_whole(tmp_path / "a") as partial:
+    with atomic_write(tmp_path / "a") as partial:
         partial.write_text("whole")
         assert not (tmp_path / "a").exists()
     assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
 
 
+def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").mkdir()
+    (tmp_path / ".a.partial" / "left").touch()
+    with atomic_write(tmp_path / "a", new_folder=True) as partial:
+        assert list(partial.iterdir()) == []
+        (partial / "b").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+    with (
+        pytest.raises(PathError, match="a: is there already; give the name of a new folder"),
+        atomic_write(tmp_path / "a", new_folder=True),
+    ):
+        pytest.fail("the block runs")
+
+
 def test_a_folder_appears_whole_too(tmp_path: Path) -> None:
-    with written_whole(tmp_path / "a") as partial:
+    with atomic_write(tmp_path / "a") as partial:
         (partial / "b").mkdir(parents=True)
         (partial / "b" / "c").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

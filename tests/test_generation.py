@@ -15,8 +15,17 @@ from pyarrow import parquet
 from demo_t2v.checkpoints.original.importer import modelscope_scheduler
 from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.inference.batches import Step, encode, generate
-from demo_t2v.inference.jobs import PromptError, make_jobs, read_prompts, sample_seed
+from demo_t2v.inference.jobs import (
+    Failure,
+    PromptError,
+    Video,
+    make_jobs,
+    read_prompts,
+    sample_seed,
+    split_batches,
+)
+from demo_t2v.inference.prompt_embeds import encode_prompts
+from demo_t2v.inference.runner import CancelledError, Runner, Step
 
 ROOT = Path(__file__).parent.parent
 
@@ -255,20 +264,29 @@ def config() -> InferenceConfig:
     return InferenceConfig(ddim_timesteps=2, guide_scale=3.0, batch_size=2)
 
 
+def video_of(result: Video | Failure) -> Video:
+    assert isinstance(result, Video)
+    return result
+
+
 def test_videos_do_not_depend_on_their_batch(tiny_folder: Path, config: InferenceConfig) -> None:
     pipeline = load_pipeline(str(tiny_folder), "cpu")
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish"), ("c", "a fish")], repeat=1, seed=1)
     steps: list[int] = []
-    together = list(generate(pipeline, jobs, config, steps.append))
+    runner = Runner(pipeline, config)
+    together = list(runner.run(split_batches(jobs, 2), video_of, steps.append))
     assert steps == [2, 2, 1, 1]
-    assert [job for job, _, _ in together] == jobs
-    for job, frames, seconds in together:
+    assert [video.job for video in together] == jobs
+    for video in together:
+        frames = video.frames
         assert frames.shape == (4, 32, 32, 3)
         assert frames.dtype == np.uint8
-        assert seconds > 0
-        (alone,) = generate(pipeline, [job], config)
-        assert np.abs(alone[1].astype(int) - frames).max() <= 1
-    assert np.abs(together[1][1].astype(int) - together[2][1]).max() > 1  # their seeds differ
+        assert video.seconds > 0
+        (alone,) = runner.videos([video.job])
+        assert np.abs(alone.frames.astype(int) - frames).max() <= 1
+    assert (
+        np.abs(together[1].frames.astype(int) - together[2].frames).max() > 1
+    )  # their seeds differ
 
 
 def test_steps_are_counted_as_asked_for_where_the_scheduler_takes_more(
@@ -282,8 +300,8 @@ def test_steps_are_counted_as_asked_for_where_the_scheduler_takes_more(
     )  # a stride of 166: seven timesteps
     counted: list[int] = []
     seen: list[Step] = []
-    for _ in generate(pipeline, jobs, uneven, counted.append, watch=seen.append):
-        pass
+    runner = Runner(pipeline, uneven)
+    assert len(list(runner.run([jobs], video_of, counted.append, seen.append))) == 2
     assert [(step.number, step.total) for step in seen] == [(n, 7) for n in range(1, 8)]
     assert sum(counted) == 2 * 6
     assert set(counted) == {0, 2}
@@ -293,7 +311,7 @@ def test_sizes_are_checked_at_once(tiny_folder: Path, config: InferenceConfig) -
     pipeline = load_pipeline(str(tiny_folder), "cpu")
     wrong = config.model_copy(update={"height": 33, "width": 32})
     with pytest.raises(ConfigError, match="height 33: "):
-        generate(pipeline, [], wrong)
+        Runner(pipeline, wrong)
 
 
 def test_overflow_is_said_and_not_saved(tiny_folder: Path, config: InferenceConfig) -> None:
@@ -301,28 +319,29 @@ def test_overflow_is_said_and_not_saved(tiny_folder: Path, config: InferenceConf
     pipeline.unet.conv_out.bias.data.fill_(float("nan"))
     (job,) = make_jobs([("a", "a car")], repeat=1, seed=1)
     with pytest.raises(ArithmeticError, match="float32"):
-        list(generate(pipeline, [replace(job, id="b")], config))
+        list(Runner(pipeline, config).videos([replace(job, id="b")]))
 
 
-def test_a_watcher_sees_the_latents_and_can_end_the_work(
+def test_a_callback_gets_the_latents_and_can_end_the_run(
     tiny_folder: Path, config: InferenceConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = load_pipeline(str(tiny_folder), "cpu")
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish")], repeat=1, seed=1)
     seen: list[Step] = []
-    together = list(generate(pipeline, jobs, config, watch=seen.append))
+    runner = Runner(pipeline, config)
+    together = list(runner.videos(jobs, on_step=seen.append))
     assert [(step.number, step.total) for step in seen] == [(1, 2), (2, 2)]
     assert {step.latents.shape for step in seen} == {step.clean.shape for step in seen}
     assert seen[0].latents.shape == (2, 4, 4, 4, 4)
     decoded = pipeline.decode_latents(seen[-1].latents).detach().numpy()
-    assert np.abs(decoded[0] * 255 - together[0][1]).max() <= 1
-    monkeypatch.setattr(pipeline, "decode", lambda *_: pytest.fail("decoded"))
+    assert np.abs(decoded[0] * 255 - together[0].frames).max() <= 1
+    monkeypatch.setattr(pipeline, "decode_latents", lambda *_: pytest.fail("decoded"))
 
     def end(step: Step) -> None:
-        raise InterruptedError(step.number)
+        raise CancelledError(step.number)
 
-    with pytest.raises(InterruptedError, match="1"):
-        list(generate(pipeline, jobs, config, watch=end))
+    with pytest.raises(CancelledError, match="1"):
+        list(runner.videos(jobs, on_step=end))
 
 
 def test_motion_has_a_prompt_and_a_strength(tiny_folder: Path, config: InferenceConfig) -> None:
@@ -330,14 +349,14 @@ def test_motion_has_a_prompt_and_a_strength(tiny_folder: Path, config: Inference
     jobs = make_jobs([("a", "a car falls")], repeat=1, seed=1)
 
     def video(**settings: object) -> np.ndarray:
-        return next(generate(pipeline, jobs, config.model_copy(update=settings)))[1]
+        return next(Runner(pipeline, config.model_copy(update=settings)).videos(jobs)).frames
 
     plain = video()
     assert (video(motion_prompt="a car falls", motion_strength=1.0) == plain).all()
     assert (video(motion_prompt="it grows") != plain).any()
     assert (video(motion_strength=0.0) != plain).any()
     other = config.model_copy(update={"motion_prompt": "it grows"})
-    ((_, frames, _),) = generate(
-        pipeline, jobs, other, encoded=encode(pipeline, [jobs[0].prompt], other)
-    )
-    assert (frames != plain).any()  # encoded ahead, it is heard too
+    runner = Runner(pipeline, other)
+    runner.prompt_embeds = encode_prompts(pipeline, [jobs[0].prompt], runner.config)
+    (video,) = runner.videos(jobs)
+    assert (video.frames != plain).any()  # also where the prompts are encoded beforehand

@@ -14,11 +14,11 @@ import torch
 
 from demo_t2v.checkpoints.resolve import (
     ModelDefaults,
-    ModelError,
     load_pipeline,
     read_defaults,
     resolve,
 )
+from demo_t2v.model_folder import ModelError
 from demo_t2v.pipeline import DemoPipeline
 from helpers.damage import spoil
 from helpers.http_server import serve
@@ -30,7 +30,7 @@ NO_TEXT = json.dumps({
 
 
 def test_folders(tiny_folder: Path) -> None:
-    assert resolve(str(tiny_folder)) == tiny_folder
+    assert resolve(str(tiny_folder)).folder == tiny_folder
     assert read_defaults(tiny_folder).frames == 4
     assert read_defaults(tiny_folder).side == 32
 
@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("model_index.json", "{", "is not the JSON of a model"),
         ("model_index.json", '{"_class_name": "DemoPipeline"}', "no usable 'num_inference_steps'"),
         ("model_index.json", NO_TEXT, r"index\.json: negative_prompt should be a text, not 3"),
-        ("unet/config.json", None, "is missing; the folder is no whole model"),
+        ("unet/config.json", None, "is missing; the model folder is incomplete"),
         ("vae/config.json", "[]", "is not the JSON of a model"),
     ],
 )

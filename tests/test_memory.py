@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from demo_t2v.checkpoints.memory import (
     DENOISING,
     TEXT,
-    Part,
+    Network,
     Plan,
     Request,
     activation_bytes,
@@ -30,10 +30,11 @@ from demo_t2v.checkpoints.memory import (
     peak,
     pick,
     plans,
-    read_parts,
+    read_networks,
 )
-from demo_t2v.checkpoints.resolve import BUILT_IN, ModelError
+from demo_t2v.checkpoints.resolve import BUILT_IN, resolve
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.model_folder import ModelError
 from demo_t2v.models.text import penultimate_states
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -95,7 +96,7 @@ TEXT_SIZES = {
 }
 
 
-def parts_of(unet: dict[str, Any] = TINY, vae: dict[str, Any] = SPRITES_VAE) -> dict[str, Part]:
+def parts_of(unet: dict[str, Any] = TINY, vae: dict[str, Any] = SPRITES_VAE) -> dict[str, Network]:
     """Parts of no weights with real configurations."""
     with torch.device("meta"):
         configs = {
@@ -103,7 +104,7 @@ def parts_of(unet: dict[str, Any] = TINY, vae: dict[str, Any] = SPRITES_VAE) -> 
             "unet": dict(DemoUNet(**own(unet)).config),
             "vae": dict(AutoencoderKL(**own(vae)).config),
         }
-    return {name: Part(name, "", 0, 0, config) for name, config in configs.items()}
+    return {name: Network(name, "", 0, 0, config) for name, config in configs.items()}
 
 
 def factor(vae: dict[str, Any]) -> int:
@@ -201,17 +202,17 @@ def test_the_text_encoder_takes_what_is_estimated(rows: int) -> None:
 
 
 def test_parts_are_read_from_the_folder(tiny_folder: Path, tiny_pipeline: DemoPipeline) -> None:
-    parts = read_parts(tiny_folder)
+    parts = read_networks(tiny_folder)
     assert list(parts) == [*TEXT, *DENOISING]
     for name, part in parts.items():
         module = getattr(tiny_pipeline, name)
         assert part.kind == type(module).__name__
-        assert part.numbers == sum(weight.numel() for weight in module.parameters())
+        assert part.parameters == sum(weight.numel() for weight in module.parameters())
         assert part.largest == max(weight.numel() for weight in module.parameters())
 
 
 def test_the_base_model_has_no_motion_encoder() -> None:
-    assert list(read_parts(BUILT_IN["sprites-base"])) == ["content_encoder", "unet", "vae"]
+    assert list(read_networks(BUILT_IN["sprites-base"])) == ["content_encoder", "unet", "vae"]
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -227,21 +228,21 @@ def copy_of(folder: Path, to: Path) -> Path:
 def test_shards_count_together(tiny_folder: Path, tmp_path: Path) -> None:
     folder = copy_of(tiny_folder, tmp_path)
     with pytest.raises(ModelError, match=r"unet: has no \*\.safetensors"):
-        read_parts(folder)
+        read_networks(folder)
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(2)}, folder / "unet" / "x-1.safetensors")
     save_file({"c": torch.zeros(4, 6)}, folder / "unet" / "x-2.safetensors", {"format": "pt"})
-    part = read_parts(folder)["unet"]
-    assert (part.numbers, part.largest) == (3 * 5 + 2 + 4 * 6, 4 * 6)
+    part = read_networks(folder)["unet"]
+    assert (part.parameters, part.largest) == (3 * 5 + 2 + 4 * 6, 4 * 6)
     (folder / "unet" / "x-2.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
     with pytest.raises(ModelError, match="is not a safetensors file"):
-        read_parts(folder)
+        read_networks(folder)
 
 
 REQUEST = Request(batch=1, frames=16, height=256, width=256, guided=True, item=2)
 
 
 @pytest.fixture(scope="module")
-def published() -> dict[str, Part]:
+def published() -> dict[str, Network]:
     """The published sizes; the towers are OpenCLIP's, of 340 M numbers each."""
     tower = {
         "hidden_size": 1024,
@@ -250,23 +251,25 @@ def published() -> dict[str, Part]:
         "max_position_embeddings": 77,
     }
     parts = parts_of(unet=FULL, vae=STABLE_DIFFUSION)
-    text = {name: Part(name, "CLIPTextModel", 340_000_000, 49_408 * 1024, tower) for name in TEXT}
+    text = {
+        name: Network(name, "CLIPTextModel", 340_000_000, 49_408 * 1024, tower) for name in TEXT
+    }
     sizes = {"unet": (1_684_860_000, 2560 * 1280 * 9), "vae": (83_650_000, 512 * 512 * 9)}
     networks = {
-        name: replace(parts[name], numbers=numbers, largest=largest)
+        name: replace(parts[name], parameters=numbers, largest=largest)
         for name, (numbers, largest) in sizes.items()
     }
     return text | networks
 
 
-def test_a_slower_plan_never_takes_more(published: dict[str, Part]) -> None:
+def test_a_slower_plan_never_takes_more(published: dict[str, Network]) -> None:
     for device in ("cpu", "cuda"):
         peaks = [peak(published, REQUEST, plan, device) for plan in plans(16, device)]
         assert peaks == sorted(peaks, reverse=True)
         assert peaks[-1] < peaks[0]
 
 
-def test_more_of_anything_takes_more(published: dict[str, Part]) -> None:
+def test_more_of_anything_takes_more(published: dict[str, Network]) -> None:
     more = {"batch": 2, "frames": 32, "height": 512, "width": 512, "item": 4}
     for plan in plans(16, "cuda"):
         before = peak(published, REQUEST, plan, "cuda")
@@ -277,7 +280,7 @@ def test_more_of_anything_takes_more(published: dict[str, Part]) -> None:
     )
 
 
-def test_the_fastest_plan_that_fits_is_chosen(published: dict[str, Part]) -> None:
+def test_the_fastest_plan_that_fits_is_chosen(published: dict[str, Network]) -> None:
     order = list(plans(16, "cuda"))
     assert [plan.offload for plan in order[-2:]] == ["model", "sequential"]
     for plan in order:
@@ -295,7 +298,7 @@ def test_the_fastest_plan_that_fits_is_chosen(published: dict[str, Part]) -> Non
 
 def test_nothing_is_decoded_in_larger_chunks_than_asked() -> None:
     for asked in (1, 2, 4, 5, 16):
-        chunks = [plan.decode_chunk for plan in plans(asked, "cpu")]
+        chunks = [plan.decode_chunk_size for plan in plans(asked, "cpu")]
         assert chunks[0] == asked
         assert chunks == sorted(chunks, reverse=True)
         assert all(plan.offload == "none" for plan in plans(asked, "cpu"))
@@ -325,18 +328,19 @@ def test_sizes_that_are_none(text: object) -> None:
 
 def test_what_is_not_asked_for_is_not_picked(tiny_folder: Path) -> None:
     config = InferenceConfig(pretrained=str(tiny_folder), device="cpu", decoder_bs=7)
-    assert pick(config, 3) == (Plan(7), "")
+    model = resolve(str(tiny_folder))
+    assert pick(model, config, 3) == (Plan(7), "")
     both = config.model_copy(update={"max_memory": 10**9, "offload": "model"})
     with pytest.raises(ConfigError, match="leave offload out"):
-        pick(both, 3)
+        pick(model, both, 3)
 
 
 def test_no_more_videos_are_counted_than_there_are(tiny_folder: Path) -> None:
     """A batch may be larger than the list of prompts."""
     given = {"pretrained": str(tiny_folder), "device": "cpu", "resolution": (512, 512)}
     given |= {"batch_size": 64, "decoder_bs": 1, "max_memory": 10**9}
-    plan, line = pick(InferenceConfig(**given), 1)
+    plan, line = pick(resolve(str(tiny_folder)), InferenceConfig(**given), 1)
     assert plan == Plan(1)
     assert line.startswith("max_memory on cpu, float32: all parts in memory, 1 frame decoded")
     with pytest.raises(ModelError, match="64 videos of 4 frames, 512x512"):
-        pick(InferenceConfig(**given), 64)
+        pick(resolve(str(tiny_folder)), InferenceConfig(**given), 64)

@@ -16,10 +16,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from demo_t2v.checkpoints.memory import DENOISING, TEXT, Plan
-from demo_t2v.checkpoints.resolve import ModelError, load_pipeline
+from demo_t2v.checkpoints.resolve import load_pipeline, resolve
 from demo_t2v.config import InferenceConfig
-from demo_t2v.inference.batches import generate, load_for
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
+from demo_t2v.model_folder import ModelError
 from demo_t2v.models.text import TextStates
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process
@@ -88,28 +89,29 @@ def test_texts_that_do_not_go_together(tiny_pipeline: DemoPipeline) -> None:
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_dropped_text_encoders_change_no_bit(tiny_folder: Path, scale: float) -> None:
     config = InferenceConfig(
-        pretrained=str(tiny_folder),
+        model=str(tiny_folder),
         device="cpu",
-        ddim_timesteps=2,
-        guide_scale=scale,
+        num_inference_steps=2,
+        guidance_scale=scale,
         batch_size=2,
         negative_prompt="snow",
     )
     jobs = make_jobs([("a", "a car falls"), ("b", "a fish"), ("c", "a pear")], repeat=1, seed=1)
-    whole, nothing = load_for(jobs, config, Plan(16))
-    assert nothing == {}
-    lean, encoded = load_for(jobs, config, Plan(16, drop_text=True))
-    assert [getattr(lean, name) for name in TEXT] == [None, None]
-    first = list(generate(whole, jobs, config))
-    second = list(generate(lean, jobs, config, encoded=encoded))
-    assert [job for job, _, _ in second] == jobs
-    for (_, frames, _), (_, others, _) in zip(first, second, strict=True):
-        assert np.array_equal(frames, others)
+    model = resolve(str(tiny_folder))
+    complete = Runner.load(model, config)
+    assert complete.prompt_embeds == {}
+    prompts = [job.prompt for job in jobs]
+    lean = Runner.load(model, config, Plan(16, drop_text=True), prompts)
+    assert [getattr(lean.pipeline, name) for name in TEXT] == [None, None]
+    first, second = list(complete.videos(jobs)), list(lean.videos(jobs))
+    assert [video.job for video in second] == jobs
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one.frames, other.frames)
 
 
 def test_parts_are_left_out_and_the_rest_is_in_the_precision(tiny_folder: Path) -> None:
     for without, kept in ((TEXT, DENOISING), (DENOISING, TEXT)):
-        pipeline = load_pipeline(str(tiny_folder), "cpu", "bfloat16", without=without)
+        pipeline = resolve(str(tiny_folder)).load("cpu", "bfloat16", without=without)
         assert all(getattr(pipeline, name) is None for name in without)
         weights = [w for name in kept for w in getattr(pipeline, name).parameters()]
         assert {weight.dtype for weight in weights} == {torch.bfloat16}
@@ -218,7 +220,7 @@ def test_diffusers_own_loader_takes_the_file_as_a_custom_pipeline(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_nothing_is_offloaded_from_the_cpu(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="offload model: needs a GPU with memory of its own"):
-        load_pipeline(str(tiny_folder), "cpu", offload="model")
+        resolve(str(tiny_folder)).load("cpu", offload="model")
     words = ("generate", "a car", "--model", str(tiny_folder), "--device", "cpu", "--offload")
     done = in_process.run(tmp_path, *words, "sequential")
     assert_one_line(done, 2, "offload sequential: needs a GPU")

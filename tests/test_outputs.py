@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from demo_t2v.core.atomic_io import PathError
 from demo_t2v.data.video import VideoError, read_video
+from demo_t2v.inference.jobs import Job
 from demo_t2v.inference.outputs import (
     MANIFEST,
-    Job,
     OutputError,
     OutputFolder,
     file_name,

@@ -20,8 +20,8 @@ from torch.distributed import HashStore
 from demo_t2v.config import InferenceConfig
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.data.video import read_video
-from demo_t2v.inference.backends.processes import Share
-from demo_t2v.inference.backends.ray_data import from_anywhere
+from demo_t2v.inference.backends.processes import Coordinator
+from demo_t2v.inference.backends.ray_data import with_absolute_paths
 from demo_t2v.inference.outputs import MANIFEST
 from helpers import in_process
 from helpers.processes import children, command_line, descendants, needs_proc
@@ -199,12 +199,12 @@ def test_several_processes_write_no_bucket(place: Path, monkeypatch: pytest.Monk
 def test_a_process_that_ends_early_is_missed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one takes a batch and leaves without a word, as after an error."""
     store = HashStore()
-    other = Share(store, 1, 2)
+    other = Coordinator(store, 1, 2)
     store.set("ready/1", '""')
-    assert next(other.take(6)) == 0
-    other.leave()
+    assert next(other.assign(6)) == 0
+    other.finish()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(Share, "join", lambda: Share(store, 0, 2))
+    monkeypatch.setattr(Coordinator, "join", lambda: Coordinator(store, 0, 2))
     done = in_process.run(place, *asked("early"))
     assert done.returncode == 1
     assert len(manifest(place / "early")) == len(done.stdout.splitlines()) == 10
@@ -265,11 +265,11 @@ def test_an_actor_finds_what_was_named_from_here(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    config = from_anywhere(InferenceConfig(pretrained="model", lora="six.jsonl"))
+    config = with_absolute_paths(InferenceConfig(pretrained="model", lora="six.jsonl"))
     model = str((place / "model").resolve())
     assert (config.model, config.lora) == (model, f"{place}/six.jsonl")
     on_the_hub = InferenceConfig(pretrained="org/name", lora="org/other")
-    assert from_anywhere(on_the_hub) == on_the_hub
+    assert with_absolute_paths(on_the_hub) == on_the_hub
 
 
 @pytest.mark.slow

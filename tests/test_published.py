@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from demo_t2v.checkpoints.original.files import read_torch_file
-from demo_t2v.checkpoints.resolve import ModelError
+from demo_t2v.model_folder import ModelError
 
 STATE = {"out.2.weight": torch.arange(6.0).reshape(2, 3), "out.2.bias": torch.ones(2).half()}
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from demo_t2v.checkpoints.original.files import PublishedFiles
-from demo_t2v.checkpoints.resolve import ModelError, resolve
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.inference.backends.ray_data import from_anywhere
+from demo_t2v.inference.backends.ray_data import with_absolute_paths
+from demo_t2v.model_folder import ModelError
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import AnyTraining, find_models
 from helpers import in_process
@@ -60,7 +61,7 @@ def test_the_files_of_a_name(here: Path, name: str, files: tuple[str, ...]) -> N
     found = PublishedFiles.find(Path(name))
     assert found is not None
     assert [file.absolute() for file in found] == [here / file for file in files]
-    config = from_anywhere(InferenceConfig(pretrained=name))  # for an actor in another folder
+    config = with_absolute_paths(InferenceConfig(pretrained=name))  # for an actor in another folder
     assert config.model == ",".join(str(here / file) for file in files)
 
 
@@ -113,7 +114,7 @@ def test_a_training_step_makes_videos(here: Path) -> None:
     done = in_process.run(here, "generate", "a dog runs", *words, "--format", "png", "--out", "out")
     assert done.returncode == 0, done.stderr
     (first,) = (here / "out/1-a-dog-runs-0").glob("*.png")
-    words = ("--model", str(resolve(RUN)), *words[2:])
+    words = ("--model", str(resolve(RUN).folder), *words[2:])
     done = run(here, "generate", "a dog runs", *words, "--format", "png", "--out", "again")
     assert done.returncode == 0, done.stderr
     (second,) = (here / "again/1-a-dog-runs-0").glob("*.png")
@@ -123,10 +124,10 @@ def test_a_training_step_makes_videos(here: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_what_a_training_begins_from() -> None:
     """Both motion parts, and the image tower of the regularization loss."""
-    base = resolve("models/modelscopet2v", to_train=True)
-    assert resolve("models/modelscopet2v", to_train=True) == base
-    demo = resolve("models/demo", to_train=True)
-    plain = resolve("models/demo")
+    base = resolve("models/modelscopet2v", to_train=True).folder
+    assert resolve("models/modelscopet2v", to_train=True).folder == base
+    demo = resolve("models/demo", to_train=True).folder
+    plain = resolve("models/demo").folder
     assert len({base, demo, plain}) == 3
     for folder in (base, demo):
         assert DemoUNet.load_config(folder / "unet")["motion"] is True

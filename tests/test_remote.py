@@ -8,7 +8,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from demo_t2v.data.video import read_video
-from demo_t2v.inference.outputs import MANIFEST, Job, OutputError, OutputFolder
+from demo_t2v.inference.jobs import Job
+from demo_t2v.inference.outputs import MANIFEST, OutputError, OutputFolder
 from demo_t2v.inference.storage import RemoteFolder, open_folder
 
 SETTINGS = {"fps": 8, "format": "mp4", "height": 32, "width": 32, "dtype": "auto"}

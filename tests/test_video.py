@@ -17,6 +17,7 @@ from demo_t2v.data.video import (
     Format,
     Sampling,
     VideoError,
+    gif_bytes,
     read_video,
     sample_video,
     write_video,
@@ -149,6 +150,14 @@ def test_identical_frames_stay_all(tmp_path: Path, frames: NDArray[np.uint8]) ->
     for kind in ("mp4", "webm", "gif"):
         write_video(still, tmp_path / kind, fps=8, format=kind)  # type: ignore[arg-type]
         assert len(read_video(tmp_path / kind)[0]) == 9
+
+
+def test_gif_bytes_are_those_of_a_file(tmp_path: Path, frames: NDArray[np.uint8]) -> None:
+    write_video(frames, tmp_path / "a.gif", fps=8, format="gif")
+    assert gif_bytes(frames, 8) == (tmp_path / "a.gif").read_bytes()
+    with av.open(BytesIO(gif_bytes(frames, 7.5))) as container:
+        assert abs(float(container.streams.video[0].average_rate) - 7.5) < 0.2
+    assert gif_bytes(frames[:1], 90).startswith(b"GIF89a")
 
 
 def test_gif_plays_at_the_right_speed(tmp_path: Path, frames: NDArray[np.uint8]) -> None:

@@ -21,8 +21,8 @@ from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.data.video import read_video
-from demo_t2v.inference.batches import generate
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.web.attention_maps import recorded_steps
 from demo_t2v.web.generation import StepUpdate
@@ -125,8 +125,8 @@ def test_closing_stops_within_two_steps(
     monkeypatch.setattr(
         pipeline.scheduler, "step", lambda *a, **k: (steps.append(1), step(*a, **k))[1]
     )
-    decode = pipeline.decode
-    monkeypatch.setattr(pipeline, "decode", lambda *a: (decoded.append(1), decode(*a))[1])
+    decode = pipeline.decode_latents
+    monkeypatch.setattr(pipeline, "decode_latents", lambda *a: (decoded.append(1), decode(*a))[1])
     updates = session.generate(replace(REQUEST, steps=100))
     for _ in range(5):
         next(updates)
@@ -152,7 +152,8 @@ def test_comparing_shows_both_and_their_flow(
     (job,) = make_jobs([("1", REQUEST.prompt)], 1, REQUEST.seed)
     for number, strength in enumerate((0.0, 1.0)):
         config = REQUEST.config(session.config, strength)
-        ((_, alone, _),) = generate(pipeline, [job], config)
+        (video,) = Runner(pipeline, config).videos([job])
+        alone = video.frames
         assert np.abs(alone.astype(int) - frames(result, number)).mean() < 12  # but for the codec
     with Image.open(result.picture) as picture:
         assert picture.height > 2 * 150
@@ -203,7 +204,7 @@ def test_a_stop_after_the_last_step_leaves_no_files(
         assert stopped.wait(60)
         return torch.zeros(2, 4, 32, 32, 3)
 
-    monkeypatch.setattr(pipeline, "decode", decode)
+    monkeypatch.setattr(pipeline, "decode_latents", decode)
     updates = session.generate(REQUEST)
     next(updates)
     assert last.wait(60)

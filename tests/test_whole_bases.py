@@ -13,7 +13,7 @@ import pytest
 from diffusers import DDIMScheduler
 
 from demo_t2v.checkpoints.original.importer import convert
-from demo_t2v.checkpoints.resolve import ModelError
+from demo_t2v.model_folder import ModelError
 from demo_t2v.training.data.image_preprocessing import ImagePreprocessing
 from demo_t2v.training.tasks.denoiser import DenoiserTask
 from helpers.damage import spoil

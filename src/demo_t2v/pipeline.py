@@ -352,8 +352,6 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         video = rearrange(torch.cat(decoded), "(b f) c h w -> b f h w c", b=len(latents))
         return (video.float() / 2 + 0.5).clamp(0, 1)
 
-    decode = decode_latents
-
     def _postprocess(self, latents: Tensor, output_type: str, decode_chunk_size: int | None) -> Any:
         """The frames in the form of `output_type`."""
         if output_type == "latent":

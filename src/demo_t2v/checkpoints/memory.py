@@ -17,10 +17,10 @@ from typing import Any, Final, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from demo_t2v.checkpoints.resolve import ModelError, read_defaults, resolve
+from demo_t2v.checkpoints.resolve import ResolvedModel, read_defaults
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.core.devices import SHARED_MEMORY, settle
-from demo_t2v.model_folder import only_variant, weight_files
+from demo_t2v.model_folder import ModelError, only_variant, weight_files
 
 Offload = Literal["none", "model", "sequential"]
 
@@ -37,14 +37,18 @@ model grew by 2.2 bytes a byte, between 4 frames of 64x64 and four videos of 16 
 
 
 @dataclass(frozen=True)
-class Part:
-    """One network of a model: its class, its numbers, and those of its largest tensor."""
+class Network:
+    """One network of a model: its class, its parameters, and those of its largest tensor."""
 
     name: str
     kind: str
-    numbers: int
+    parameters: int
     largest: int
     config: Mapping[str, Any]
+
+
+Networks = Mapping[str, Network]
+"""A model's networks by their names in its folder."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +67,35 @@ class Request:
 class Plan:
     """One way to run: what is kept off the device, and how many frames are decoded at once."""
 
-    decode_chunk: int
+    decode_chunk_size: int
     drop_text: bool = False
     offload: Offload = "none"
 
     def __str__(self) -> str:
-        held = "all parts in memory"
+        way = "all parts in memory"
         if self.offload != "none":
-            held = f"{self.offload} offload"
+            way = f"{self.offload} offload"
         elif self.drop_text:
-            held = "text encoders dropped after encoding"
-        return f"{held}, {self.decode_chunk} frame{'s' * (self.decode_chunk != 1)} decoded at once"
+            way = "text encoders dropped after encoding"
+        frames = "1 frame" if self.decode_chunk_size == 1 else f"{self.decode_chunk_size} frames"
+        return f"{way}, {frames} decoded at once"
 
 
-def read_parts(folder: Path) -> dict[str, Part]:
+def read_networks(folder: Path) -> dict[str, Network]:
     """The networks of the model in `folder`, from the headers of its files. Raises ModelError."""
     read_defaults(folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     names = [name for name in (*TEXT, *DENOISING) if (index.get(name) or [None])[0] is not None]
-    return {name: _read_part(folder / name, index[name][1]) for name in names}
+    return {name: _read_network(folder / name, index[name][1]) for name in names}
 
 
-def plans(asked: int, device: str) -> Iterator[Plan]:
-    """Every plan for `asked` frames decoded at once, the fastest first.
+def plans(decode_chunk_size: int, device: str) -> Iterator[Plan]:
+    """Every plan for at most `decode_chunk_size` frames decoded at once, the fastest first.
 
     Where a device has the CPU's memory, there is nothing to offload to. On the CPU a plan also has
     no use for a lower precision: without instructions for it, it is far slower.
     """
-    chunks = [asked, *(chunk for chunk in (4, 1) if chunk < asked)]
+    chunks = [decode_chunk_size, *(size for size in (4, 1) if size < decode_chunk_size)]
     yield from map(Plan, chunks)
     yield Plan(chunks[-1], drop_text=True)
     if device.partition(":")[0] not in SHARED_MEMORY:
@@ -98,21 +103,24 @@ def plans(asked: int, device: str) -> Iterator[Plan]:
         yield Plan(chunks[-1], offload="sequential")
 
 
-def peak(parts: Mapping[str, Part], request: Request, plan: Plan, device: str) -> int:
+def peak(networks: Networks, request: Request, plan: Plan, device: str) -> int:
     """Bytes on the device at the worst moment of a run; on the CPU, of the process."""
     kind = "cpu" if device == "cpu" else "gpu"
-    weights = {name: part.numbers * request.item for name, part in parts.items()}
+    weights = {name: network.parameters * request.item for name, network in networks.items()}
     if plan.offload == "sequential":
-        weights = {name: part.largest * request.item for name, part in parts.items()}
-    states, active = conditioning_bytes(parts, request), activation_bytes(parts, request, plan)
+        weights = {name: network.largest * request.item for name, network in networks.items()}
+    states, active = (
+        conditioning_bytes(networks, request),
+        activation_bytes(networks, request, plan),
+    )
     needs = {
         name: int((active[name] + (states if name in DENOISING else 0)) * OVERHEAD[kind])
-        for name in parts
+        for name in networks
     }
     if plan.offload != "none":
-        total = max(weights[name] + needs[name] for name in parts)
+        total = max(weights[name] + needs[name] for name in networks)
     elif plan.drop_text:
-        groups = [[name for name in group if name in parts] for group in (TEXT, DENOISING)]
+        groups = [[name for name in group if name in networks] for group in (TEXT, DENOISING)]
         total = max(
             sum(weights[name] for name in group) + max(needs[name] for name in group)
             for group in groups
@@ -123,10 +131,15 @@ def peak(parts: Mapping[str, Part], request: Request, plan: Plan, device: str) -
 
 
 def choose(
-    parts: Mapping[str, Part], request: Request, asked: int, device: str, limit: int
+    networks: Networks,
+    request: Request,
+    decode_chunk_size: int,
+    device: str,
+    limit: int,
 ) -> tuple[Plan, int]:
     """The fastest plan whose peak is within `limit` bytes, and the peak. Raises ModelError."""
-    peaks = [(plan, peak(parts, request, plan, device)) for plan in plans(asked, device)]
+    every = plans(decode_chunk_size, device)
+    peaks = [(plan, peak(networks, request, plan, device)) for plan in every]
     for plan, need in peaks:
         if need <= limit:
             return plan, need
@@ -138,51 +151,54 @@ def choose(
     )
 
 
-def pick(config: InferenceConfig, videos: int) -> tuple[Plan, str]:
-    """How to make so many videos as `config` asks, and one line about it, empty if it did not.
+def pick(model: ResolvedModel, config: InferenceConfig, videos: int) -> tuple[Plan, str]:
+    """How to make so many videos with `config`, and one line about it where `max_memory` is set.
 
-    Raises ModelError where nothing fits, ConfigError where offloading was asked for too.
+    Raises ModelError where nothing fits, ConfigError where `offload` is set too.
     """
     if config.max_memory is None:
         return Plan(config.decode_chunk_size, offload=config.offload), ""
     if config.offload != "none":
         raise ConfigError("max_memory: picks the offload by itself; leave offload out")
     device, dtype = settle(config.device, config.dtype)
-    parts, request = read_parts(resolve(config.model)), requested(config, videos)
-    plan, need = choose(parts, request, config.decode_chunk_size, device, config.max_memory)
+    networks, request = read_networks(model.folder), requested(model, config, videos)
+    plan, need = choose(networks, request, config.decode_chunk_size, device, config.max_memory)
     line = f"{plan}: about {show(need)} of {show(config.max_memory)}"
     return plan, f"max_memory on {device}, {dtype}: {line}"
 
 
-def requested(config: InferenceConfig, videos: int) -> Request:
-    """What `config` makes at once of so many videos; the model's own values where it has none."""
-    defaults = read_defaults(resolve(config.model))
-    guidance = defaults.guidance if config.guidance_scale is None else config.guidance_scale
+def requested(model: ResolvedModel, config: InferenceConfig, videos: int) -> Request:
+    """What one batch of so many videos is; the model's own values where `config` has none."""
+    complete = model.defaults.complete(config)
+    assert complete.num_frames
+    assert complete.height
+    assert complete.width
+    assert complete.guidance_scale is not None
     return Request(
-        batch=min(config.batch_size, videos),
-        frames=config.num_frames or defaults.frames,
-        height=config.height or defaults.side,
-        width=config.width or defaults.side,
-        guided=guidance > 1,
+        batch=min(complete.batch_size, videos),
+        frames=complete.num_frames,
+        height=complete.height,
+        width=complete.width,
+        guided=complete.guidance_scale > 1,
         item=ITEM_BYTES[settle(config.device, config.dtype)[1]],
     )
 
 
-def activation_bytes(parts: Mapping[str, Part], request: Request, plan: Plan) -> dict[str, int]:
+def activation_bytes(networks: Networks, request: Request, plan: Plan) -> dict[str, int]:
     """What each network adds to its weights while it runs."""
     pixels = request.height * request.width
     active = {}
     for name in TEXT:
-        if name in parts:
-            config = parts[name].config
+        if name in networks:
+            config = networks[name].config
             width, layers = config["hidden_size"], config["num_hidden_layers"]
             per_token = (layers + 6) * width + 3 * config["intermediate_size"]
             active[name] = _rows(request) * config["max_position_embeddings"] * per_token
-    unet, vae = (parts[name].config for name in DENOISING)
+    unet, vae = (networks[name].config for name in DENOISING)
     positions = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
     active["unet"] = _rows(request) * request.frames * positions * _denoiser_width(unet)
     first, second = _first_two(vae)
-    chunk = min(plan.decode_chunk, request.batch * request.frames)
+    chunk = min(plan.decode_chunk_size, request.batch * request.frames)
     active["vae"] = chunk * pixels * (4 * first + second + 1)
     sizes = {name: count * request.item for name, count in active.items()}
     # The finished frames: in the network's precision twice, in float32 twice.
@@ -190,9 +206,9 @@ def activation_bytes(parts: Mapping[str, Part], request: Request, plan: Plan) ->
     return sizes
 
 
-def conditioning_bytes(parts: Mapping[str, Part], request: Request) -> int:
+def conditioning_bytes(networks: Networks, request: Request) -> int:
     """The keys and values of the prompts, which stay for all steps."""
-    config = parts["unet"].config
+    config = networks["unet"].config
     depth, levels = config["layers_per_block"], config["block_out_channels"]
     widths = sum(
         (2 * depth + 1) * width
@@ -200,7 +216,7 @@ def conditioning_bytes(parts: Mapping[str, Part], request: Request) -> int:
         if attention
     )
     listeners = 2 if config["motion"] else 1
-    tokens = parts["content_encoder"].config["max_position_embeddings"]
+    tokens = networks["content_encoder"].config["max_position_embeddings"]
     return int(_rows(request) * tokens * 2 * listeners * (widths + levels[-1]) * request.item)
 
 
@@ -232,13 +248,13 @@ def _first_two(config: Mapping[str, Any]) -> tuple[int, int]:
     return widths[0], widths[min(1, len(widths) - 1)]
 
 
-def _read_part(folder: Path, kind: str) -> Part:
+def _read_network(folder: Path, kind: str) -> Network:
     files = weight_files(folder, only_variant(folder.parent))
     sizes = [size for file in files if file.suffix == ".safetensors" for size in _tensors(file)]
     if not sizes:
         raise ModelError(f"{folder}: has no *.safetensors, from which its size could be read")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Part(folder.name, kind, sum(sizes), max(sizes), config)
+    return Network(folder.name, kind, sum(sizes), max(sizes), config)
 
 
 def _tensors(file: Path) -> Iterator[int]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Self
 
-from demo_t2v.core.atomic_io import dangling, reason, taken
+from demo_t2v.checkpoints.fingerprint import MODEL_FILES, cache, fingerprint
+from demo_t2v.checkpoints.readers import PUBLISHED, read_object
+from demo_t2v.config import InferenceConfig, load
+from demo_t2v.core.atomic_io import dangling, taken
 from demo_t2v.core.devices import SHARED_MEMORY, check, settle
-from demo_t2v.model_folder import ModelError as ModelError
-from demo_t2v.model_folder import class_name, only_variant, weight_files
-from demo_t2v.model_folder import first_line as first_line
+from demo_t2v.model_folder import ModelError, class_name, first_line, only_variant, weight_files
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from demo_t2v.pipeline import DemoPipeline
 
 _ASSETS: Final = Path(__file__).parent.parent / "assets" / "sprites"
@@ -27,17 +26,15 @@ BUILT_IN: Final[Mapping[str, Path]] = {
     "sprites": _ASSETS / "model",
     "sprites-base": _ASSETS / "base",  # the base denoiser that DEMO is compared with
 }
-PUBLISHED: Final = ("ali-vilab/modelscope-damo-text-to-video-synthesis", "Ryan-PR/DEMO")
 HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _CONVERSION: Final = 2  # raised where the same published files become another folder
-_FILES: Final = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What a model makes when it is told nothing else; sizes in pixels."""
+    """What a model makes by default; sizes in pixels."""
 
     steps: int
     guidance: float
@@ -45,16 +42,97 @@ class ModelDefaults:
     frames: int
     side: int
 
+    @classmethod
+    def of(cls, pipeline: DemoPipeline) -> Self:
+        """The defaults of a loaded model, which are those of its folder."""
+        return cls(
+            steps=pipeline.config.num_inference_steps,
+            guidance=pipeline.config.guidance_scale,
+            negative_prompt=pipeline.config.negative_prompt,
+            frames=pipeline.unet.config.sample_frames,
+            side=pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
+        )
 
-def resolve(name: str, to_train: bool = False) -> Path:
-    """The folder of a model: built in (`sprites`), a folder, or a hub repository (downloaded).
+    def complete(self, config: InferenceConfig) -> InferenceConfig:
+        """The configuration with these values where it has none."""
+        own = {
+            "height": self.side,
+            "width": self.side,
+            "num_frames": self.frames,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "negative_prompt": self.negative_prompt,
+        }
+        missing = {key: value for key, value in own.items() if getattr(config, key) is None}
+        complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | missing)
+        return complete
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model's name and the folder that it leads to; what is in the folder is read once."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def defaults(self) -> ModelDefaults:
+        """What the model makes by default. Raises ModelError."""
+        return read_defaults(self.folder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that identify the model's files. Raises ModelError."""
+        return fingerprint(self.folder)
+
+    def load(
+        self,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        *,
+        offload: Literal["none", "model", "sequential"] = "none",
+        without: Sequence[str] = (),
+    ) -> DemoPipeline:
+        """Load the model, ready to be called, in the precision that it runs in.
+
+        `device` and `dtype` as of `devices.settle`. `offload` keeps networks or single layers in
+        the CPU's memory until a GPU needs them; `without` names components to leave out. Raises
+        ModelError, DeviceError.
+        """
+        read_defaults(self.folder)
+        device, precision = settle(device, dtype)
+        import torch
+
+        if offload != "none":
+            _check_offload(offload, device)
+        check(device, precision)
+        quieten_libraries()
+        _check_safetensors(self.folder, without)
+        pipeline = _from_pretrained(self.folder, precision, without)
+        pipeline.set_progress_bar_config(disable=True)
+        # By number: of a bare kind, diffusers would take the first device for every process.
+        if offload == "none":
+            pipeline.to(device)
+        elif offload == "model":
+            pipeline.enable_model_cpu_offload(device=torch.device(device))
+        else:
+            pipeline.enable_sequential_cpu_offload(device=torch.device(device))
+        return pipeline
+
+
+def resolve(name: str, to_train: bool = False) -> ResolvedModel:
+    """Find a model: built in (`sprites`), a folder, or a hub repository (downloaded).
 
     A folder with the published `.pth` files, the denoiser's file of such a one, a list of files
     with commas (`PublishedFiles.find`) and the published repositories' names are good too: they
     are converted, once, into a folder below `cache()`. `to_train` makes it one that DEMO's training
     can begin from: with motion transformers, and with CLIP's image tower. Raises ModelError when
-    there is no such model, ConnectionError when the hub does not answer.
+    there is no such model, ConnectionError when the hub cannot be reached.
     """
+    return ResolvedModel(name, _find(name, to_train))
+
+
+def _find(name: str, to_train: bool) -> Path:
     folder = BUILT_IN.get(name, Path(name))
     if name and (folder / "model_index.json").is_file():
         return folder
@@ -69,18 +147,13 @@ def resolve(name: str, to_train: bool = False) -> Path:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name is of published files, in place or downloaded."""
-    place, suffix = Path(name), Path(name).suffix
+    """Whether a name is of published files: on this machine, or on the hub."""
+    path, suffix = Path(name), Path(name).suffix
     if suffix == ".pth" or (suffix == ".bin" and "," in name):
         return True
-    if name and place.is_dir():
-        return any(any(place.glob(pattern)) for pattern in ("*.pth", "*/*.pth"))
+    if name and path.is_dir():
+        return any(any(path.glob(pattern)) for pattern in ("*.pth", "*/*.pth"))
     return name in PUBLISHED
-
-
-def cache() -> Path:
-    """Where converted models are kept: `demo-t2v` below `$XDG_CACHE_HOME` or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demo-t2v"
 
 
 def _converted(name: str, to_train: bool) -> Path:
@@ -111,7 +184,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             f"{name}: is neither a folder here nor a repository on the hub that you may read"
@@ -129,10 +202,10 @@ def _download(name: str) -> Path:
 
 def read_defaults(folder: Path) -> ModelDefaults:
     """What the model in `folder` was made for, without loading it. Raises ModelError."""
-    index = _read_json(folder / "model_index.json")
+    index = read_object(folder / "model_index.json")
     if (found := class_name(index)) != "DemoPipeline":
         raise ModelError(f"{folder}: holds a {found}; a DemoPipeline is needed")
-    unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (read_object(folder / part / "config.json") for part in ("unet", "vae"))
     try:
         return ModelDefaults(
             steps=int(index["num_inference_steps"]),
@@ -151,60 +224,39 @@ def read_negative_prompt(folder: Path) -> str:
     Raises ModelError.
     """
     file = folder / "model_index.json"
-    prompt = _read_json(file).get("negative_prompt", "")
+    prompt = read_object(file).get("negative_prompt", "")
     if not isinstance(prompt, str):
         raise ModelError(f"{file}: negative_prompt should be a text, not {prompt!r}")
     return prompt
 
 
-def fingerprint(folder: Path) -> str:
-    """Sixteen hexadecimal digits that tell a model's files from any other's. Raises ModelError."""
-    whole = hashlib.sha256()
-    files = sorted(file for pattern in _FILES for file in folder.glob(pattern))
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise ModelError(f"{file}: cannot be read ({reason(error, file)})") from None
-        whole.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
-    return whole.hexdigest()[:16]
+def load_pipeline(name: str, device: str = "auto", dtype: Dtype = "auto") -> DemoPipeline:
+    """`resolve(name).load(device, dtype)`, with the errors of both."""
+    return resolve(name).load(device, dtype)
 
 
-def load_pipeline(
-    name: str,
-    device: str = "auto",
-    dtype: Dtype = "auto",
-    *,
-    offload: Literal["none", "model", "sequential"] = "none",
-    without: Sequence[str] = (),
-) -> DemoPipeline:
-    """Load a model, ready to be called, in the precision that it runs in.
+def _check_offload(offload: str, device: str) -> None:
+    """Raise ModelError where nothing can be offloaded."""
+    from diffusers.utils import is_accelerate_available
 
-    `device` and `dtype` as of `devices.settle`. `offload` keeps whole networks or each layer in the
-    CPU's memory until a GPU needs them; `without` names parts to leave out. Raises ModelError,
-    DeviceError, ConnectionError.
-    """
-    folder = resolve(name)
-    read_defaults(folder)
-    device, precision = settle(device, dtype)
+    kind = device.partition(":")[0]
+    if kind in SHARED_MEMORY:
+        raise ModelError(
+            f"offload {offload}: needs a GPU with memory of its own; on {kind} use none"
+        )
+    if not is_accelerate_available():
+        raise ModelError(f"offload {offload}: needs accelerate; run `pip install accelerate`")
+
+
+def _from_pretrained(folder: Path, precision: str, without: Sequence[str]) -> DemoPipeline:
+    """The pipeline on the CPU. Raises ModelError."""
     import torch
     from diffusers.utils import is_accelerate_available
 
     from demo_t2v.pipeline import DemoPipeline
 
-    kind = device.partition(":")[0]
-    if offload != "none" and kind in SHARED_MEMORY:
-        raise ModelError(
-            f"offload {offload}: needs a GPU with memory of its own; on {kind} use none"
-        )
-    if offload != "none" and not is_accelerate_available():
-        raise ModelError(f"offload {offload}: needs accelerate; run `pip install accelerate`")
-    check(device, precision)
-    quieten_libraries()
-    _check_safetensors(folder, without)
     try:
-        pipeline = DemoPipeline.from_pretrained(
+        pipeline: DemoPipeline = DemoPipeline.from_pretrained(
             folder,
             dtype=getattr(torch, precision),
             low_cpu_mem_usage=is_accelerate_available(),
@@ -214,20 +266,11 @@ def load_pipeline(
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded ({first_line(error)})") from error
-    pipeline.set_progress_bar_config(disable=True)
-    # By number: of a bare kind, diffusers would take the first device for every process.
-    if offload == "none":
-        pipeline.to(device)
-    elif offload == "model":
-        pipeline.enable_model_cpu_offload(device=torch.device(device))
-    else:
-        pipeline.enable_sequential_cpu_offload(device=torch.device(device))
-    loaded: DemoPipeline = pipeline
-    return loaded
+    return pipeline
 
 
 def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
-    """Raise ModelError for weights that only pickle has, which no fingerprint would tell apart."""
+    """Raise ModelError for weights in pickle files, which no fingerprint covers."""
     variant = only_variant(folder)
     for part in (part for part in folder.glob("*/") if part.name not in without):
         files = weight_files(part, variant)
@@ -245,27 +288,3 @@ def quieten_libraries() -> None:
 
     quieten_diffusers()
     quieten_transformers()  # type: ignore[no-untyped-call]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{file}: is missing; the folder is no whole model") from None
-    except (ValueError, RecursionError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise ModelError(f"{file}: is not the JSON of a model")
-    return tree
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors by name, mapped into memory. Raises ModelError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: cannot be read ({first_line(error)})") from None
-    return tensors

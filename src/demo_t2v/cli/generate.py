@@ -9,31 +9,27 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from demo_t2v.checkpoints.memory import pick
-from demo_t2v.checkpoints.resolve import fingerprint, read_defaults, resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
-from demo_t2v.config import ConfigError, InferenceConfig, load
-from demo_t2v.config.inference import video_settings
-from demo_t2v.core.atomic_io import digest
-from demo_t2v.core.devices import settle
-from demo_t2v.core.launch import is_launched, world_size
-from demo_t2v.inference.backends.processes import Share
+from demo_t2v.config import InferenceConfig, load
+from demo_t2v.core.launch import world_size
+from demo_t2v.inference.backends.processes import Counts
 from demo_t2v.inference.jobs import (
     STANDARD_INPUT,
+    Job,
     PromptError,
     check_prompt,
+    describe,
     make_jobs,
     read_prompts,
 )
-from demo_t2v.inference.outputs import Job, OutputFolder
-from demo_t2v.inference.storage import open_folder
+from demo_t2v.inference.workload import Summary, Workload
 
 _OVERRIDE: Final = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.ASCII | re.DOTALL)
 _FILE_OPTIONS: Final = dict.fromkeys(
@@ -72,57 +68,62 @@ def generate(
         prompts = options.get("infer_dataset.csv_path")
         if text is not None and prompts is not None:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
-        asked = load(InferenceConfig, config, overrides, options)
-        _generate(_jobs(text, asked), _complete(asked), overwrite, as_json)
+        settings = load(InferenceConfig, config, overrides, options)
+        work = Workload.prepare(settings, _jobs(text, settings), overwrite)
+        videos, steps = len(work.missing), work.config.num_inference_steps or 1
+        title = f"{videos} video{'s' * (videos != 1)}"
+        try:
+            # Libraries print to stdout, which is for the report.
+            with redirect_stdout(sys.stderr), progress(title, videos * steps) as bar:
+                work.run(_Display(bar, as_json, videos, steps))
+        finally:
+            if work.coordinator.is_main:
+                summary = work.summary()
+                _report(settings.model, summary, as_json)
+        if work.coordinator.is_main and summary.problem:
+            leave(summary.problem, 1)
 
 
 @dataclass
-class _Watch:
-    """What this process says on stderr of the work of all: a bar, or with `--json` events."""
+class _Display:
+    """Shows the work on stderr: by a bar, or with `--json` by events."""
 
-    share: Share
     bar: Bar
     as_json: bool
     videos: int
     steps: int
+    """Of each video."""
     began: float = field(default_factory=time.monotonic)
-    said: float = 0.0
+    last_event: float = 0.0
 
-    def refresh(self) -> None:
-        if not self.share.main:
-            return
-        steps, made = self.share.count(), self.share.number("made")
-        failed, now = self.share.number("failed"), time.monotonic()
-        rate = 60 * steps / self.steps / (now - self.began)
-        note = f"{made} of {self.videos}, {rate:.1f} a minute"
-        self.bar.reach(steps, note + f", {failed} failed" * bool(failed))
-        if self.as_json and now - self.said > 1:
-            self.said = now
-            left = (self.videos - steps / self.steps) / rate * 60 if rate else None
-            known = {"made": made, "failed": failed, "videos": self.videos}
+    def message(self, line: str) -> None:
+        self.bar.say(line)
+
+    def progress(self, counts: Counts) -> None:
+        now = time.monotonic()
+        rate = 60 * counts.steps / self.steps / (now - self.began)
+        note = f"{counts.made} of {self.videos}, {rate:.1f} a minute"
+        self.bar.reach(counts.steps, note + f", {counts.failed} failed" * bool(counts.failed))
+        if self.as_json and now - self.last_event > 1:
+            self.last_event = now
+            left = (self.videos - counts.steps / self.steps) / rate * 60 if rate else None
+            known = {"made": counts.made, "failed": counts.failed, "videos": self.videos}
             rounded = None if left is None else round(max(left, 0), 1)
             _event("progress", known | {"per_minute": round(rate, 2), "seconds_left": rounded})
 
     def made(self, entry: Mapping[str, Any]) -> None:
         if self.as_json:
             _event("made", entry)
-        self.refresh()
 
     def failed(self, failure: Mapping[str, Any]) -> None:
         if self.as_json:
             _event("failed", failure)
         else:
-            self.bar.say(f"{_name(failure)}: {failure['reason']}")
-        self.refresh()
+            self.bar.say(f"{describe(failure)}: {failure['reason']}")
 
 
 def _event(name: str, figures: Mapping[str, Any]) -> None:
     print(json.dumps({"event": name, **figures}), file=sys.stderr, flush=True)
-
-
-def _name(job: Mapping[str, Any]) -> str:
-    """A job as a person finds it in the list: id, repeat, and the prompt's beginning."""
-    return f"id {job['id']!r}, repeat {job['repeat']} ({job['prompt'][:60]!r})"
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:
@@ -158,111 +159,15 @@ def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
     return make_jobs(prompts, source.repeat_times, config.seed)
 
 
-def _complete(config: InferenceConfig) -> InferenceConfig:
-    """The configuration with the model's own values where none are given."""
-    defaults = read_defaults(resolve(config.model))
-    own = {
-        "height": defaults.side,
-        "width": defaults.side,
-        "num_frames": defaults.frames,
-        "num_inference_steps": defaults.steps,
-        "guidance_scale": defaults.guidance,
-        "negative_prompt": defaults.negative_prompt,
-    }
-    missing = {key: value for key, value in own.items() if getattr(config, key) is None}
-    complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | missing)
-    return complete
-
-
-def _generate(jobs: list[Job], config: InferenceConfig, overwrite: bool, as_json: bool) -> None:
-    """Make what is missing of the jobs, or this process's share of it, and report on all."""
-    settings = _shaping(config)
-    model_hash = fingerprint(resolve(config.model))
-    folder = open_folder(config.out, config.model, settings, model_hash)
-    if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
-        raise ConfigError(f"out: {config.out}: several processes need a folder; or use engine=ray")
-    share = Share.join() if world_size() > 1 else None
-    missing = share.agree(folder, jobs, overwrite) if share else folder.missing(jobs, overwrite)
-    if not missing:
-        if not share or share.main:
-            _report(config.model, [], len(jobs), 0, as_json)
-        return
-    if not share:
-        folder.prepare()
-        share = Share.join()
-    try:
-        _make(folder, missing, config, share, as_json)
-    finally:
-        if share.main:
-            order = {folder.file(job).name: number for number, job in enumerate(jobs)}
-            made = sorted(share.reports("made"), key=lambda entry: order[entry["file"]])
-            videos = [
-                {name: entry[name] for name in ("id", "prompt", "repeat", "seed")}
-                | {"file": folder.shown(folder.path / entry["file"]), "seconds": entry["seconds"]}
-                for entry in made
-            ]
-            lost = len(missing) - len(videos)
-            _report(config.model, videos, len(jobs) - len(missing), lost, as_json)
-    if share.main and lost:
-        if failed := share.reports("failed"):
-            leave(f"{len(failed)} of {len(missing)} videos failed, first {_name(failed[0])}", 1)
-        leave(f"{lost} of {len(missing)} videos were not made: another process ended early", 1)
-
-
-def _shaping(config: InferenceConfig) -> dict[str, Any]:
-    """What shapes the videos, for the manifest. Raises lora.LoraError."""
-    settings = video_settings(config)
-    if config.lora is None:
-        return settings
-    from demo_t2v.lora import adapter_file  # diffusers loads slowly
-
-    return settings | {"lora_hash": digest(adapter_file(config.lora))[:16]}
-
-
-def _make(
-    folder: OutputFolder, jobs: list[Job], config: InferenceConfig, share: Share, as_json: bool
-) -> None:
-    """Make this process's share of the jobs; in the first process, wait for the others' too."""
-    steps = config.num_inference_steps or 1
-    name = f"{len(jobs)} video{'s' * (len(jobs) != 1)}"
-    # Whatever a library prints, stdout is for the report alone.
-    with redirect_stdout(sys.stderr), progress(name, len(jobs) * steps) as bar:
-        watch = _Watch(share, bar, as_json, len(jobs), steps)
-        try:
-            if config.engine == "ray":
-                from demo_t2v.inference.backends.ray_data import make_on_ray
-
-                make_on_ray(folder, jobs, config, share, watch)
-            else:
-                from demo_t2v.inference.runner import Maker, make
-
-                plan, line = pick(config, len(jobs))
-                for told in filter(None, (line, _without_gpu(config))):
-                    if share.main:
-                        bar.say(told)
-                make(Maker.load(jobs, config, plan, folder), jobs, share, watch)
-        finally:
-            share.leave()
-        if share.main:
-            share.wait(watch.refresh)
-
-
-def _without_gpu(config: InferenceConfig) -> str:
-    """What to say where a launcher for GPUs finds none."""
-    on_cpu = config.device == "auto" and settle(config.device, config.dtype)[0] == "cpu"
-    return "no GPU here: the videos are made on the CPU" if on_cpu and is_launched() else ""
-
-
-def _report(
-    model: str, videos: list[dict[str, Any]], skipped: int, failed: int, as_json: bool
-) -> None:
-    """What a run did."""
+def _report(model: str, summary: Summary, as_json: bool) -> None:
+    """Print what a run did."""
     if as_json:
-        report = {"model": model, "videos": videos, "skipped": skipped, "failed": failed}
-        typer.echo(json.dumps(report))
+        report = asdict(summary)
+        del report["problem"]
+        typer.echo(json.dumps({"model": model, **report}))
         return
-    for video in videos:
+    for video in summary.videos:
         typer.echo(video["file"])
-    if not failed:
-        there = f", {skipped} were there already" if skipped else ""
-        typer.echo(f"{len(videos)} made{there}", err=True)
+    if not summary.failed:
+        there = f", {summary.skipped} were there already" if summary.skipped else ""
+        typer.echo(f"{len(summary.videos)} made{there}", err=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from demo_t2v.checkpoints.memory import peak, plans, read_parts, requested, show
-from demo_t2v.checkpoints.resolve import resolve
+from demo_t2v.checkpoints.memory import peak, plans, read_networks, requested, show
+from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
@@ -24,21 +24,23 @@ def info(
 ) -> None:
     """What a model is made of, and the memory that a video takes; nothing is loaded."""
     with one_line_errors():
-        report = _report(load(InferenceConfig, None, (), options))
+        config: InferenceConfig = load(InferenceConfig, None, (), options)
+        model = resolve(config.model)
+        report = _report(model, config)
         if as_json:
             typer.echo(json.dumps(report))
         else:
             _print(report)
 
 
-def _report(config: InferenceConfig) -> dict[str, Any]:
+def _report(model: ResolvedModel, config: InferenceConfig) -> dict[str, Any]:
     """The figures: sizes in bytes."""
-    parts = read_parts(resolve(config.model))
-    request = requested(config, config.batch_size)
+    networks = read_networks(model.folder)
+    request = requested(model, config, config.batch_size)
     device, dtype = settle(config.device, config.dtype)
     name, memory = name_and_memory(device)
     peaks = [
-        (plan, peak(parts, request, plan, device))
+        (plan, peak(networks, request, plan, device))
         for plan in plans(config.decode_chunk_size, device)
     ]
     return {
@@ -48,10 +50,10 @@ def _report(config: InferenceConfig) -> dict[str, Any]:
             {
                 "name": p.name,
                 "class": p.kind,
-                "parameters": p.numbers,
-                "bytes": p.numbers * request.item,
+                "parameters": p.parameters,
+                "bytes": p.parameters * request.item,
             }
-            for p in parts.values()
+            for p in networks.values()
         ],
         "device": {"kind": device, "name": name, "bytes": memory},
         "video": {

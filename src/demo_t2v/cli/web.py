@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from demo_t2v.checkpoints.resolve import read_defaults, resolve
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import ConfigError, InferenceConfig, load
@@ -36,7 +36,7 @@ def web(
         config: InferenceConfig = load(InferenceConfig, None, (), options)
         login = None if auth is None else _login(auth)
         # Downloads come before the slow imports, and use the proxies of the environment.
-        read_defaults(resolve(config.model))
+        _ = resolve(config.model).defaults
         if config.lora:
             from demo_t2v.lora import adapter_file
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is on the disk for certain."""
+"""Files and folders that appear complete or not at all, and are on the disk for certain."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def taken(path: Path) -> bool:
 
 
 @contextmanager
-def beside(path: Path, mine: str = "") -> Iterator[Path]:
-    """A temporary name beside `path`; nothing of it is left at the end, whatever happens.
+def beside(path: Path, suffix: str = "") -> Iterator[Path]:
+    """A temporary name beside `path`; what is left of it at the end is deleted.
 
-    What a process that was killed left under it is cleared away first. `mine` becomes part of the
-    name, to keep processes apart that may write `path` at once.
+    What a killed process left under this name is deleted first. `suffix` becomes part of the name,
+    to keep processes apart that may write `path` at once.
     """
-    partial = path.with_name(f".{path.name}{mine}.partial")
+    partial = path.with_name(f".{path.name}{suffix}.partial")
     _remove(partial)
     try:
         yield partial
@@ -60,33 +60,23 @@ def beside(path: Path, mine: str = "") -> Iterator[Path]:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; a file or folder that is there when the block ends well is
-    synced and becomes `path`. Raises OSError.
+def atomic_write(path: Path, *, new_folder: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path`, which becomes `path` when the block ends well.
 
-    Several processes may write `path` at once, and the last one's stays.
+    The block makes a file or a folder of that name; it is synced first. Several processes may write
+    `path` at once, and the last one's stays. With `new_folder` the temporary folder is there
+    already, one process alone may write it, and nothing is ever replaced. Raises OSError, and
+    PathError where `path` of a new folder is taken.
     """
-    with beside(path, f".{os.getpid()}") as partial:
+    if new_folder and taken(path):
+        raise PathError(f"{path}: is there already; give the name of a new folder")
+    with beside(path, "" if new_folder else f".{os.getpid()}") as partial:
+        if new_folder:
+            partial.mkdir(parents=True)
         yield partial
         sync_all(partial)
-        partial.replace(path)
+        (partial.rename if new_folder else partial.replace)(path)
     sync(path.parent)
-
-
-@contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that is synced and called `folder` at the end, if all went well.
-
-    Raises PathError if there is something of that name.
-    """
-    if taken(folder):
-        raise PathError(f"{folder}: is there already; give the name of a new folder")
-    with beside(folder) as partial:
-        partial.mkdir(parents=True)
-        yield partial
-        sync_all(partial)
-        partial.rename(folder)
-    sync(folder.parent)
 
 
 def sync_all(path: Path) -> None:
@@ -108,12 +98,12 @@ def sync(path: Path) -> None:
 
 def digest(path: Path) -> str:
     """The SHA-256 of a file, or of a folder's files, one after another by name; in hexadecimal."""
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         with file.open("rb") as stream:
             while part := stream.read(1 << 20):
-                whole.update(part)
-    return whole.hexdigest()
+                combined.update(part)
+    return combined.hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.core.atomic_io import make_folder, written_whole
+from demo_t2v.core.atomic_io import atomic_write, make_folder
 from demo_t2v.data.captions import ClipError as ClipError
 from demo_t2v.data.captions import TextList, find_video, read_captions
 from demo_t2v.data.sprites import draw_clip, draw_pose
@@ -227,7 +227,7 @@ def write_sprite_dataset(
     make_folder(folder / "videos")
     captions = folder / "captions.csv"
     with (
-        written_whole(captions) as partial,
+        atomic_write(captions) as partial,
         partial.open("w", encoding="utf-8", newline="") as stream,
     ):
         table = csv.writer(stream)
@@ -242,7 +242,7 @@ def write_sprite_dataset(
                 np.random.default_rng([seed, number]), 8 if exists else resolution, frames
             )
             if not exists:
-                with written_whole(video) as unfinished:
+                with atomic_write(video) as unfinished:
                     write_video(clip.frames, unfinished, fps, "mp4")
             table.writerow([name, clip.caption])
             if on_clip:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from demo_t2v.core.atomic_io import make_folder, taken, written_whole
+from demo_t2v.core.atomic_io import atomic_write, make_folder, taken
 from demo_t2v.data.clips import BadVideos, CaptionedClip, ClipError, VideoClips
 from demo_t2v.data.video import Sampling, VideoError, sample_video
 
@@ -44,7 +44,7 @@ def write_shards(clips: VideoClips, folder: Path, *, megabytes: float = 64, seed
         raise ClipError(f"{folder}: is there already; name a new folder, or delete it")
     make_folder(folder.parent)
     written = 0
-    with written_whole(folder) as partial:
+    with atomic_write(folder) as partial:
         partial.mkdir()
         for shard, samples in enumerate(_shards(clips, seed, int(megabytes * 1e6))):
             with tarfile.open(partial / f"{shard:05d}.tar", "w") as tar:

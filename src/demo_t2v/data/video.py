@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -51,9 +52,32 @@ def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format)
         for index, frame in enumerate(frames):
             Image.fromarray(frame).save(file / f"{index:04d}.png")
         return
+    _encode(frames, local_name(file), fps, format)
+    # FFmpeg may lose an error that comes while a file is being closed, as on a full disk.
+    written = _count_packets(file)
+    if written != len(frames):
+        lost = f"only {written} of {len(frames)} frames were written; is the disk full?"
+        raise OSError(errno.EIO, lost, str(file))
+
+
+def gif_bytes(frames: NDArray[np.uint8], fps: float) -> bytes:
+    """RGB frames, uint8 (F, H, W, 3), as a GIF that loops, of at most 50 frames a second."""
+    stream = io.BytesIO()
+    rate = Fraction(min(fps, _MAX_GIF_FPS)).limit_denominator(1000)
+    _encode(frames, stream, rate, "gif")
+    return stream.getvalue()
+
+
+def _encode(
+    frames: NDArray[np.uint8],
+    target: str | BinaryIO,
+    fps: int | Fraction,
+    format: str,  # noqa: A002
+) -> None:
+    """Write the frames by FFmpeg to a file, or to an open stream."""
     codec, pixels, options = _CODECS[format]
     muxing = {"mp4": {"movflags": "+faststart"}, "webm": {"fflags": "+bitexact"}}.get(format, {})
-    with av.open(local_name(file), "w", format=format, options=muxing) as container:
+    with av.open(target, "w", format=format, options=muxing) as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
@@ -66,11 +90,6 @@ def write_video(frames: NDArray[np.uint8], file: Path, fps: int, format: Format)
         for picture in pictures:
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-    # FFmpeg may not report an error that occurs on closing a file, such as a full disk.
-    written = _count_packets(file)
-    if written != len(frames):
-        message = f"only {written} of {len(frames)} frames were written; is the disk full?"
-        raise OSError(errno.EIO, message, str(file))
 
 
 def check_format(format: str, fps: int, height: int, width: int) -> None:  # noqa: A002
@@ -187,10 +206,10 @@ def _square(
     return turned
 
 
-def _timed(frames: NDArray[np.uint8], fps: int) -> Iterator[av.VideoFrame]:
+def _timed(frames: NDArray[np.uint8], fps: int | Fraction) -> Iterator[av.VideoFrame]:
     for index, frame in enumerate(frames):
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture.pts, picture.time_base = index, Fraction(1, fps)
+        picture.pts, picture.time_base = index, 1 / Fraction(fps)
         yield picture
 
 
@@ -207,7 +226,7 @@ def _as_bt709(pictures: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iter
 
 
 def _with_palette(
-    pictures: Iterator[av.VideoFrame], frames: NDArray[np.uint8], fps: int
+    pictures: Iterator[av.VideoFrame], frames: NDArray[np.uint8], fps: int | Fraction
 ) -> Iterator[av.VideoFrame]:
     """The pictures in the best 256 colours for the clip, dithered."""
     height, width = frames.shape[1:3]
@@ -216,7 +235,7 @@ def _with_palette(
         width=width,
         height=height,
         format=av.VideoFormat("rgb24", width, height),
-        time_base=Fraction(1, fps),
+        time_base=1 / Fraction(fps),
     )
     split, sink = graph.add("split"), graph.add("buffersink")
     palette = graph.add("palettegen", "reserve_transparent=0")

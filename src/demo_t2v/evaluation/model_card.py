@@ -16,8 +16,9 @@ from typing import Any, Final
 import yaml
 from PIL import Image
 
-from demo_t2v.checkpoints.memory import read_parts
-from demo_t2v.checkpoints.resolve import HUB_ID, fingerprint, read_defaults
+from demo_t2v.checkpoints.fingerprint import fingerprint
+from demo_t2v.checkpoints.memory import read_networks
+from demo_t2v.checkpoints.resolve import HUB_ID, read_defaults
 from demo_t2v.config import load
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.frame_grids import contact_sheet
@@ -174,7 +175,7 @@ def _sections(
 
 def _description(folder: Path) -> Iterator[str]:
     """The model's defaults and components, from its files."""
-    defaults, components = read_defaults(folder), read_parts(folder)
+    defaults, components = read_defaults(folder), read_networks(folder)
     method = _METHOD if "motion_encoder" in components else f"the base network of {_METHOD}"
     negative = escape(defaults.negative_prompt)
     negative = f" and the negative prompt “{negative}”" if negative else ""
@@ -187,7 +188,7 @@ def _description(folder: Path) -> Iterator[str]:
         "| component | class | parameters | file size |",
         "|---|---|---:|---:|",
         *(
-            f"| `{name}` | {found.kind} | {found.numbers:,} | {_mebibytes(folder / name)} |"
+            f"| `{name}` | {found.kind} | {found.parameters:,} | {_mebibytes(folder / name)} |"
             for name, found in components.items()
         ),
     ])  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter
 
-from demo_t2v.core.atomic_io import PathError, make_folder, reason, written_whole
+from demo_t2v.core.atomic_io import PathError, atomic_write, make_folder, reason
 from demo_t2v.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def check_writable(file: Path) -> None:
 
 def save_report(report: Report, file: Path) -> None:
     """Write the report as JSON, atomically. Raises OSError."""
-    with written_whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n", "utf-8")
 
 

@@ -1,4 +1,4 @@
-"""From a file of prompts to jobs: one video each, with a seed of its own."""
+"""Prompts from files, and jobs: one video each, with a seed of its own."""
 
 from __future__ import annotations
 
@@ -8,26 +8,77 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from demo_t2v.core.atomic_io import reason
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.launch import rank
 from demo_t2v.data.table import parse_rows
-from demo_t2v.inference.outputs import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LONGEST: Final = 10_000
-"""Characters in a prompt; CLIP's text encoder hears 77 tokens of it, some 300 characters."""
+"""Characters in a prompt; CLIP's text encoder reads 77 tokens of it, some 300 characters."""
 STANDARD_INPUT: Final = Path("-")
 
-Written = TypeVar("Written")
+Cells = TypeVar("Cells")
+Item = TypeVar("Item")
 _log = logging.getLogger(__name__)
 
 
 class PromptError(UserError):
     """Prompts that cannot be used; the message is one line that names file, row and column."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to be made. `repeat` counts from 0; `seed` is this sample's own."""
+
+    id: str
+    prompt: str
+    repeat: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """A finished video: RGB frames (F, H, W, 3).
+
+    `seconds` are those of its batch, divided by the number of videos.
+    """
+
+    job: Job
+    frames: NDArray[np.uint8]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that cannot be done, and why."""
+
+    job: Job
+    error: Exception
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The job's fields and the `reason`, as one line of text."""
+        reason = " ".join(str(self.error).split()) or type(self.error).__name__
+        return {**asdict(self.job), "reason": reason}
+
+
+def describe(job: Mapping[str, Any]) -> str:
+    """A job for a person, who has the list: id, repeat, and the prompt's beginning."""
+    return f"id {job['id']!r}, repeat {job['repeat']} ({job['prompt'][:60]!r})"
+
+
+def split_batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """The items in batches of `size`; the last batch has the rest."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def read_prompts(file: Path) -> list[tuple[str, str]]:
@@ -137,8 +188,8 @@ def _text(cell: Any, where: str, column: str) -> str:
 
 
 def _filled(
-    rows: Iterable[tuple[str, Written]], blank: Callable[[Written], bool]
-) -> Iterator[tuple[str, Written]]:
+    rows: Iterable[tuple[str, Cells]], blank: Callable[[Cells], bool]
+) -> Iterator[tuple[str, Cells]]:
     """The rows without blank ones at the end. Raises PromptError for one between others."""
     first = ""
     for where, row in rows:

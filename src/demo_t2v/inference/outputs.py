@@ -1,6 +1,6 @@
 """Output folders: what generated files are called, the manifest, and what is left to make.
 
-An output folder holds `<id>-<slug of prompt>-<repeat>.<format>` and `manifest.jsonl`, to which one
+An output folder has `<id>-<slug of prompt>-<repeat>.<format>` and `manifest.jsonl`, to which one
 JSON object a line is appended for each finished file. A video counts as finished when its file is
 there, is what the manifest's last line on it has the hash of, and was made from the same prompt,
 seed, model and settings. Then it is left alone. A file of the same name that was made otherwise is
@@ -19,9 +19,9 @@ import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from demo_t2v.config import InferenceConfig, canonical_keys
 from demo_t2v.core.atomic_io import beside, digest, make_folder, sync, sync_all
 from demo_t2v.core.errors import UserError
+from demo_t2v.inference.jobs import Job
 
 MANIFEST: Final = "manifest.jsonl"
 _ID_LENGTH: Final = 40
@@ -36,17 +37,7 @@ _SLUG_LENGTH: Final = 60
 
 
 class OutputError(UserError):
-    """An output folder that cannot take what is asked for; one line for a person."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One video to be made. `repeat` counts from 0; `seed` is this sample's own."""
-
-    id: str
-    prompt: str
-    repeat: int
-    seed: int
+    """An output folder that cannot take the videos; one line for a person."""
 
 
 def slug(text: str, length: int) -> str:
@@ -63,7 +54,7 @@ def slug(text: str, length: int) -> str:
 
 
 def _short_hash(text: str) -> str:
-    """Sixteen hexadecimal digits that tell texts apart."""
+    """The first sixteen hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -78,7 +69,7 @@ class OutputFolder:
     """One folder of videos made by one model with one set of settings.
 
     `settings` is what shapes the videos, JSON values only: `fps`, `format`, `height` and
-    `width` in pixels and whatever else the maker names. A `dtype` of "auto" asks for nothing.
+    `width` in pixels and any others. A `dtype` of "auto" fits every precision.
     `model_hash` tells a model's weights from others of the same name.
     """
 
@@ -87,8 +78,12 @@ class OutputFolder:
     settings: Mapping[str, Any]
     model_hash: str = ""
 
+    def with_settings(self, **settings: Any) -> Self:
+        """The same folder, for videos whose settings differ in these."""
+        return replace(self, settings={**self.settings, **settings})
+
     def file(self, job: Job) -> Path:
-        """Where the job's video is, or will be."""
+        """The path of the job's video."""
         return self.path / file_name(job, self.settings["format"])
 
     def missing(self, jobs: Sequence[Job], overwrite: bool = False) -> list[Job]:
@@ -116,10 +111,10 @@ class OutputFolder:
             return False
         facts: dict[str, Any] = {"prompt": job.prompt, "seed": job.seed}
         facts |= {"model": self.model, "model_hash": self.model_hash}
-        for asked, made in ((facts, entry), (self.settings, _settings(entry))):
-            for key, value in asked.items():
-                unasked = (key, value) == ("dtype", "auto") or _same_files(key, asked, made)
-                if made.get(key) != value and not unasked:
+        for requested, made in ((facts, entry), (self.settings, _settings(entry))):
+            for key, value in requested.items():
+                free = (key, value) == ("dtype", "auto") or _same_files(key, requested, made)
+                if made.get(key) != value and not free:
                     raise OutputError(
                         f"{self.shown(file)}: is there already, made with {key} "
                         f"{made.get(key)!r:.60}, not {value!r:.60}: give --overwrite, or another "
@@ -128,7 +123,7 @@ class OutputFolder:
         return self._digest(file) == entry.get("sha256")
 
     def shown(self, file: Path) -> str:
-        """Where a video is, for a person or a script."""
+        """The location of a video, for a person or a script."""
         return str(file)
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -161,7 +156,7 @@ class OutputFolder:
     ) -> dict[str, Any]:
         """Write the job's video, (F, H, W, 3), and its manifest line, which is returned.
 
-        The file appears by rename once it is whole and on the disk. Raises OSError.
+        The file appears by rename once it is complete and on the disk. Raises OSError.
         """
         entry = self.write(job, frames, seconds, device)
         self.record(entry)
@@ -170,7 +165,7 @@ class OutputFolder:
     def write(
         self, job: Job, frames: NDArray[np.uint8], seconds: float, device: str
     ) -> dict[str, Any]:
-        """`save` without the manifest: the line that it is to get."""
+        """Write the job's video alone; returns its manifest line."""
         from demo_t2v.data.video import write_video
 
         file = self.file(job)
@@ -231,9 +226,9 @@ def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return canonical_keys(settings, InferenceConfig)[0]
 
 
-def _same_files(key: str, asked: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
+def _same_files(key: str, requested: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
     """Whether a model or an adapter is the same under another name, as `mine` and `mine/`."""
-    known = asked.get(f"{key}_hash")
+    known = requested.get(f"{key}_hash")
     return bool(known) and made.get(f"{key}_hash") == known
 
 

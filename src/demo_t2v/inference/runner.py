@@ -1,246 +1,292 @@
-"""Making all jobs of a list, and losing none: batches, halved where they fail, saved meanwhile.
+"""Videos from jobs: the one way that the command line, the page and the evaluation make them.
 
-Decoding and writing are done in a thread, while the next batch is denoised. A batch that does not
-fit into memory, or in which something fails, is made again in halves, so that in the end one video
-is all that a bad prompt costs.
+Batches are denoised one after another. A thread decodes and writes a batch while the next one is
+denoised. A batch that fails is made again in halves, so that a bad prompt, or memory that is
+short, costs one video at most.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demo_t2v.checkpoints.memory import Plan
-from demo_t2v.config import InferenceConfig
+from demo_t2v.checkpoints.memory import DENOISING, TEXT, Plan
+from demo_t2v.checkpoints.resolve import ModelDefaults, ResolvedModel
+from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.core.devices import free_memory as free_device_memory
 from demo_t2v.core.devices import lacking, name_and_memory
-from demo_t2v.inference.backends.deepspeed import spread
-from demo_t2v.inference.backends.processes import Share
-from demo_t2v.inference.batches import (
-    check_size,
-    cut,
-    decode,
-    denoise,
-    load_for,
-    to_bytes,
-)
-from demo_t2v.inference.outputs import Job, OutputFolder
+from demo_t2v.diffusion.schedulers import make_scheduler
+from demo_t2v.inference.background import Background
+from demo_t2v.inference.jobs import Failure, Job, Video, split_batches
+from demo_t2v.inference.prompt_embeds import encode_prompts, prompt_arguments
 
 if TYPE_CHECKING:
-    from demo_t2v.inference.batches import Encoded
+    from demo_t2v.inference.prompt_embeds import PromptEmbeds
     from demo_t2v.pipeline import DemoPipeline
 
-AHEAD: Final = 2
-# After these nothing else would go well either.
-_FATAL: Final = (OSError, getattr(torch, "AcceleratorError", OSError))
+PENDING: Final = 2
+"""Batches that may wait to be decoded and written."""
 
-Write = Callable[[Job, NDArray[np.uint8], float, str], dict[str, Any]]
-"""Writes a job's frames (F, H, W, 3), with the seconds and the device that made them."""
-A = TypeVar("A")
-B = TypeVar("B")
+R = TypeVar("R")
 
 
-class Watcher(Protocol):
-    """Hears what happens in this process."""
+class CancelledError(Exception):
+    """For a callback to raise: it ends the run at once, with nothing decoded."""
 
-    def refresh(self) -> None:
-        """Something may have changed in the counters of `Share`."""
 
-    def made(self, entry: Mapping[str, Any]) -> None:
-        """A video is written; `entry` is its line in the manifest."""
-
-    def failed(self, failure: Mapping[str, Any]) -> None:
-        """A video cannot be made: `id`, `prompt`, `repeat`, `seed`, `reason`."""
+# No other batch would succeed after one of these.
+_FATAL: Final = (OSError, CancelledError, getattr(torch, "AcceleratorError", OSError))
 
 
 @dataclass(frozen=True)
-class Denoised:
-    """A batch's clean latents (B, C, F, h, w), and the seconds that they took."""
+class Step:
+    """One denoising step of a batch."""
+
+    number: int
+    """Counts from 1."""
+    total: int
+    """Steps that the scheduler takes, which can be more than were requested."""
+    latents: Tensor
+    """(B, C, F, h, w): the input of the next step."""
+    clean: Tensor
+    """(B, C, F, h, w): the latents without noise, as predicted in this step."""
+
+
+OnStep = Callable[[Step], None]
+"""Called after each step of a batch; raises CancelledError to end the run."""
+OnProgress = Callable[[int], None]
+"""Called with the number of requested steps that were taken, summed over the batch's videos;
+negative where a batch failed and its steps do not count."""
+
+
+@dataclass(frozen=True)
+class DenoisedBatch:
+    """A batch's clean latents (B, C, F, h, w) and the seconds that they took, or its error."""
 
     jobs: Sequence[Job]
-    latents: Tensor
+    latents: Tensor | None
+    error: Exception | None
     seconds: float
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A job that cannot be done, and why."""
+@dataclass
+class Runner:
+    """A loaded pipeline with the settings of its videos.
 
-    job: Job
-    error: Exception
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        reason = " ".join(str(self.error).split()) or type(self.error).__name__
-        return {**asdict(self.job), "reason": reason}
-
-
-@dataclass(frozen=True)
-class Maker:
-    """One process's pipeline, and all that it is to know to make jobs."""
+    Raises ConfigError for a size that the network cannot take.
+    """
 
     pipeline: DemoPipeline
     config: InferenceConfig
-    folder: OutputFolder
-    encoded: Mapping[str, Encoded]
-    ahead: int = AHEAD
-    """Batches that may wait to be decoded and written; 0: each is, before the next one begins."""
-    in_step: bool = False
-    """Whether all processes must call the network together; then no batch is tried again."""
+    """The model's own values replace those that are None."""
+    prompt_embeds: Mapping[str, PromptEmbeds] = field(default_factory=dict)
+    """By prompt, for a pipeline without text encoders."""
+    max_pending: int = PENDING
+    """Batches that may wait to be decoded; 0: each is decoded before the next one is denoised."""
+    lockstep: bool = False
+    """Whether all processes must call the network together. Then no batch is made again."""
+
+    def __post_init__(self) -> None:
+        self.config = ModelDefaults.of(self.pipeline).complete(self.config)
+        assert self.config.num_frames
+        assert self.config.height
+        assert self.config.width
+        try:
+            self.pipeline.check_size(self.config.num_frames, self.config.height, self.config.width)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     @classmethod
     def load(
-        cls, jobs: Sequence[Job], config: InferenceConfig, plan: Plan, folder: OutputFolder
-    ) -> Maker:
-        """Load the model as `plan` has it. Raises ModelError, ConfigError."""
-        config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk})
-        pipeline, encoded = load_for(jobs, config, plan)
-        check_size(pipeline, config)
-        dtype = str(pipeline.dtype).removeprefix("torch.")
-        folder = replace(folder, settings={**folder.settings, "dtype": dtype})
-        in_step = config.deepspeed_config is not None and spread(pipeline, config)
-        ahead = 0 if in_step or plan.offload != "none" else AHEAD
-        return cls(pipeline, config, folder, encoded, ahead, in_step)
+        cls,
+        model: ResolvedModel,
+        config: InferenceConfig,
+        plan: Plan | None = None,
+        prompts: Iterable[str] = (),
+    ) -> Self:
+        """Load a model as `plan` says (default: all of it stays in memory).
 
-    def attempt(
-        self, jobs: Sequence[Job], on_step: Callable[[int], None]
-    ) -> Iterator[Denoised | Failure]:
-        """Denoise the jobs at once; in halves, and halves of these, where that fails.
-
-        `on_step` hears how many videos took a step, or took so many in vain (below 0).
+        Where the plan drops the text encoders, they encode `prompts`, and are freed before the
+        denoiser is loaded. Raises ModelError, and ConfigError for an adapter where not all parts
+        are in memory.
         """
-        began, counted = time.monotonic(), 0
+        plan = plan or Plan(config.decode_chunk_size)
+        config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk_size})
+        load = partial(_load, model, config)
+        if plan.drop_text or plan.offload != "none":
+            if config.lora is not None:
+                raise ConfigError(
+                    "lora: needs all parts in memory; raise max_memory, or no offload"
+                )
+            if plan.offload != "none":
+                return cls(load(offload=plan.offload), config, max_pending=0)
+            config = model.defaults.complete(config)
+            embeds = encode_prompts(load(without=DENOISING), prompts, config)
+            gc.collect()
+            return cls(load(without=TEXT), config, embeds)
+        pipeline = load()
+        if config.lora is not None:
+            pipeline.load_lora_weights(config.lora, "lora")
+            pipeline.set_adapters("lora", config.lora_strength)
+        return cls(pipeline, config)
 
-        def count(steps: int) -> None:
+    def videos(self, jobs: Sequence[Job], on_step: OnStep | None = None) -> Iterator[Video]:
+        """Make the jobs' videos in order. Raises the error of a job that fails."""
+        batches = split_batches(jobs, self.config.batch_size)
+        return self.run(batches, _raise_failure, on_step=on_step)
+
+    def run(
+        self,
+        batches: Iterable[Sequence[Job]],
+        finish: Callable[[Video | Failure], R],
+        on_progress: OnProgress | None = None,
+        on_step: OnStep | None = None,
+    ) -> Iterator[R]:
+        """`finish(result)` for each job in order, called in a thread of its own.
+
+        Each batch is taken from `batches` when it begins. What `finish` raises is raised here, at
+        the latest when its result's turn comes.
+        """
+        with Background[R](self.max_pending) as background:
+            for batch in batches:
+                attempts = deque([batch])
+                while attempts:
+                    done = self.denoise(attempts.popleft(), on_progress, on_step)
+                    if done.error is None or len(done.jobs) == 1:
+                        yield from background.submit(partial(self._finish, done, finish))
+                        continue
+                    half = (len(done.jobs) + 1) // 2
+                    attempts.extendleft(reversed(split_batches(done.jobs, half)))
+                    free_memory()
+            yield from background.rest()
+
+    def denoise(
+        self,
+        jobs: Sequence[Job],
+        on_progress: OnProgress | None = None,
+        on_step: OnStep | None = None,
+    ) -> DenoisedBatch:
+        """Denoise the jobs at once.
+
+        Errors after which no other batch would succeed are raised, in lockstep all of them.
+        """
+        requested, counted, started = self.config.num_inference_steps, 0, time.monotonic()
+        assert requested
+        inputs = ("latents", "clean") if on_step else ("latents",)
+
+        def after_step(
+            pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]
+        ) -> dict[str, Any]:
             nonlocal counted
-            counted += steps
-            on_step(steps)
+            total = len(pipeline.scheduler.timesteps)
+            if on_progress:
+                new = len(jobs) * ((step + 1) * requested // total - step * requested // total)
+                counted += new
+                on_progress(new)
+            if on_step:
+                on_step(Step(step + 1, total, tensors["latents"], tensors["clean"]))
+            return tensors
 
         try:
-            latents = denoise(self.pipeline, jobs, self.config, count, self.encoded)
+            latents: Any = self.pipeline(
+                **prompt_arguments(jobs, self.config, self.prompt_embeds),
+                num_frames=self.config.num_frames,
+                height=self.config.height,
+                width=self.config.width,
+                num_inference_steps=requested,
+                guidance_scale=self.config.guidance_scale,
+                motion_strength=self.config.motion_strength,
+                generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+                output_type="latent",
+                callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=inputs,
+            ).frames
         except Exception as error:
-            if problem := lacking(error):
-                raise problem from None
-            if self.in_step or isinstance(error, _FATAL):
+            if self.lockstep:
                 raise
-            on_step(-counted)
-            if len(jobs) == 1:
-                yield Failure(jobs[0], _without_frames(error))
-                return
-        else:
-            yield Denoised(jobs, latents, time.monotonic() - began)
-            return
-        free_memory()
-        for half in cut(jobs, (len(jobs) + 1) // 2):
-            yield from self.attempt(half, on_step)
+            if on_progress:
+                on_progress(-counted)
+            return DenoisedBatch(jobs, None, _survivable(error), 0.0)
+        return DenoisedBatch(jobs, latents, None, time.monotonic() - started)
 
-    def finish(self, done: Denoised | Failure, write: Write) -> list[dict[str, Any] | Failure]:
-        """Decode a batch and `write` it: each video's manifest line, or its failure.
-
-        Raises OSError where it cannot be written.
-        """
-        if isinstance(done, Failure):
-            return [done]
-        began = time.monotonic()
+    def _finish(self, done: DenoisedBatch, finish: Callable[[Video | Failure], R]) -> list[R]:
+        """Decode a batch, and call `finish` with each of its videos and failures."""
+        if done.latents is None:
+            assert done.error
+            return [finish(Failure(job, done.error)) for job in done.jobs]
+        started = time.monotonic()
         try:
-            videos = self._decode(done.latents)
-        except _FATAL:
-            raise
+            videos = self.decode(done.latents)
         except Exception as error:
-            if problem := lacking(error):
-                raise problem from None
-            return [Failure(job, _without_frames(error)) for job in done.jobs]
-        seconds = (done.seconds + time.monotonic() - began) / len(done.jobs)
-        results: list[dict[str, Any] | Failure] = []
+            failed = _survivable(error)
+            return [finish(Failure(job, failed)) for job in done.jobs]
+        seconds = (done.seconds + time.monotonic() - started) / len(done.jobs)
+        results = []
         for job, video in zip(done.jobs, videos, strict=True):
             try:
-                frames = to_bytes(video)
+                result: Video | Failure = Video(job, to_bytes(video), seconds)
             except ArithmeticError as error:
-                results.append(Failure(job, error))
-                continue
-            results.append(write(job, frames, seconds, self.device))
+                result = Failure(job, error)
+            results.append(finish(result))
         return results
+
+    def decode(self, latents: Tensor) -> NDArray[np.float32]:
+        """Latents (B, C, F, h, w) to frames (B, F, H, W, 3) in [0, 1].
+
+        `decode_chunk_size` frames are decoded at once, and fewer where memory is short.
+        """
+        size = self.config.decode_chunk_size
+        while True:
+            try:
+                with torch.no_grad():  # per thread, and this may be another one
+                    frames: NDArray[np.float32] = (
+                        self.pipeline.decode_latents(latents, size).cpu().numpy()
+                    )
+                break
+            except Exception as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+            free_memory()
+            size //= 2
+        self.pipeline.maybe_free_model_hooks()
+        return frames
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the network, as in float32."""
+        return str(self.pipeline.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> str:
-        """Where the network computes, for the manifest."""
+        """The name of the device that the network runs on."""
         device = self.pipeline._execution_device
         return "cpu" if device.type == "cpu" else name_and_memory(str(device))[0]
 
-    def _decode(self, latents: Tensor) -> Any:
-        """The frames (B, F, H, W, 3); fewer of them at once where memory is short."""
-        config = self.config
-        while True:
-            try:
-                return decode(self.pipeline, latents, config)
-            except Exception as error:
-                if config.decode_chunk_size == 1 or not out_of_memory(error):
-                    raise
-            free_memory()
-            config = config.model_copy(update={"decode_chunk_size": config.decode_chunk_size // 2})
+
+def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> DemoPipeline:
+    """The pipeline with the scheduler that is configured."""
+    pipeline = model.load(config.device, config.dtype, **options)
+    if config.scheduler is not None:
+        pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    return pipeline
 
 
-def make(maker: Maker, jobs: Sequence[Job], share: Share, watcher: Watcher) -> None:
-    """Make this process's share of the jobs, and tell the others of each.
-
-    Raises OSError when the folder takes no more.
-    """
-    batches = cut(jobs, maker.config.batch_size)
-
-    def on_step(steps: int) -> None:
-        share.count(steps)
-        watcher.refresh()
-
-    def denoised() -> Iterator[Denoised | Failure]:
-        for number in share.take(len(batches), maker.in_step):
-            made = maker.attempt(batches[max(number, 0)], on_step if number >= 0 else _ignore)
-            if number < 0:  # only to be in step with the others
-                deque(made, maxlen=0)
-            else:
-                yield from made
-
-    def finish(done: Denoised | Failure) -> None:
-        for result in maker.finish(done, maker.folder.save):
-            if isinstance(result, Failure):
-                share.report("failed", result.entry)
-                watcher.failed(result.entry)
-            else:
-                share.report("made", result)
-                watcher.made(result)
-
-    deque(overlapped(denoised(), finish, maker.ahead), maxlen=0)
-
-
-def overlapped(items: Iterator[A], finish: Callable[[A], B], ahead: int) -> Iterator[B]:
-    """`finish(item)` for each in order, in a thread that is up to `ahead` items behind.
-
-    What `finish` raises is raised here, at the latest when its result's turn comes; what was begun
-    is finished even then.
-    """
-    if ahead < 1:
-        yield from map(finish, items)
-        return
-    waiting: deque[Future[B]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="finish")
-    try:
-        for item in items:
-            waiting.append(pool.submit(finish, item))
-            while waiting and (len(waiting) > ahead or waiting[0].done()):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def to_bytes(video: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[0, 1] to [0, 255]. Raises ArithmeticError for numbers that are not finite."""
+    if not np.isfinite(video).all():
+        raise ArithmeticError("the network's numbers overflowed: --dtype float32 has more range")
+    return (video * 255.0).round().clip(0, 255).astype(np.uint8)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -252,15 +298,23 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt held."""
+    """Free the memory of a failed attempt."""
     gc.collect()
     free_device_memory()
 
 
-def _without_frames(error: Exception) -> Exception:
-    """The error without its traceback, which would hold on to the attempt's tensors."""
+def _survivable(error: Exception) -> Exception:
+    """The error of one batch. Raises it where no other batch would succeed either."""
+    if problem := lacking(error):
+        raise problem from None
+    if isinstance(error, _FATAL):
+        raise error
+    # The traceback refers to the batch's tensors; a note has its text.
+    error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
     return error.with_traceback(None)
 
 
-def _ignore(_steps: int) -> None:
-    """Steps that nobody waits for."""
+def _raise_failure(result: Video | Failure) -> Video:
+    if isinstance(result, Failure):
+        raise result.error
+    return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image
 
+from demo_t2v.data.video import gif_bytes
 from demo_t2v.losses.optical_flow import lucas_kanade, video_flow
 from demo_t2v.pipeline import DemoPipeline
 
@@ -73,19 +72,10 @@ def show_previews(writer: SummaryWriter, previews: Sequence[Preview], step: int,
             height=height,
             width=width,
             colorspace=3,
-            encoded_image_string=_gif(preview.frames, fps),
+            encoded_image_string=gif_bytes(preview.frames, fps),
         )
         video = Summary(value=[Summary.Value(tag=f"video/{preview.name}", image=picture)])
         writer._get_file_writer().add_summary(video, step)  # type: ignore[no-untyped-call]
         writer.add_scalar(f"flow/{preview.name}", preview.flow, step)
         writer.add_scalar(f"flicker/{preview.name}", preview.flicker, step)
     writer.flush()
-
-
-def _gif(frames: NDArray[np.uint8], fps: int) -> bytes:
-    first, *others = (Image.fromarray(frame) for frame in frames)
-    stream = io.BytesIO()
-    first.save(
-        stream, "gif", save_all=True, append_images=others, duration=round(1000 / fps), loop=0
-    )
-    return stream.getvalue()

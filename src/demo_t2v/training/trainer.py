@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from demo_t2v.core.atomic_io import make_folder, written_whole
+from demo_t2v.core.atomic_io import atomic_write, make_folder
 from demo_t2v.core.devices import peak_memory
 from demo_t2v.training.checkpointing import Checkpoints, Resume, TrainState, read_weights, restore
 from demo_t2v.training.config import TrainConfig
@@ -209,7 +209,7 @@ def _truncate_metrics(file: Path, step: int) -> None:
         complete = [line for line in lines if line.endswith("\n")]
         valid = [line for line in complete if json.loads(line)["step"] <= step]
         if valid != lines:
-            with written_whole(file) as partial:
+            with atomic_write(file) as partial:
                 partial.write_text("".join(valid), encoding="utf-8")
 
 

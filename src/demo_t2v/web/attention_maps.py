@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from demo_t2v.losses.optical_flow import resize
 
 if TYPE_CHECKING:
-    from demo_t2v.inference.batches import Step
+    from demo_t2v.inference.runner import Step
     from demo_t2v.models.text import TextStates
     from demo_t2v.pipeline import DemoPipeline
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import colorsys
-import io
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -15,6 +14,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from demo_t2v.data.video import gif_bytes
 from demo_t2v.evaluation.frame_grids import COLUMNS, image_grid, spread_indices
 from demo_t2v.losses.optical_flow import lucas_kanade, video_flow
 
@@ -38,12 +38,8 @@ def gif_data_uri(frames: Frames, fps: float) -> str:
     height, width = frames.shape[1:3]
     scale = min(1.0, _PREVIEW_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    first, *others = (Image.fromarray(frame).resize(size) for frame in frames)
-    stream = io.BytesIO()
-    first.save(
-        stream, "gif", save_all=True, append_images=others, duration=round(1000 / fps), loop=0
-    )
-    return f"data:image/gif;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    small = np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
+    return f"data:image/gif;base64,{base64.b64encode(gif_bytes(small, fps)).decode()}"
 
 
 def draw_flow(videos: Sequence[Frames]) -> Image.Image:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import write_video
-from demo_t2v.inference.batches import Step, generate
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.inference.outputs import file_name
+from demo_t2v.inference.runner import CancelledError, Runner, Step
 from demo_t2v.web.attention_maps import motion_attention, recorded_steps
 from demo_t2v.web.frame_overlays import draw_attention, draw_flow, gif_data_uri
 from demo_t2v.web.history import GenerationResult, VideoFiles
@@ -39,10 +39,6 @@ class StepUpdate:
     previews: tuple[str, ...] = ()
 
 
-class Cancelled(Exception):  # noqa: N818 (not an error)
-    """The generation was cancelled."""
-
-
 @dataclass
 class Generation:
     """Generates the videos of one request.
@@ -60,7 +56,7 @@ class Generation:
     attention: list[NDArray[np.float32]] = field(default_factory=list)
 
     def run(self) -> GenerationResult:
-        """Generate and write all files. Raises Cancelled, ConfigError, ArithmeticError, OSError."""
+        """Generate and write all files. Raises CancelledError and the runner's errors."""
         self._check_cancelled()
         started = time.monotonic()
         videos = [
@@ -82,16 +78,16 @@ class Generation:
 
     def _check_cancelled(self) -> None:
         if self.is_cancelled():
-            raise Cancelled
+            raise CancelledError
 
     def _videos(self, variant: int, strength: float) -> Iterator[NDArray[np.uint8]]:
         """Frames (F, H, W, 3) of each video with one motion strength."""
         request = self.request
         # The command line gives a single prompt the id 1, from which its seeds are derived.
         jobs = make_jobs([("1", request.prompt)], request.videos, request.seed)
-        config = request.config(self.base, strength)
-        watch = partial(self._after_step, variant)
-        return (frames for _, frames, _ in generate(self.pipeline, jobs, config, watch=watch))
+        runner = Runner(self.pipeline, request.config(self.base, strength), max_pending=0)
+        videos = runner.videos(jobs, on_step=partial(self._after_step, variant))
+        return (video.frames for video in videos)
 
     def _after_step(self, variant: int, step: Step) -> None:
         self._check_cancelled()
@@ -107,7 +103,9 @@ class Generation:
     def _previews(self, step: Step) -> tuple[str, ...]:
         """Some frames of each video, decoded from the predicted clean latents."""
         stride = -(-self.request.frames // _PREVIEW_FRAMES)
-        videos = self.pipeline.decode(step.clean[:, :, ::stride], self.base.decode_chunk_size)
+        videos = self.pipeline.decode_latents(
+            step.clean[:, :, ::stride], self.base.decode_chunk_size
+        )
         frames = (videos * 255).round().byte().cpu().numpy()  # (B, F', H, W, 3)
         return tuple(gif_data_uri(video, self.request.fps / stride) for video in frames)
 

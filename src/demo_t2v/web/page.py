@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import gradio as gr
 
-from demo_t2v.checkpoints.resolve import first_line
 from demo_t2v.config import ConfigError
 from demo_t2v.core.devices import lacking
 from demo_t2v.inference.runner import out_of_memory
+from demo_t2v.model_folder import first_line
 from demo_t2v.web.history import GenerationResult, History
 from demo_t2v.web.layout import PageLayout
 from demo_t2v.web.request import RequestError

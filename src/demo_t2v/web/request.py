@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from demo_t2v.checkpoints.resolve import ModelDefaults
 from demo_t2v.config import InferenceConfig
 from demo_t2v.core.errors import UserError
 
@@ -66,19 +67,18 @@ class Limits:
     @classmethod
     def of(cls, pipeline: DemoPipeline) -> Limits:
         """The bounds for a model: up to twice its frames and its side."""
-        unet, known = pipeline.unet.config, pipeline.config
-        side = unet.sample_size * pipeline.vae_scale_factor
-        step = pipeline.vae_scale_factor * 2 ** (len(unet.block_out_channels) - 1)
-        pixels = Bound(min(2 * step, side), 2 * side, side, step)
+        own = ModelDefaults.of(pipeline)
+        step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+        pixels = Bound(min(2 * step, own.side), 2 * own.side, own.side, step)
         return cls(
             seed=Bound(0, 2**32 - 1, 0),
             videos=Bound(1, MAX_VIDEOS, 1),
-            steps=Bound(1, max(100, known.num_inference_steps), known.num_inference_steps),
-            frames=Bound(2, 2 * unet.sample_frames, unet.sample_frames),
+            steps=Bound(1, max(100, own.steps), own.steps),
+            frames=Bound(2, 2 * own.frames, own.frames),
             width=pixels,
             height=pixels,
             fps=Bound(1, 30, InferenceConfig().fps),
-            guidance=Bound(1, 20, known.guidance_scale, 0.5),
+            guidance=Bound(1, 20, own.guidance, 0.5),
             motion_strength=Bound(0, 3, 1, 0.1),
         )
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from gradio import Blocks
 
-from demo_t2v.checkpoints.memory import Plan
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.inference.batches import load_for
+from demo_t2v.inference.runner import Runner
 from demo_t2v.web.page import build_page
 from demo_t2v.web.proxies import without_proxies
 from demo_t2v.web.session import GenerateFunction, GenerationSession
@@ -32,7 +32,7 @@ def open_session(
     Raises the errors of loading a model.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio serves files in it without a copy
-    pipeline, _ = load_for([], config, Plan(config.decode_chunk_size))
+    pipeline = Runner.load(resolve(config.model), config).pipeline
     return GenerationSession(pipeline, config, folder, decorate)
 
 

@@ -13,8 +13,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.inference.runner import free_memory, out_of_memory
-from demo_t2v.web.generation import Cancelled, Generation, StepUpdate
+from demo_t2v.inference.runner import CancelledError, free_memory, out_of_memory
+from demo_t2v.web.generation import Generation, StepUpdate
 from demo_t2v.web.history import GenerationResult
 from demo_t2v.web.request import GenerationRequest, Limits
 
@@ -73,7 +73,7 @@ class GenerationSession:
         try:
             while True:
                 update = updates.get()
-                if isinstance(update, Cancelled):
+                if isinstance(update, CancelledError):
                     return
                 if isinstance(update, Exception):
                     raise update
@@ -105,7 +105,7 @@ class GenerationSession:
             if out_of_memory(error):
                 error.__traceback__ = None  # it holds references to tensors
                 free_memory()
-            elif not isinstance(error, (Cancelled, ConfigError, ArithmeticError)):
+            elif not isinstance(error, (CancelledError, ConfigError, ArithmeticError)):
                 _log.exception("a video could not be made")
             put(error)
 

@@ -18,7 +18,7 @@ from demo_t2v.checkpoints.original.files import (
     MOTION_ENCODER,
     PublishedFiles,
 )
-from demo_t2v.checkpoints.resolve import ModelError, first_line
+from demo_t2v.model_folder import ModelError, first_line
 
 HubFiles = Mapping[str, tuple[str, ...]]
 """File names by repository."""

@@ -14,8 +14,9 @@ from demo_t2v.checkpoints.original.files import BASE, DEMO, MOTION_ENCODER, read
 from demo_t2v.checkpoints.original.importer import check_noise_schedule
 from demo_t2v.checkpoints.original.key_maps import denoiser_to_original, infer_denoiser
 from demo_t2v.checkpoints.original.openclip import HEAD, text_tower, to_openclip
-from demo_t2v.checkpoints.resolve import ModelError, read_tensors
-from demo_t2v.core.atomic_io import whole_or_nothing
+from demo_t2v.checkpoints.readers import read_tensors
+from demo_t2v.core.atomic_io import atomic_write
+from demo_t2v.model_folder import ModelError
 from demo_t2v.models.state_dicts import (
     StateDictError,
     check_state_dict,
@@ -71,7 +72,7 @@ def export(source: Path, out: Path, clip: Path | None = None, base: Path | None 
             DEMO: {"unet_state_dict": denoiser},
             MOTION_ENCODER: _motion_encoder(source, trained, clip),
         }
-    with whole_or_nothing(out) as folder:
+    with atomic_write(out, new_folder=True) as folder:
         for name, content in files.items():
             torch.save(content, folder / name)
 

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from demo_t2v.checkpoints.original.key_maps import has_motion
-from demo_t2v.checkpoints.resolve import PUBLISHED, ModelError, first_line
+from demo_t2v.checkpoints.readers import PUBLISHED
+from demo_t2v.model_folder import ModelError, first_line
 
 BASE: Final = "text2video_pytorch_model.pth"
 AUTOENCODER: Final = "VQGAN_autoencoder.pth"

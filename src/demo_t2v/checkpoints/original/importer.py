@@ -34,11 +34,11 @@ from demo_t2v.checkpoints.original.openclip import (
     preprocessor_config,
     text_from_openclip,
 )
-from demo_t2v.checkpoints.resolve import ModelError, first_line, read_tensors
+from demo_t2v.checkpoints.readers import read_tensors
 from demo_t2v.config import read_json
-from demo_t2v.core.atomic_io import whole_or_nothing
+from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.diffusion.schedulers import ModelScopeDDIMScheduler
-from demo_t2v.model_folder import init_arguments, load_network
+from demo_t2v.model_folder import ModelError, first_line, init_arguments, load_network
 from demo_t2v.models.state_dicts import StateDictError, check_state_dict, shapes_of
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -269,7 +269,7 @@ def write_pipeline(
     tensors = (w for source in sources.values() for w in source.network.state_dict().values())
     total = sum(tensor.numel() for tensor in tensors)
     with (
-        whole_or_nothing(out) as folder,
+        atomic_write(out, new_folder=True) as folder,
         tqdm(  # type: ignore[no-untyped-call]
             total=total, unit="", unit_scale=True, desc=out.name, disable=None
         ) as bar,

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from demo_t2v.checkpoints.resolve import load_pipeline, read_defaults, resolve
+from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.sprites import render, trajectory
 from demo_t2v.evaluation.errors import EvaluationError
@@ -21,8 +21,8 @@ from demo_t2v.evaluation.report import Report, Subject, VideoScore
 from demo_t2v.evaluation.sprites.classification import classify_video
 from demo_t2v.evaluation.sprites.prompts import HELD_OUT, TRAINED, SpritePrompt, list_prompts
 from demo_t2v.evaluation.sprites.scene import SIDE
-from demo_t2v.inference.batches import generate
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.runner import Runner
 
 REAL_CLIPS: Final = "real clips"
 """Role of the videos that the sprite world renders."""
@@ -46,33 +46,35 @@ def evaluate(
     config = InferenceConfig(batch_size=_BATCH_SIZE)
     prompts = list_prompts(num_trained, num_held_out, config.seed)
     models = {"model": model} | ({"base": base} if base else {})
-    sizes = {role: _video_size(name) for role, name in models.items()}
+    resolved = {role: resolve(name) for role, name in models.items()}
+    sizes = {role: _video_size(found) for role, found in resolved.items()}
     subjects = []
-    for role, name in models.items():
-        videos = _generate(prompts, config.model_copy(update={"model": name}))
-        subjects.append(Subject(role, name, _score(prompts, videos, on_video)))
+    for role, found in resolved.items():
+        videos = _generate(found, prompts, config)
+        subjects.append(Subject(role, found.name, _score(prompts, videos, on_video)))
     frames, side = sizes["model"]
     clips = (_render(prompt, frames, side) for prompt in prompts)
     subjects.append(Subject(REAL_CLIPS, "sprite world", _score(prompts, clips, on_video)))
     return Report(config.seed, subjects)
 
 
-def _video_size(model: str) -> tuple[int, int]:
+def _video_size(model: ResolvedModel) -> tuple[int, int]:
     """Frames and side in pixels of a model's videos. Raises EvaluationError."""
-    defaults = read_defaults(resolve(model))
+    defaults = model.defaults
     if defaults.side % SIDE:
         raise EvaluationError(
-            f"{model}: makes videos of {defaults.side}x{defaults.side} pixels; "
+            f"{model.name}: makes videos of {defaults.side}x{defaults.side} pixels; "
             f"the sprite score needs a multiple of {SIDE}"
         )
     return defaults.frames, defaults.side
 
 
-def _generate(prompts: list[SpritePrompt], config: InferenceConfig) -> Iterator[NDArray[np.uint8]]:
+def _generate(
+    model: ResolvedModel, prompts: list[SpritePrompt], config: InferenceConfig
+) -> Iterator[NDArray[np.uint8]]:
     """A video (F, H, W, 3) for each prompt."""
-    pipeline = load_pipeline(config.model, config.device, config.dtype)
     jobs = make_jobs([(prompt.id, prompt.prompt) for prompt in prompts], 1, config.seed)
-    return (frames for _, frames, _ in generate(pipeline, jobs, config))
+    return (video.frames for video in Runner.load(model, config).videos(jobs))
 
 
 def _render(prompt: SpritePrompt, frames: int, side: int) -> NDArray[np.uint8]:

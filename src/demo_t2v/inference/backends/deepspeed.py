@@ -1,4 +1,4 @@
-"""The denoiser under DeepSpeed: plain, or its weights spread over all processes (ZeRO stage 3)."""
+"""The denoiser under DeepSpeed: plain, or sharded over all processes (ZeRO stage 3)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
 
 
-def spread(pipeline: DemoPipeline, config: InferenceConfig) -> bool:
-    """Hand the pipeline's denoiser to DeepSpeed; whether its weights are spread now.
+def shard_denoiser(pipeline: DemoPipeline, config: InferenceConfig) -> bool:
+    """Hand the pipeline's denoiser to DeepSpeed; returns whether its weights are sharded now.
 
     Then every process must call it as often as the others. Raises ConfigError.
     """
@@ -29,14 +29,14 @@ def spread(pipeline: DemoPipeline, config: InferenceConfig) -> bool:
     as_if_launched()
     deepspeed.init_distributed(dist_backend=None, verbose=False)
     network = pipeline.unet
-    in_parts: bool = settings["zero_optimization"]["stage"] == 3
+    sharded: bool = settings["zero_optimization"]["stage"] == 3
     network.requires_grad_(False)
-    if in_parts:  # one by one, so the device need not hold them all
+    if sharded:  # layer by layer, so that the device need not hold all of them
         deepspeed.zero.Init(module=network, config_dict_or_path=settings)
-    # What the engine does to the network, hooks in its layers, is all that is wanted of it.
+    # The engine itself is not needed: it has put its hooks into the network's layers.
     deepspeed.initialize(model=network, config=settings)
     network.eval()
-    return in_parts
+    return sharded
 
 
 def read_settings(file: Path, config: InferenceConfig) -> dict[str, Any]:

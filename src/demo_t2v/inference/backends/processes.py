@@ -1,9 +1,10 @@
-"""How several processes share one list of jobs: through the store that their launcher gives them.
+"""How the processes of one command divide its jobs, and how they count and report.
 
 torchrun, accelerate and DeepSpeed start each process with RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT. Nothing but torch's distributed store connects the processes here, no process group:
-each takes the number of the next batch from a shared counter when it has done the one before. So a
-slow device takes fewer, and none waits for another. Rank 0 decides what is to be made, and watches.
+MASTER_PORT. torch's distributed store connects the processes, and no process group: each takes the
+number of the next batch from a shared counter when it has finished the one before. So a slow device
+takes fewer batches, and no process waits for another. Rank 0 decides what is to be made, and
+reports. A single process has a store of plain counters.
 """
 
 from __future__ import annotations
@@ -12,29 +13,28 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal, Protocol, Self
 
 from demo_t2v.core.devices import use_own
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.launch import world_size
-from demo_t2v.inference.outputs import Job, OutputFolder
+from demo_t2v.inference.jobs import Job
+from demo_t2v.inference.outputs import OutputFolder
 
-if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
-
-PATIENCE: Final = 900.0
-"""Seconds without any news of the other processes after which they are given up."""
+TIMEOUT: Final = 900.0
+"""Seconds without any progress after which the other processes count as lost."""
 _POLL: Final = 0.2
 
-Result = Literal["made", "failed"]
+Outcome = Literal["made", "failed"]
 
 
-class SharingError(UserError):
+class ProcessError(UserError):
     """Processes that cannot work together; one line for a person."""
 
 
@@ -43,152 +43,204 @@ class LostProcessError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Share:
-    """This process's place among `world` ones, and the store that all of them see."""
+class Counts:
+    """The work of all processes: denoising steps, summed over videos, and finished videos."""
+
+    steps: int
+    made: int
+    failed: int
+
+
+class Store(Protocol):
+    """What is needed of torch's distributed stores."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, which begins at 0; returns its value."""
+
+    def set(self, key: str, value: str) -> None:
+        """Set a key to a text."""
+
+    def get(self, key: str) -> bytes | str:
+        """The text of a key that is set."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are set."""
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """Wait until all keys are set."""
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """The store of a single process: counters and texts in its own memory."""
+
+    counters: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, key: str, amount: int) -> int:
+        with self.lock:  # two threads count and report
+            value = self.counters[key] = self.counters.get(key, 0) + amount
+        return value
+
+    def set(self, key: str, value: str) -> None:
+        self.texts[key] = value
+
+    def get(self, key: str) -> str:
+        return self.texts[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.texts for key in keys)
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """A single process sets its keys before it gets them."""
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """One of `world` processes, which divide the jobs of one command by a store they share."""
 
     store: Store
     rank: int = 0
     world: int = 1
+    timeout: float = TIMEOUT
 
     @classmethod
-    def join(cls) -> Share:
-        """Meet the other processes that the launcher started; alone where there is none.
+    def join(cls) -> Self:
+        """Meet the other processes that the launcher started.
 
-        With several GPUs, the one of this process's number becomes torch's own.
+        With several GPUs, the one of this process's number becomes torch's default.
         """
-        from torch.distributed import (  # type: ignore[attr-defined]
-            HashStore,
-            PrefixStore,
-            rendezvous,
-        )
+        if world_size() == 1:
+            return cls(LocalStore())
+        from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
         use_own()
-        if world_size() == 1:
-            return cls(HashStore())
         store, rank, world = next(rendezvous("env://"))
-        # A launcher that starts all of them again keeps its store: what was counted is void.
+        # A launcher that restarts all processes keeps its store; the counts of before are void.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(PrefixStore(f"demo-t2v/{attempt}", store), rank, world)
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that decides and reports."""
         return self.rank == 0
 
-    def agree(self, folder: OutputFolder, jobs: Sequence[Job], overwrite: bool) -> list[Job]:
-        """What rank 0 finds missing of the jobs; checks that all were asked for the same.
+    def find_missing(
+        self, folder: OutputFolder, jobs: Sequence[Job], overwrite: bool
+    ) -> Sequence[Job]:
+        """The jobs that rank 0 finds missing, in a folder that is ready for them.
 
-        Raises what `folder.missing` and `folder.prepare` raise in rank 0 (elsewhere SharingError),
-        and SharingError in a process that was given other jobs or does not see the folder.
+        Checks that all processes were given the same jobs.
+
+        Raises what `folder.missing` and `folder.prepare` raise in rank 0 (elsewhere ProcessError),
+        and ProcessError in a process that was given other jobs or does not see the folder.
         """
-        asked = _digest([folder.model, folder.settings, [asdict(job) for job in jobs]])
-        if self.main:
+        requested = _digest([folder.model, folder.settings, [asdict(job) for job in jobs]])
+        if self.is_main:
             try:
                 missing = folder.missing(jobs, overwrite)
                 if missing:
                     folder.prepare()
             except BaseException:
-                self._tell("work", None)
+                self._set("work", None)
                 raise
             numbers = {job: number for number, job in enumerate(jobs)}
-            return self._show(folder, missing, [numbers[job] for job in missing], asked)
-        work = self._hear("work")
+            return self._announce(folder, missing, [numbers[job] for job in missing], requested)
+        work = self._get("work")
         if work is None:
-            raise SharingError("")  # rank 0 says why
-        if work["asked"] != asked:
+            raise ProcessError("")  # rank 0 says why
+        if work["requested"] != requested:
             problem = "was given other prompts or settings than the first process"
         elif work["mark"] and not (folder.path / work["mark"]).exists():
             problem = f"does not see the folder {folder.path.absolute()}, into which the first "
             problem += "process writes: put it on a file system that all of them share"
         else:
             problem = ""
-        self._tell(f"ready/{self.rank}", problem)
+        self._set(f"ready/{self.rank}", problem)
         if problem:
-            raise SharingError(f"process {self.rank} on {socket.gethostname()} {problem}")
-        if not self._hear("begin"):
-            raise SharingError("")
+            raise ProcessError(f"process {self.rank} on {socket.gethostname()} {problem}")
+        if not self._get("begin"):
+            raise ProcessError("")
         return [jobs[number] for number in work["missing"]]
 
-    def _show(
-        self, folder: OutputFolder, missing: list[Job], numbers: list[int], asked: str
-    ) -> list[Job]:
-        """Tell the others what is missing, with a mark in the folder for them to find."""
+    def _announce(
+        self, folder: OutputFolder, missing: list[Job], numbers: list[int], requested: str
+    ) -> Sequence[Job]:
+        """Send the others what is missing, with a mark in the folder for them to find."""
         mark = f".{uuid.uuid4().hex}.mark" if missing and self.world > 1 else ""
         if mark:
             (folder.path / mark).touch()
         try:
-            self._tell("work", {"asked": asked, "mark": mark, "missing": numbers})
-            problems = [self._hear(f"ready/{rank}") for rank in range(1, self.world)]
+            self._set("work", {"requested": requested, "mark": mark, "missing": numbers})
+            problems = [self._get(f"ready/{rank}") for rank in range(1, self.world)]
         finally:
             if mark:
                 (folder.path / mark).unlink(missing_ok=True)
-        self._tell("begin", not any(problems))
+        self._set("begin", not any(problems))
         if any(problems):
-            raise SharingError("")  # who has the problem says it
+            raise ProcessError("")  # the process with the problem says it
         return missing
 
-    def take(self, count: int, in_step: bool = False) -> Iterator[int]:
+    def assign(self, count: int, lockstep: bool = False) -> Iterator[int | None]:
         """Numbers below `count` that no other process takes; each when the one before is done.
 
-        `in_step`: every process makes as many rounds as the others, for networks whose weights
-        are spread over all of them; one that has no number left in the last round gets -1.
+        `lockstep`: every process takes part in as many rounds as the others, for networks whose
+        weights are sharded; one that has no number left in the last round gets None.
         """
-        if in_step:
+        if lockstep:
             for first in range(0, count, self.world):
-                yield first + self.rank if first + self.rank < count else -1
+                yield first + self.rank if first + self.rank < count else None
             return
-        while (number := self.store.add("taken", 1) - 1) < count:
+        while (number := self.store.add("assigned", 1) - 1) < count:
             yield number
 
-    def count(self, steps: int = 0) -> int:
-        """Add to the videos' denoising steps that all processes took; how many they are then."""
-        return int(self.store.add("steps", steps))
+    def add_steps(self, steps: int) -> None:
+        """Count denoising steps of this process."""
+        self.store.add("steps", steps)
 
-    def report(self, kind: Result, entry: Mapping[str, Any]) -> None:
-        """Tell rank 0 of a video that is made or has failed."""
+    def counts(self) -> Counts:
+        """The work of all processes until now."""
+        return Counts(*(int(self.store.add(key, 0)) for key in ("steps", "made", "failed")))
+
+    def record(self, kind: Outcome, entry: Mapping[str, Any]) -> None:
+        """Report a video of this process."""
         number = self.store.add(f"{kind}/{self.rank}", 1)
-        self._tell(f"{kind}/{self.rank}/{number}", entry)
+        self._set(f"{kind}/{self.rank}/{number}", entry)
         self.store.add(kind, 1)
 
-    def number(self, kind: Result) -> int:
-        """How many videos all processes have made, or failed in."""
-        return int(self.store.add(kind, 0))
-
-    def reports(self, kind: Result) -> list[dict[str, Any]]:
-        """All that was reported, process by process."""
+    def records(self, kind: Outcome) -> list[Mapping[str, Any]]:
+        """The reports of all processes, process by process."""
         found = []
         for rank in range(self.world):
             number = 1
             while self.store.check([f"{kind}/{rank}/{number}"]):
-                found.append(self._hear(f"{kind}/{rank}/{number}"))
+                found.append(self._get(f"{kind}/{rank}/{number}"))
                 number += 1
         return found
 
-    def leave(self) -> None:
-        """Say that this process is done."""
-        self.store.add("left", 1)
+    def finish(self) -> None:
+        """End this process's part."""
+        self.store.add("finished", 1)
 
-    def wait(self, on_news: Callable[[], None], patience: float = PATIENCE) -> None:
-        """Wait in rank 0 until all have left. Raises LostProcessError."""
-        known, since = self._news(), time.monotonic()
-        while (left := self.store.add("left", 0)) < self.world:
+    def wait(self, on_poll: Callable[[], None]) -> None:
+        """Wait in rank 0 until all processes have finished. Raises LostProcessError."""
+        counts, since = self.counts(), time.monotonic()
+        while (finished := self.store.add("finished", 0)) < self.world:
             time.sleep(_POLL)
-            on_news()
-            if (news := self._news()) != known:
-                known, since = news, time.monotonic()
-            elif time.monotonic() - since > patience:
-                gone = self.world - left
-                raise LostProcessError(f"nothing heard of {gone} processes for {patience:.0f} s")
+            on_poll()
+            if (now := self.counts()) != counts:
+                counts, since = now, time.monotonic()
+            elif time.monotonic() - since > self.timeout:
+                lost = f"{self.world - finished} of {self.world} processes"
+                raise LostProcessError(f"{lost} made no progress for {self.timeout:.0f} s")
 
-    def _news(self) -> list[int]:
-        return [self.count(), self.number("made"), self.number("failed")]
-
-    def _tell(self, key: str, value: Any) -> None:
+    def _set(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value))
 
-    def _hear(self, key: str) -> Any:
-        """What was told under `key`; waits for it."""
-        self.store.wait([key], timedelta(seconds=PATIENCE))
+    def _get(self, key: str) -> Any:
+        """The value of `key`; waits until it is set."""
+        self.store.wait([key], timedelta(seconds=TIMEOUT))
         return json.loads(self.store.get(key))
 
 

@@ -62,7 +62,9 @@ def find_models(config: AnyTraining) -> AnyTraining:
         return config
     given = {key: str(getattr(config, key)) for key in ("autoencoder", "clip", "base")}
     folders = {
-        key: resolve(name, to_train=True) for key, name in given.items() if is_published(name)
+        key: resolve(name, to_train=True).folder
+        for key, name in given.items()
+        if is_published(name)
     }
     return config.model_copy(update=folders)
 

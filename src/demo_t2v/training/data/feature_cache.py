@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo_t2v.config import ConfigError
-from demo_t2v.core.atomic_io import make_folder, written_whole
+from demo_t2v.core.atomic_io import atomic_write, make_folder
 from demo_t2v.core.launch import local_rank
 from demo_t2v.data.clips import CaptionedClip, ClipError
 from demo_t2v.training.config import AnyTraining, DenoiserTraining
@@ -116,7 +116,7 @@ class _Cache:
             metadata = {"made_by": self.made_by[name]}
             if name == "tokens":
                 metadata["captions"] = json.dumps(captions)
-            with written_whole(feature_file(self.folder, number, name)) as partial:
+            with atomic_write(feature_file(self.folder, number, name)) as partial:
                 stacked = torch.stack(tensors) if tensors else torch.empty(0)
                 save_file({name: stacked}, partial, metadata=metadata)
 
