@@ -207,7 +207,9 @@ def test_what_mps_lacks(text: str, what: str) -> None:
     assert str(lacking(RuntimeError(text))) == f"device mps: {what}; {ways}"
 
 
-@pytest.mark.parametrize(("owner", "step"), [(DemoPipeline, "decode_latents"), (DemoUNet, "forward")])
+@pytest.mark.parametrize(
+    ("owner", "step"), [(DemoPipeline, "decode_latents"), (DemoUNet, "forward")]
+)
 def test_a_run_ends_where_an_operation_is_lacking(
     elsewhere: Any,
     tiny_folder: Path,

@@ -167,7 +167,7 @@ def test_the_reference_is_filled_from_the_code(monkeypatch: pytest.MonkeyPatch) 
             assert f"\n| `{field.alias or name}`" in filled["configuration"]
     assert "| `lr` | number, more than 0 | required |" in filled["configuration"]
     assert (
-        "| `keep_last` | whole number, at least 1 | `3` | Checkpoints that are"
+        "| `keep_last` | whole number, at least 1 | `3` | Number of checkpoints"
         in (filled["configuration"])
     )
     program: Any = typer.main.get_command(app)
