@@ -15,9 +15,11 @@ class AutoencoderTraining(TrainConfig):
 
     task: Literal["autoencoder"]
     kl_weight: Annotated[float, Field(ge=0)] = 1e-5
+    """Weight of the KL divergence in the loss."""
     crop: Annotated[int, Field(ge=8)] | None = None
     """Side in pixels of the squares about the thing that the first steps train on, for speed."""
     crop_steps: Annotated[int, Field(ge=0)] = 0
+    """Number of first steps that train on `crop`."""
 
 
 class StudentTraining(TrainConfig):
@@ -39,3 +41,4 @@ class StudentTraining(TrainConfig):
     """Side in pixels of the windows about the thing on which the decoder's first steps train, for
     speed; a multiple of the pixels of one latent."""
     crop_steps: Annotated[int, Field(ge=0)] = 0
+    """Number of first steps that train on `crop`."""

@@ -17,12 +17,15 @@ class TrainConfig(Strict):
     log_dir: Place
     """Checkpoints, the loss curve and at the end the trained weights (`final/`)."""
     seed: int = 0
+    """Seed of the weights, the noise and the order of the samples."""
     num_steps: Annotated[int, Field(ge=1)]
+    """Steps of the whole training."""
     batch_size: Annotated[int, Field(ge=1)]
     """Samples per step, over all processes and micro-batches."""
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
     """Micro-batches per step in each process."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the network's computation; the weights are float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     deepspeed_config: PlaceOrNone = None
@@ -31,8 +34,10 @@ class TrainConfig(Strict):
     """Shard the weights over the processes (FSDP2) rather than replicate them (DDP)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)]
+    """Largest learning rate."""
     lr_schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps over which the learning rate rises."""
     decay_steps: Annotated[int, Field(ge=0)] = 0
     """Number of last steps in which a constant learning rate falls linearly to zero."""
     lr_floor: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -46,10 +51,13 @@ class TrainConfig(Strict):
     """Of AdamW, as is `eps`."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradients; larger ones are scaled down to it."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.999
     """Decay of the moving average of the weights, which is exported; None: no average."""
     log_interval: Annotated[int, Field(ge=1)] = 50
+    """Steps between log lines."""
     save_ckp_interval: Annotated[int, Field(ge=1)] = 500
+    """Steps between checkpoints."""
     keep_last: Annotated[int, Field(ge=1)] = 3
     """Number of checkpoints to keep; older ones are deleted."""
     keep_every: Annotated[int, Field(ge=1)] | None = None
@@ -66,7 +74,9 @@ class TrainConfig(Strict):
     """Worker processes per training process that make its micro-batches; 0: a thread makes them.
     The samples do not depend on it."""
     resolution: Annotated[int, Field(ge=8)] = 64
+    """Side of the square frames in pixels."""
     num_frames: Annotated[int, Field(ge=1), Aliases("max_frames")] = 16
+    """Frames in a clip."""
     model: AnyKeys = Field(default_factory=dict)
     """The sizes of the network: arguments of its class."""
 

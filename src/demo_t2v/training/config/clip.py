@@ -15,6 +15,7 @@ class ClipTraining(TrainConfig):
 
     task: Literal["clip"]
     vocab_size: Annotated[int, Field(ge=300)] = 700
+    """Number of tokens of a new tokenizer."""
     text: PlaceOrNone = None
     """A folder with a trained `tokenizer` and `content_encoder` to start from."""
     freeze_text: bool = True

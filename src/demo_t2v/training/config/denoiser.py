@@ -18,6 +18,7 @@ class Lora(Strict):
 
     target: LoraTarget = "motion"
     rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the adapter's matrices."""
     alpha: Annotated[float, Field(gt=0)] | None = None
     """The adapter's update is scaled by `alpha` / `rank`; None: by 1."""
 
@@ -39,7 +40,9 @@ class DenoiserTraining(TrainConfig):
 
     task: Literal["denoiser"]
     autoencoder: Place
+    """Folder of a trained autoencoder (`vae`)."""
     clip: Place
+    """Folder of a trained CLIP (`tokenizer`, `content_encoder`; `clip` for regularization)."""
     base: PlaceOrNone = None
     """A trained denoiser to start from; None: random weights. `autoencoder`, `clip` and `base` also
     accept published files, as `--model` does."""
@@ -47,6 +50,7 @@ class DenoiserTraining(TrainConfig):
     """A folder whose `content_encoder` the motion encoder starts from; None: the motion encoder of
     `base`, or, where it has none, the `content_encoder` of `clip`."""
     train_dataset: AnyDataset
+    """The captioned clips."""
     latents: PlaceOrNone = None
     """Folder of the feature cache, which has one clip per video. None: every clip is encoded when
     it is used, and each epoch cuts new clips from the videos."""
@@ -110,5 +114,6 @@ class DenoiserTraining(TrainConfig):
     preview_interval: Annotated[int, Field(ge=1)] = 500
     """Steps between previews; they are made with the next log line."""
     num_inference_steps: Annotated[int, Field(ge=1, le=1000), Aliases("ddim_timesteps")] = 20
+    """Denoising steps that the saved pipeline uses by default."""
     guidance_scale: Annotated[float, Field(ge=0), Aliases("guide_scale")] = 4.0
-    """Denoising steps and guidance that the saved pipeline uses by default."""
+    """Guidance scale that the saved pipeline uses by default."""
