@@ -28,21 +28,21 @@ REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8
 
 
 def test_limits_follow_from_the_model(limits: Limits) -> None:
-    assert (limits.frames.low, limits.frames.high, limits.frames.start) == (2, 8, 4)
+    assert (limits.num_frames.low, limits.num_frames.high, limits.num_frames.start) == (2, 8, 4)
     assert (limits.width.low, limits.width.high, limits.width.step) == (32, 64, 16)
-    assert (limits.steps.start, limits.guidance.start) == (3, 3.0)
+    assert (limits.num_inference_steps.start, limits.guidance_scale.start) == (3, 3.0)
 
 
 def test_a_form_becomes_a_request(limits: Limits) -> None:
-    form = numbers(limits, seed=7.0, videos=2, motion_strength=0.5)
+    form = numbers(limits, seed=7.0, repeat_times=2, motion_strength=0.5)
     request = limits.read_form("decompose", "  a car\nfalls ", "spins", *form)
     assert (request.prompt, request.motion_prompt) == ("a car falls", "spins")
     assert request.motion_strength == 0.5
-    assert (request.seed, request.videos) == (7, 1)
+    assert (request.seed, request.repeat_times) == (7, 1)
     assert isinstance(request.seed, int)
     assert limits.read_form("decompose", *request.form) == request
     plain = limits.read_form("generate", "a car falls", "spins", *form)
-    assert (plain.motion_prompt, plain.motion_strength, plain.videos) == ("", 1.0, 2)
+    assert (plain.motion_prompt, plain.motion_strength, plain.repeat_times) == ("", 1.0, 2)
     assert limits.read_form("compare", "a car", "", *form).strengths == [0.0, 1.0]
 
 
@@ -57,16 +57,16 @@ def test_a_form_becomes_a_request(limits: Limits) -> None:
         ("a car <IMG src=x>", {}, "tag"),
         ("a \x00 car", {}, "printed"),
         ("a \ud800 car", {}, "printed"),
-        ("a car", {"steps": 0}, "steps: choose from 1 to 100"),
-        ("a car", {"steps": 10**9}, "steps"),
-        ("a car", {"steps": 2.5}, "steps: choose a multiple of 1"),
-        ("a car", {"frames": 9}, "frames"),
-        ("a car", {"width": 40}, "width: choose a multiple of 16"),
-        ("a car", {"seed": None}, "seed"),
-        ("a car", {"seed": "1; rm"}, "seed"),
-        ("a car", {"videos": 5}, "videos"),
-        ("a car", {"motion_strength": float("nan")}, "motion strength"),
-        ("a car", {"guidance": float("inf")}, "guidance"),
+        ("a car", {"num_inference_steps": 0}, "Steps: choose from 1 to 100"),
+        ("a car", {"num_inference_steps": 10**9}, "Steps"),
+        ("a car", {"num_inference_steps": 2.5}, "Steps: choose a multiple of 1"),
+        ("a car", {"num_frames": 9}, "Frames"),
+        ("a car", {"width": 40}, "Width: choose a multiple of 16"),
+        ("a car", {"seed": None}, "Seed"),
+        ("a car", {"seed": "1; rm"}, "Seed"),
+        ("a car", {"repeat_times": 5}, "Videos"),
+        ("a car", {"motion_strength": float("nan")}, "Motion strength"),
+        ("a car", {"guidance_scale": float("inf")}, "Guidance"),
     ],
 )
 def test_values_outside_their_limits_are_refused(
@@ -89,8 +89,8 @@ def test_a_motion_prompt_is_checked_too(limits: Limits) -> None:
 def test_a_command_has_what_differs_from_the_defaults() -> None:
     line = REQUEST.command(InferenceConfig())
     assert line == (
-        "demo-t2v generate 'a car falls' --seed 7 --repeat 2 --steps 3 --guidance 2.5 "
-        "--frames 4 --width 32 --height 32 --fps 8"
+        "demo-t2v generate 'a car falls' --seed 7 --repeat 2 --steps 3 "
+        "--frames 4 --width 32 --height 32 --fps 8 --guidance 2.5"
     )
     base = InferenceConfig(model="a model", lora="x.safetensors", dtype="bfloat16")
     request = replace(

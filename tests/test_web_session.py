@@ -59,7 +59,7 @@ def frames(result: GenerationResult, number: int = 0) -> np.ndarray:
 
 
 def test_updates_count_steps_and_have_previews(session: GenerationSession) -> None:
-    updates, result = generate_all(session, replace(REQUEST, steps=18))
+    updates, result = generate_all(session, replace(REQUEST, num_inference_steps=18))
     assert [(update.step, update.total) for update in updates] == [(n, 18) for n in range(1, 19)]
     shown = [update.step for update in updates if update.previews]
     assert shown == [6, 12]
@@ -88,9 +88,13 @@ def test_the_same_request_gives_the_same_video(session: GenerationSession) -> No
     [
         REQUEST,
         replace(
-            REQUEST, tab="decompose", videos=1, motion_prompt='"swings" slowly', motion_strength=0.5
+            REQUEST,
+            tab="decompose",
+            repeat_times=1,
+            motion_prompt='"swings" slowly',
+            motion_strength=0.5,
         ),
-        replace(REQUEST, tab="compare", videos=1, prompt="-a = 'b' $HOME", width=48),
+        replace(REQUEST, tab="compare", repeat_times=1, prompt="-a = 'b' $HOME", width=48),
     ],
     ids=lambda request: request.tab,
 )
@@ -127,7 +131,7 @@ def test_closing_stops_within_two_steps(
     )
     decode = pipeline.decode_latents
     monkeypatch.setattr(pipeline, "decode_latents", lambda *a: (decoded.append(1), decode(*a))[1])
-    updates = session.generate(replace(REQUEST, steps=100))
+    updates = session.generate(replace(REQUEST, num_inference_steps=100))
     for _ in range(5):
         next(updates)
     before = len(steps)
@@ -145,7 +149,7 @@ def test_closing_stops_within_two_steps(
 def test_comparing_shows_both_and_their_flow(
     session: GenerationSession, pipeline: DemoPipeline
 ) -> None:
-    updates, result = generate_all(session, replace(REQUEST, tab="compare", videos=1))
+    updates, result = generate_all(session, replace(REQUEST, tab="compare", repeat_times=1))
     assert updates[-1].step == updates[-1].total == 6
     assert len(result.videos) == 2
     assert (frames(result, 0) != frames(result, 1)).any()
@@ -160,7 +164,7 @@ def test_comparing_shows_both_and_their_flow(
 
 
 def test_decomposition_uses_both_prompts(session: GenerationSession) -> None:
-    request = replace(REQUEST, tab="decompose", videos=1)
+    request = replace(REQUEST, tab="decompose", repeat_times=1)
     plain = frames(generate_all(session, request)[1])
     other = frames(generate_all(session, replace(request, motion_prompt="a fish grows slowly"))[1])
     weak = frames(generate_all(session, replace(request, motion_strength=0.0))[1])
@@ -172,7 +176,7 @@ def test_decomposition_uses_both_prompts(session: GenerationSession) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 16])
 def test_attention_leaves_the_video_unchanged(session: GenerationSession, steps: int) -> None:
-    request = replace(REQUEST, tab="attention", videos=1, steps=steps)
+    request = replace(REQUEST, tab="attention", repeat_times=1, num_inference_steps=steps)
     _, result = generate_all(session, request)
     with Image.open(result.picture) as picture:
         assert abs(picture.height - 164 * len(recorded_steps(steps))) < 10
@@ -187,7 +191,7 @@ def test_failures_leave_no_files(
         list(session.generate(replace(REQUEST, width=33)))
     pipeline.unet.conv_out.bias.data.fill_(float("nan"))
     with pytest.raises(ArithmeticError):
-        list(session.generate(replace(REQUEST, steps=1)))
+        list(session.generate(replace(REQUEST, num_inference_steps=1)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +219,7 @@ def test_a_stop_after_the_last_step_leaves_no_files(
 
 
 def test_a_closed_session_ends_quietly(session: GenerationSession, tmp_path: Path) -> None:
-    updates = session.generate(replace(REQUEST, steps=100))
+    updates = session.generate(replace(REQUEST, num_inference_steps=100))
     next(updates)
     session.close()
     assert all(isinstance(update, StepUpdate) for update in updates)

@@ -110,8 +110,13 @@ class Visitor:
             steps.wait_for()
         for name, value in values.items():
             box = self.page.get_by_label(f"number input for {name}", exact=True)
-            box.fill(str(value))
-            box.press("Tab")
+            # Gradio may set the value of a slider once more while it appears.
+            for _ in range(10):
+                box.fill(str(value))
+                box.press("Tab")
+                self.page.wait_for_timeout(200)
+                if box.input_value() == str(value):
+                    break
 
     def ask(self, prompt: str, button: str = "Generate") -> None:
         self._old = self._sources()

@@ -55,7 +55,9 @@ class InferDataset(Strict):
     csv_path: Annotated[
         PlaceOrNone, Option("File with id,prompt: CSV, JSON lines or Parquet.", "prompts", "FILE|-")
     ] = None
-    repeat_times: Annotated[int, Field(ge=1), Option("Videos for each prompt.", "repeat")] = 1
+    repeat_times: Annotated[
+        int, Field(ge=1), Option("Videos for each prompt.", "repeat", label="Videos")
+    ] = 1
 
 
 class InferenceConfig(Strict):
@@ -122,7 +124,9 @@ class InferenceConfig(Strict):
     height: Annotated[Side | None, Option("Height in pixels.", shapes_video=True)] = None
     width: Annotated[Side | None, Option("Width in pixels.", shapes_video=True)] = None
     fps: Annotated[
-        int, Field(ge=1, le=120), Option("Frames per second of the file.", shapes_video=True)
+        int,
+        Field(ge=1, le=120),
+        Option("Frames per second of the file.", shapes_video=True, label="Frames per second"),
     ] = 8
     format: Annotated[
         Literal["mp4", "webm", "gif", "png"],
@@ -173,6 +177,12 @@ def flag(key: str) -> str:
     """The command line's flag of an option, such as `--steps` of `num_inference_steps`."""
     _, option = inference_options()[key]
     return f"--{option.flag or key.replace('_', '-')}"
+
+
+def label(key: str) -> str:
+    """The page's name of an option, such as `Steps` of `num_inference_steps`."""
+    _, option = inference_options()[key]
+    return option.label or flag(key).removeprefix("--").replace("-", " ").capitalize()
 
 
 def video_settings(config: InferenceConfig) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class ConfigError(UserError):
 class Option:
     """How a field is offered: on the command line, on the page and in the documents.
 
-    `flag` is the command line's name without dashes (default: the field's name). `shapes_video`
+    `flag` is the command line's name without dashes (default: the field's name), and `label` the
+    page's (default: the flag's words). `shapes_video`
     fields belong to a video's entry in the manifest, since other values make another video.
     """
 
@@ -49,6 +50,7 @@ class Option:
     flag: str = ""
     metavar: str | None = None
     shapes_video: bool = False
+    label: str = ""
 
 
 class Aliases(tuple[str, ...]):

@@ -84,7 +84,7 @@ class Generation:
         """Frames (F, H, W, 3) of each video with one motion strength."""
         request = self.request
         # The command line gives a single prompt the id 1, from which its seeds are derived.
-        jobs = make_jobs([("1", request.prompt)], request.videos, request.seed)
+        jobs = make_jobs([("1", request.prompt)], request.repeat_times, request.seed)
         runner = Runner(self.pipeline, request.config(self.base, strength), max_pending=0)
         videos = runner.videos(jobs, on_step=partial(self._after_step, variant))
         return (video.frames for video in videos)
@@ -102,7 +102,7 @@ class Generation:
 
     def _previews(self, step: Step) -> tuple[str, ...]:
         """Some frames of each video, decoded from the predicted clean latents."""
-        stride = -(-self.request.frames // _PREVIEW_FRAMES)
+        stride = -(-self.request.num_frames // _PREVIEW_FRAMES)
         videos = self.pipeline.decode_latents(
             step.clean[:, :, ::stride], self.base.decode_chunk_size
         )

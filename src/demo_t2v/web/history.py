@@ -44,7 +44,7 @@ class GenerationResult:
     def caption(self) -> str:
         """The prompt and the main settings, one line of plain text."""
         request = self.request
-        words = [request.prompt, f"seed {request.seed}", f"{request.steps} steps"]
+        words = [request.prompt, f"seed {request.seed}", f"{request.num_inference_steps} steps"]
         if request.tab == "compare":
             words.append("motion off and on")
         elif request.tab == "attention":

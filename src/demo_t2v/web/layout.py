@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from html import escape
 from typing import Final
 
 import gradio as gr
 
 from demo_t2v.checkpoints.resolve import BUILT_IN
+from demo_t2v.config.inference import inference_options, label
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS
 from demo_t2v.web.history import HISTORY_LENGTH, History
-from demo_t2v.web.request import MAX_VIDEOS, PROMPT_LENGTH, Bound, Limits, Tab
+from demo_t2v.web.request import MAX_VIDEOS, PROMPT_LENGTH, Limits, Tab, option_key
 from demo_t2v.web.results_panel import ResultsPanel
 
 _SPRITE_EXAMPLES: Final = (
@@ -101,14 +103,12 @@ def _settings(limits: Limits) -> list[gr.Number | gr.Slider]:
         new_seed = gr.Button("⚄ New seed", size="sm", min_width=110, scale=1, elem_id="new-seed")
     new_seed.click(None, None, seed, js=_RANDOM_SEED)
     with gr.Accordion("Settings", open=False):
-        videos = _slider("Videos", limits.videos, "videos of the same prompt")
-        steps = _slider("Steps", limits.steps, "denoising steps; more are slower and finer")
-        frames = _slider("Frames", limits.frames)
-        fps = _slider("Frames per second", limits.fps)
-        width = _slider("Width", limits.width, "pixels")
-        height = _slider("Height", limits.height, "pixels")
-        guidance = _slider("Guidance", limits.guidance, "more follows the prompt more closely")
-    return [seed, videos, steps, frames, width, height, fps, guidance]
+        sliders = [
+            _slider(field.name, limits)
+            for field in fields(limits)
+            if field.name not in ("seed", "motion_strength")
+        ]
+    return [seed, *sliders]
 
 
 def _motion_inputs(limits: Limits) -> tuple[gr.Textbox, gr.Slider]:
@@ -120,13 +120,21 @@ def _motion_inputs(limits: Limits) -> tuple[gr.Textbox, gr.Slider]:
         max_length=PROMPT_LENGTH,
         render=False,
     )
-    info = "0: the base network, 1: as trained"
-    return motion_prompt, _slider("Motion strength", limits.motion_strength, info, render=False)
+    return motion_prompt, _slider("motion_strength", limits, render=False)
 
 
-def _slider(label: str, bound: Bound, info: str | None = None, render: bool = True) -> gr.Slider:
+def _slider(name: str, limits: Limits, render: bool = True) -> gr.Slider:
+    """The slider of an option, with the label and the help of its declaration."""
+    bound, key = getattr(limits, name), option_key(name)
+    _, option = inference_options()[key]
     return gr.Slider(
-        bound.low, bound.high, bound.start, step=bound.step, label=label, info=info, render=render
+        bound.low,
+        bound.high,
+        bound.start,
+        step=bound.step,
+        label=label(key),
+        info=option.help,
+        render=render,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from demo_t2v.checkpoints.resolve import ModelDefaults
 from demo_t2v.config import InferenceConfig
+from demo_t2v.config.inference import flag, label
 from demo_t2v.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Bound:
         """The value, an int where the step is one. Raises RequestError."""
         number = value if isinstance(value, int | float) else self.low - 1
         if not self.low <= number <= self.high:  # also for nan
-            raise RequestError(f"{name}: choose from {self.low:g} to {self.high:g}")
+            raise RequestError(f"{name}: choose from {self.low:g} to {self.high:.10g}")
         if self.step != int(self.step):
             return float(number)
         if number % self.step:
@@ -52,16 +53,16 @@ class Bound:
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a request's numbers, in the order of the form."""
+    """The bounds of a request's numbers, in the order of the form; the names are the options'."""
 
     seed: Bound
-    videos: Bound
-    steps: Bound
-    frames: Bound
+    repeat_times: Bound
+    num_inference_steps: Bound
+    num_frames: Bound
     width: Bound
     height: Bound
     fps: Bound
-    guidance: Bound
+    guidance_scale: Bound
     motion_strength: Bound
 
     @classmethod
@@ -70,16 +71,17 @@ class Limits:
         own = ModelDefaults.of(pipeline)
         step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
         pixels = Bound(min(2 * step, own.side), 2 * own.side, own.side, step)
+        default = InferenceConfig()
         return cls(
-            seed=Bound(0, 2**32 - 1, 0),
-            videos=Bound(1, MAX_VIDEOS, 1),
-            steps=Bound(1, max(100, own.steps), own.steps),
-            frames=Bound(2, 2 * own.frames, own.frames),
+            seed=Bound(0, 2**32 - 1, default.seed),
+            repeat_times=Bound(1, MAX_VIDEOS, default.infer_dataset.repeat_times),
+            num_inference_steps=Bound(1, max(100, own.steps), own.steps),
+            num_frames=Bound(2, 2 * own.frames, own.frames),
             width=pixels,
             height=pixels,
-            fps=Bound(1, 30, InferenceConfig().fps),
-            guidance=Bound(1, 20, own.guidance, 0.5),
-            motion_strength=Bound(0, 3, 1, 0.1),
+            fps=Bound(1, 30, default.fps),
+            guidance_scale=Bound(1, 20, own.guidance, 0.5),
+            motion_strength=Bound(0, 3, default.motion_strength, 0.1),
         )
 
     def read_form(
@@ -91,7 +93,7 @@ class Limits:
         tab `generate` only. Raises RequestError.
         """
         values = {
-            field.name: getattr(self, field.name).check(field.name.replace("_", " "), number)
+            field.name: getattr(self, field.name).check(label(option_key(field.name)), number)
             for field, number in zip(fields(self), numbers, strict=True)
         }
         content = _read_text("prompt", prompt)
@@ -101,8 +103,13 @@ class Limits:
         if tab != "decompose":
             values["motion_strength"] = 1.0
         if tab != "generate":
-            values["videos"] = 1
+            values["repeat_times"] = 1
         return GenerationRequest(tab, content, motion, **values)
+
+
+def option_key(name: str) -> str:
+    """The dotted key of the option that a number of the form sets."""
+    return "infer_dataset.repeat_times" if name == "repeat_times" else name
 
 
 @dataclass(frozen=True)
@@ -113,13 +120,13 @@ class GenerationRequest:
     prompt: str
     motion_prompt: str
     seed: int
-    videos: int
-    steps: int
-    frames: int
+    repeat_times: int
+    num_inference_steps: int
+    num_frames: int
     width: int
     height: int
     fps: int
-    guidance: float
+    guidance_scale: float
     motion_strength: float
 
     @property
@@ -132,21 +139,17 @@ class GenerationRequest:
         """The values of the form, as `Limits.read_form` takes them."""
         return astuple(self)[1:]
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The numbers of the form by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Limits)}
+
     def config(self, base: InferenceConfig, strength: float) -> InferenceConfig:
         """`base`, which has the model and the device, with this request's settings."""
-        return base.model_copy(
-            update={
-                "seed": self.seed,
-                "num_inference_steps": self.steps,
-                "num_frames": self.frames,
-                "height": self.height,
-                "width": self.width,
-                "fps": self.fps,
-                "guidance_scale": self.guidance,
-                "motion_prompt": self.motion_prompt or None,
-                "motion_strength": strength,
-            }
-        )
+        settings = self.numbers | {"motion_strength": strength}
+        del settings["repeat_times"]
+        settings["motion_prompt"] = self.motion_prompt or None
+        return base.model_copy(update=settings)
 
     def command(self, base: InferenceConfig) -> str:
         """Shell command lines that make the same videos, one for each motion strength."""
@@ -157,28 +160,20 @@ class GenerationRequest:
         # A space before the prompt prevents its use as an option or as `key=value`.
         ambiguous = self.prompt.startswith("-") or "=" in self.prompt
         yield f" {self.prompt}" if ambiguous else self.prompt
-        numbers = {
-            "seed": self.seed,
-            "repeat": self.videos,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "frames": self.frames,
-            "width": self.width,
-            "height": self.height,
-            "fps": self.fps,
-        }
-        for name, number in numbers.items():
-            yield from (f"--{name}", f"{number:g}" if isinstance(number, float) else str(number))
+        for name, number in self.numbers.items():
+            if name != "motion_strength":
+                text = f"{number:g}" if isinstance(number, float) else str(number)
+                yield from (flag(option_key(name)), text)
         if self.motion_prompt:
-            yield f"--motion-prompt={self.motion_prompt}"
+            yield f"{flag('motion_prompt')}={self.motion_prompt}"
         if strength != 1:
-            yield from ("--motion-strength", f"{strength:g}")
+            yield from (flag("motion_strength"), f"{strength:g}")
         if self.tab == "compare":  # both videos have the same file name
             yield from ("--out", f"outputs/motion-{strength:g}")
         default = InferenceConfig()
         for key in ("model", "lora", "scheduler", "device", "dtype"):
             if getattr(base, key) != getattr(default, key):
-                yield f"--{key}={getattr(base, key)}"
+                yield f"{flag(key)}={getattr(base, key)}"
 
 
 def _read_text(name: str, text: Any) -> str:
