@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from demo_t2v.checkpoints.original.key_maps import denoiser_from_original, denoiser_to_original
+from demo_t2v.models.attention import TransformerBlock
 from demo_t2v.models.unet import DemoUNet
 from helpers.golden import make_input, make_state, manifest, recorded, relative_error, weight
 from helpers.tiny_networks import tiny_unet
@@ -266,3 +267,41 @@ def test_save_and_load_keep_every_weight(tmp_path) -> None:
     assert loaded.config.motion is True
     for name, saved in unet.state_dict().items():
         assert torch.equal(saved, loaded.state_dict()[name]), name
+
+
+def test_motion_states_for_each_frame() -> None:
+    unet = small_network()
+    unet.load_state_dict(denoiser_from_original(published_state(unet), unet))
+    sample, content = make_input("x", (2, 4, 8, 16, 16)), make_input("content", (2, 77, 1024))
+    motion, ends = make_input("motion", (2, 77, 1024)), torch.tensor([5, 9])
+
+    def run(states: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            output = unet(sample, 500, content, states, eot_index=ends)
+        return output.sample, *output.eot_attention
+
+    one = run(motion, ends)
+    repeated = run(motion[:, None].expand(-1, 8, -1, -1), ends[:, None].expand(-1, 8))
+    for first, second in zip(one, repeated, strict=True):
+        assert first.shape == second.shape
+        assert relative_error(second, first) < 1e-5
+    other = motion.flip(0)
+    changed = torch.stack([motion] * 4 + [other] * 4, dim=1)
+    assert relative_error(run(changed, ends[:, None].expand(-1, 8))[0], one[0]) > 1e-3
+
+
+def test_a_frame_attends_to_its_own_states() -> None:
+    torch.manual_seed(0)
+    block = TransformerBlock(16, 2, 8, 24)
+    x, states = torch.randn(2 * 3, 4, 16), torch.randn(2, 4, 5, 24)  # 2 samples, 3 positions
+    kv = block.attn2.keys_values(states)
+    ends = torch.tensor([[0, 1, 2, 3], [4, 3, 2, 1]])
+    with torch.no_grad():
+        query = block.norm2(x)
+        attended, token_map = block._cross_attention(query, kv, ends)
+        for sample, frame in ((0, 0), (0, 3), (1, 2)):
+            own = block.attn2.keys_values(states[sample, frame][None])
+            rows = query[3 * sample : 3 * sample + 3, frame][None]
+            alone, alone_map = block.attn2.with_map(rows, own, ends[sample, frame][None])
+            torch.testing.assert_close(attended[3 * sample : 3 * sample + 3, frame], alone[0])
+            torch.testing.assert_close(token_map.view(2, 3, 4)[sample, :, frame], alone_map[0])

@@ -24,10 +24,14 @@ TransformerKind = Literal["content", "motion", "temporal"]
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of one attention layer: (B, heads, L, head_dim) each."""
+    """Keys and values of one attention layer: (B, heads, L, head_dim) each.
+
+    With `per_frame` each frame of a sample has its own: (B*F, heads, L, head_dim).
+    """
 
     keys: Tensor
     values: Tensor
+    per_frame: bool = False
 
 
 class Attention(nn.Module):
@@ -46,8 +50,12 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])  # named as in diffusers
 
     def keys_values(self, states: Tensor) -> KeysValues:
-        """Keys and values of all heads from states (N, L, D)."""
-        return KeysValues(self._split(self.to_k(states)), self._split(self.to_v(states)))
+        """Keys and values of all heads from states (N, L, D), or (N, F, L, D) a frame."""
+        per_frame = states.ndim == 4
+        if per_frame:
+            states = states.flatten(0, 1)
+        keys, values = self._split(self.to_k(states)), self._split(self.to_v(states))
+        return KeysValues(keys, values, per_frame)
 
     def forward(self, x: Tensor, kv: KeysValues | None = None) -> Tensor:
         """Attention of x (N, T, C) to `kv` of the same N; None: self-attention."""
@@ -121,21 +129,37 @@ class TransformerBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x (N, T, C) -> (N, T, C) and, with `token_index` (B,), that token's map (B, N/B*T).
 
-        `encoder_kv` has B samples, where B divides N; rows of x are ordered by sample.
+        `encoder_kv` has B samples, where B divides N; rows of x are ordered by sample. Where it
+        has keys and values for each of the T frames, `token_index` is (B, T).
         """
         x = x + self.attn1(self.norm1(x))
         token_map = None
         if encoder_kv is None:
             x = x + self.attn2(self.norm2(x))
         else:
-            samples = len(encoder_kv.keys)
-            query = self.norm2(x).reshape(samples, -1, x.shape[-1])  # (B, N/B*T, C)
-            if token_index is None:
-                attended = self.attn2(query, encoder_kv)
-            else:
-                attended, token_map = self.attn2.with_map(query, encoder_kv, token_index)
-            x = x + attended.reshape(x.shape)
+            attended, token_map = self._cross_attention(self.norm2(x), encoder_kv, token_index)
+            x = x + attended
         return x + self.ff(self.norm3(x)), token_map
+
+    def _cross_attention(
+        self, x: Tensor, kv: KeysValues, token_index: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The queries of a sample, or of one of its frames, form one sequence."""
+        frames = x.shape[1]
+        if kv.per_frame:
+            query = rearrange(x, "(b s) f c -> (b f) s c", b=len(kv.keys) // frames)
+        else:
+            query = x.reshape(len(kv.keys), -1, x.shape[-1])  # (B, N/B*T, C)
+        token_map = None
+        if token_index is None:
+            attended = self.attn2(query, kv)
+        else:
+            attended, token_map = self.attn2.with_map(query, kv, token_index.flatten())
+        if not kv.per_frame:
+            return attended.reshape(x.shape), token_map
+        if token_map is not None:
+            token_map = rearrange(token_map, "(b f) s -> b (s f)", f=frames)
+        return rearrange(attended, "(b f) s c -> (b s) f c", f=frames), token_map
 
 
 class Transformer(nn.Module):
@@ -165,7 +189,9 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def keys_values(self, states: Tensor) -> KeysValues:
-        """Keys and values for the cross-attention, from encoder states (B, L, D)."""
+        """Keys and values for the cross-attention, from encoder states (B, L, D), or
+        (B, F, L, D) for each frame.
+        """
         block: TransformerBlock = self.transformer_blocks[0]  # type: ignore[assignment]
         return block.attn2.keys_values(states)
 

@@ -55,7 +55,7 @@ class ForwardPass:
     num_frames: int
     temb: Tensor  # (B*F, T)
     motion_strength: float
-    eot_index: Tensor | None  # (B,)
+    eot_index: Tensor | None  # (B,), or (B, F) with motion states for each frame
     eot_attention: list[Tensor] = field(default_factory=list)  # one (B, H, W, F) a layer
 
 
@@ -89,7 +89,10 @@ class Block(nn.Module):
             )
 
     def prepare_conditioning(self, content: Tensor, motion: Tensor | None) -> BlockConditioning:
-        """Keys and values for the layers with transformers, from encoder states (B, L, D)."""
+        """Keys and values for the layers with transformers, from encoder states (B, L, D).
+
+        Motion states may be (B, F, L, D), for each frame.
+        """
         layers = []
         for index, attention in enumerate(self.attentions):
             motion_kv = None

@@ -21,9 +21,10 @@ class TextStates:
     content: Tensor
     """(B, L, D)."""
     motion: Tensor | None
-    """(B, L, D); None in the base model, which has no motion encoder."""
+    """(B, L, D), or (B, F, L, D) for each frame; None in the base model, which has no motion
+    encoder."""
     eot_index: Tensor
-    """(B,): position of the end-of-text token in the motion prompt."""
+    """(B,), or (B, F) for each frame: position of the end-of-text token in the motion prompt."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TextStates:
         """Apply `change` to each tensor, such as a slice of its rows."""
@@ -38,12 +39,26 @@ class TextStates:
         """The rows of both along the batch axis, these first."""
         motion = None
         if self.motion is not None and other.motion is not None:
-            motion = torch.cat([self.motion, other.motion])
+            motion = torch.cat(_same_frames(self.motion, other.motion, 3))
         return TextStates(
             content=torch.cat([self.content, other.content]),
             motion=motion,
-            eot_index=torch.cat([self.eot_index, other.eot_index]),
+            eot_index=torch.cat(_same_frames(self.eot_index, other.eot_index, 1)),
         )
+
+
+def _same_frames(first: Tensor, second: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Both tensors for each frame, (B, F, ...), where one of them is, and the other (B, ...)."""
+    if first.ndim == second.ndim:
+        return first, second
+    frames = max(first, second, key=lambda tensor: tensor.ndim).shape[1]
+    both = (
+        tensor.unsqueeze(1).expand(-1, frames, *tensor.shape[1:])
+        if tensor.ndim == dimensions
+        else tensor
+        for tensor in (first, second)
+    )
+    return next(both), next(both)
 
 
 def penultimate_states(encoder: CLIPTextModel, ids: Tensor) -> Tensor:

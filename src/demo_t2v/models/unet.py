@@ -122,7 +122,10 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     @apply_forward_hook
     def prepare_conditioning(self, content: Tensor, motion: Tensor | None = None) -> Conditioning:
-        """Keys and values from encoder states (B, L, D); the same for all steps of a prompt."""
+        """Keys and values from encoder states (B, L, D); the same for all steps of a prompt.
+
+        Motion states may be (B, F, L, D): then each frame has its own, as on a timeline.
+        """
         return tuple(block.prepare_conditioning(content, motion) for block in self.blocks)
 
     def init_motion_from_content(self) -> None:
@@ -148,11 +151,12 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> DemoUNetOutput:
         """Predict the noise in `sample`, or the velocity of a network trained for it.
 
-        sample (B, C, F, H, W); timestep (B,) or one for all; content and motion states
-        (B, L, D) of the text encoders, or instead `conditioning`, the keys and values made of
-        them. `motion_strength` scales the motion transformers' residuals: 0 is the base network.
-        With `eot_index` (B,), the position of the end-of-text token in the motion prompt, the
-        output has each motion transformer's attention map of that token (DEMO, eq. 3).
+        sample (B, C, F, H, W); timestep (B,) or one for all; content states (B, L, D) and motion
+        states (B, L, D) or, for each frame, (B, F, L, D) of the text encoders, or instead
+        `conditioning`, the keys and values made of them. `motion_strength` scales the motion
+        transformers' residuals: 0 is the base network. With `eot_index`, (B,) or (B, F) for each
+        frame, the position of the end-of-text token in the motion prompt, the output has each
+        motion transformer's attention map of that token (DEMO, eq. 3).
         Raises ValueError for sides that are no multiples of the deepest level's stride.
         """
         self.check_size(*sample.shape[3:])

@@ -1,0 +1,107 @@
+"""A motion timeline: motion prompts that follow each other within one clip.
+
+DEMO (arXiv 2410.24219) names actions in sequence as its limit, since one motion prompt conditions
+all frames. Here each frame has its own motion states: those of the prompt whose segment it is in,
+or a linear mixture of two during a cross-fade. The content prompt stays one text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from demo_t2v.core.errors import UserError
+
+_ENTRY: Final = re.compile(
+    r"\s*(?P<start>[^:]*?)\s*(?P<unit>s?)\s*:\s*(?P<prompt>.*?)\s*", re.DOTALL
+)
+_EXAMPLE: Final = "write FRAME: PROMPT, as in `8: spins clockwise`, or seconds, as in `0.5s: falls`"
+
+
+class TimelineError(UserError):
+    """A timeline that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Motion prompts, and the frames at which their segments begin: 0 first, then rising.
+
+    Raises TimelineError for other frames, and for an empty prompt.
+    """
+
+    starts: tuple[int, ...]
+    prompts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for start, prompt in zip(self.starts, self.prompts, strict=True):
+            if not prompt.strip():
+                raise TimelineError(f"timeline: the motion prompt at frame {start} is empty")
+        if not self.starts or self.starts[0] != 0:
+            begins = f"begins at frame {self.starts[0]}" if self.starts else "is empty"
+            raise TimelineError(f"timeline: {begins}; it must begin at frame 0")
+        for first, second in pairwise(self.starts):
+            if second <= first:
+                raise TimelineError(
+                    f"timeline: frame {second} follows frame {first}; frames must rise"
+                )
+
+    def frame_weights(self, num_frames: int, crossfade: float = 0.0) -> Tensor:
+        """The share of each prompt in each frame: (F, P), each row sums to 1.
+
+        A cross-fade is linear, `crossfade` frames wide, and centred between the last frame of one
+        segment and the first of the next; 0 and 1 switch from one frame to the next. Raises
+        TimelineError for a segment that begins after the clip or is shorter than the cross-fade.
+        """
+        if self.starts[-1] >= num_frames:
+            raise TimelineError(
+                f"timeline: frame {self.starts[-1]} is beyond the clip; its last frame is "
+                f"{num_frames - 1}"
+            )
+        for first, second in pairwise((*self.starts, num_frames)):
+            if len(self.starts) > 1 and second - first < crossfade:
+                raise TimelineError(
+                    f"timeline: the segment at frame {first} has {second - first} frames, fewer "
+                    f"than the cross-fade of {crossfade:g}"
+                )
+        starts = torch.tensor(self.starts, dtype=torch.float32)
+        centres = torch.arange(num_frames)[:, None] + 0.5 - starts  # (F, P), in frames
+        begun = (centres / max(crossfade, 1.0) + 0.5).clamp(0, 1)
+        begun[:, 0] = 1.0
+        return begun - torch.cat([begun[:, 1:], torch.zeros(num_frames, 1)], dim=1)
+
+
+def parse_timeline(entries: Sequence[str], fps: float) -> Timeline:
+    """A timeline from texts such as `8: spins clockwise` (a frame) or `0.5s: falls` (a time).
+
+    `fps` are the frames per second of the file that is written. Raises TimelineError.
+    """
+    starts, prompts = [], []
+    for entry in entries:
+        found = _ENTRY.fullmatch(entry)
+        if found is None:
+            raise TimelineError(f"timeline: {entry!r} has no frame; {_EXAMPLE}")
+        starts.append(_frame(found["start"], found["unit"], fps, entry))
+        prompts.append(found["prompt"])
+    return Timeline(tuple(starts), tuple(prompts))
+
+
+def split_timeline(text: str) -> list[str]:
+    """The entries of one text, which semicolons separate: `0: rises; 8: spins clockwise`."""
+    return [entry for entry in text.split(";") if entry.strip()]
+
+
+def _frame(start: str, unit: str, fps: float, entry: str) -> int:
+    try:
+        number = float(start) * fps if unit else int(start)
+        frame = round(number)
+    except (ValueError, OverflowError):
+        raise TimelineError(f"timeline: {entry!r} has no frame; {_EXAMPLE}") from None
+    if frame < 0:
+        raise TimelineError(f"timeline: {entry!r} begins before the clip; {_EXAMPLE}")
+    return frame
