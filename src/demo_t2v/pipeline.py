@@ -20,6 +20,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 # diffusers loads a saved component only if the module of its class is imported.
 import demo_t2v.diffusion.schedulers
 import demo_t2v.models.tokenizer  # noqa: F401
+from demo_t2v.conditioning.timeline import (
+    MotionPrompts,
+    Timeline,
+    as_motion_prompts,
+    encode_timelines,
+)
 from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
 from demo_t2v.diffusion.noise import latents_and_noise
 from demo_t2v.diffusion.schedulers import (
@@ -121,36 +127,47 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
     def encode_prompt(
         self,
         prompt: str | Sequence[str],
-        motion_prompt: str | Sequence[str] | None = None,
+        motion_prompt: MotionPrompts | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        num_frames: int | None = None,
+        motion_crossfade: float = 0.0,
     ) -> tuple[TextStates, TextStates | None]:
         """States of both text encoders: `prompt_embeds` and `negative_prompt_embeds` of a call.
 
         `negative_prompt` is one for all prompts or one for each; without it the second result is
-        None. Raises ValueError for a pipeline without text encoders.
+        None. `motion_prompt` may be a timeline, as in `__call__`, for clips of `num_frames`
+        (default: the model's). Raises ValueError for a pipeline without text encoders, and
+        TimelineError.
         """
         if self.content_encoder is None:
             raise ValueError("prompt: this pipeline has no text encoders; give prompt_embeds")
         prompts = as_list(prompt)
-        motion_prompts = None if motion_prompt is None else as_list(motion_prompt)
+        motion_prompts = None if motion_prompt is None else as_motion_prompts(motion_prompt)
         negatives = [] if negative_prompt is None else as_list(negative_prompt)
         if isinstance(negative_prompt, str):
             negatives *= len(prompts)
         encode = TextConditioner(
             self.tokenizer, self.content_encoder, self.motion_encoder, self._execution_device
         )
-        states = encode(
-            negatives + prompts, None if motion_prompts is None else negatives + motion_prompts
-        )
+        texts = None
+        if motion_prompts is not None:
+            first = [one if isinstance(one, str) else one.prompts[0] for one in motion_prompts]
+            texts = negatives + first
+        states = encode(negatives + prompts, texts)
         count = len(negatives)
-        return states.map(lambda t: t[count:]), states.map(lambda t: t[:count]) if count else None
+        positive = states.map(lambda t: t[count:])
+        if motion_prompts and any(isinstance(one, Timeline) for one in motion_prompts):
+            length = default_to(num_frames, self.unet and self.unet.config.sample_frames)
+            positive = encode_timelines(positive, motion_prompts, encode, length, motion_crossfade)
+        return positive, states.map(lambda t: t[:count]) if count else None
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        motion_prompt: str | Sequence[str] | None = None,
+        motion_prompt: MotionPrompts | None = None,
+        motion_crossfade: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
@@ -173,8 +190,11 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
     ) -> DemoPipelineOutput | Any:
         """Generate `num_videos_per_prompt` videos for each prompt; those of a prompt are adjacent.
 
-        `motion_prompt` is the prompt of the motion encoder, by default the prompt itself. Sizes
-        are frames and pixels; the defaults are those that the weights were trained for.
+        `motion_prompt` is the prompt of the motion encoder, by default the prompt itself. It may
+        be a timeline, (frame, prompt) pairs such as `[(0, "rises"), (8, "falls")]`: each frame
+        then follows the last prompt that has begun, with cross-fades of `motion_crossfade` frames
+        (`conditioning.timeline`). Sizes are frames and pixels; the defaults are those that the
+        weights were trained for.
         `generator` may be a list with one for each video, so that no video depends on its batch.
         `guidance_scale` 1 or less means no guidance. `negative_prompt` is the unconditional prompt
         of both encoders, by default the model's own. `motion_strength` scales the motion
@@ -213,7 +233,11 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         if prompt_embeds is None:
             negative = default_to(negative_prompt, self.config.negative_prompt)
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-                prompt or "", motion_prompt, negative if guidance_scale > 1 else None
+                prompt or "",
+                motion_prompt,
+                negative if guidance_scale > 1 else None,
+                num_frames=num_frames,
+                motion_crossfade=motion_crossfade,
             )
         denoise = self.prepare_denoiser(
             prompt_embeds.repeat(num_videos_per_prompt),
@@ -252,7 +276,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         self,
         *,
         prompt: str | Sequence[str] | None,
-        motion_prompt: str | Sequence[str] | None,
+        motion_prompt: MotionPrompts | None,
         negative_prompt: str | Sequence[str] | None,
         prompt_embeds: TextStates | None,
         negative_prompt_embeds: TextStates | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from demo_t2v.conditioning.timeline import MotionPrompts, as_motion_prompts
 from demo_t2v.models.text import TextStates
 
 
@@ -40,7 +41,7 @@ def check_length(count: int, name: str, values: Any, what: str = "prompts") -> N
 
 def count_prompts(
     prompt: str | Sequence[str] | None,
-    motion_prompt: str | Sequence[str] | None,
+    motion_prompt: MotionPrompts | None,
     negative_prompt: str | Sequence[str] | None,
     prompt_embeds: TextStates | None,
     negative_prompt_embeds: TextStates | None,
@@ -57,7 +58,7 @@ def count_prompts(
         if negative_prompt_embeds is not None:
             raise ValueError("negative_prompt_embeds: must come with prompt_embeds")
         if motion_prompt is not None:
-            check_length(len(prompts), "motion_prompt", as_list(motion_prompt))
+            check_length(len(prompts), "motion_prompt", as_motion_prompts(motion_prompt))
         if negative_prompt is not None and not isinstance(negative_prompt, str):
             check_length(len(prompts), "negative_prompt", as_list(negative_prompt))
         return len(prompts)

@@ -11,12 +11,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from demo_t2v.core.errors import UserError
+from demo_t2v.models.text import TextConditioner, TextStates
+
+Entries = Sequence[tuple[int, str]]
+"""A timeline in a call: the frame at which each segment begins, and its motion prompt."""
 
 _ENTRY: Final = re.compile(
     r"\s*(?P<start>[^:]*?)\s*(?P<unit>s?)\s*:\s*(?P<prompt>.*?)\s*", re.DOTALL
@@ -74,6 +78,61 @@ class Timeline:
         begun = (centres / max(crossfade, 1.0) + 0.5).clamp(0, 1)
         begun[:, 0] = 1.0
         return begun - torch.cat([begun[:, 1:], torch.zeros(num_frames, 1)], dim=1)
+
+
+MotionPrompts = str | Timeline | Entries | Sequence[str | Timeline | Entries]
+"""The `motion_prompt` of a call: one motion prompt or timeline, or one for each video."""
+
+
+def as_motion_prompts(motion_prompt: Any) -> list[str | Timeline]:
+    """The motion prompts of a call, one for each video.
+
+    `motion_prompt` is a text, a Timeline or its (frame, prompt) pairs, or a list of these. A
+    timeline of one segment becomes its text. Raises TimelineError.
+    """
+    if isinstance(motion_prompt, str | Timeline) or _is_pairs(motion_prompt):
+        motion_prompt = [motion_prompt]
+    prompts: list[str | Timeline] = []
+    for prompt in motion_prompt:
+        if _is_pairs(prompt):
+            prompt = Timeline(*map(tuple, zip(*prompt, strict=True)))
+        single = isinstance(prompt, Timeline) and len(prompt.prompts) == 1
+        prompts.append(prompt.prompts[0] if single else prompt)
+    return prompts
+
+
+def encode_timelines(
+    states: TextStates,
+    prompts: Sequence[str | Timeline],
+    encode: TextConditioner,
+    num_frames: int,
+    crossfade: float = 0.0,
+) -> TextStates:
+    """`states` with motion states for each frame, (B, F, L, D), of B motion prompts.
+
+    They are mixtures by `Timeline.frame_weights`. The end-of-text position (B, F) is that of the
+    prompt with the largest share. Raises TimelineError.
+    """
+    timelines = [Timeline((0,), (one,)) if isinstance(one, str) else one for one in prompts]
+    texts = list(dict.fromkeys(text for timeline in timelines for text in timeline.prompts))
+    encoded = encode(texts)
+    if encoded.motion is None:
+        raise TimelineError("timeline: the model has no motion encoder; give one prompt")
+    frames, ends = [], []
+    for timeline in timelines:
+        rows = torch.tensor([texts.index(text) for text in timeline.prompts])
+        weights = timeline.frame_weights(num_frames, crossfade).to(encoded.motion)
+        frames.append(torch.einsum("fp,pld->fld", weights, encoded.motion[rows]))
+        ends.append(encoded.eot_index[rows][weights.argmax(dim=1).cpu()])
+    return TextStates(states.content, torch.stack(frames), torch.stack(ends))
+
+
+def _is_pairs(value: Any) -> bool:
+    """Whether it is a sequence of (frame, prompt)."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        return False
+    first = value[0]
+    return isinstance(first, Sequence) and len(first) == 2 and isinstance(first[0], int)
 
 
 def parse_timeline(entries: Sequence[str], fps: float) -> Timeline:
