@@ -357,6 +357,6 @@ def test_motion_has_a_prompt_and_a_strength(tiny_folder: Path, config: Inference
     assert (video(motion_strength=0.0) != plain).any()
     other = config.model_copy(update={"motion_prompt": "it grows"})
     runner = Runner(pipeline, other)
-    runner.prompt_embeds = encode_prompts(pipeline, [jobs[0].prompt], runner.config)
+    runner.prompt_embeds = encode_prompts(pipeline, jobs, runner.config)
     (video,) = runner.videos(jobs)
     assert (video.frames != plain).any()  # also where the prompts are encoded beforehand

@@ -100,8 +100,7 @@ def test_dropped_text_encoders_change_no_bit(tiny_folder: Path, scale: float) ->
     model = resolve(str(tiny_folder))
     complete = Runner.load(model, config)
     assert complete.prompt_embeds == {}
-    prompts = [job.prompt for job in jobs]
-    lean = Runner.load(model, config, Plan(16, drop_text=True), prompts)
+    lean = Runner.load(model, config, Plan(16, drop_text=True), jobs)
     assert [getattr(lean.pipeline, name) for name in TEXT] == [None, None]
     first, second = list(complete.videos(jobs)), list(lean.videos(jobs))
     assert [video.job for video in second] == jobs

@@ -63,9 +63,8 @@ def work(tiny_folder: Path, tmp_path: Path) -> Work:
     settings = {"fps": 8, "format": "mp4", "height": 32, "width": 32}
     folder = OutputFolder(tmp_path / "out", "tiny", settings)
     folder.prepare()
-    prompts = [job.prompt for job in JOBS]
     plan = Plan(16, drop_text=True)
-    return Work(Runner.load(resolve(str(tiny_folder)), config, plan, prompts), folder)
+    return Work(Runner.load(resolve(str(tiny_folder)), config, plan, JOBS), folder)
 
 
 def test_all_are_made_and_counted(work: Work) -> None:
@@ -79,14 +78,14 @@ def test_all_are_made_and_counted(work: Work) -> None:
 
 
 def test_a_prompt_that_fails_costs_no_other(work: Work) -> None:
-    embeds = {p: states for p, states in work.runner.prompt_embeds.items() if "b" not in p}
-    states, negatives = embeds["a f falls"]
-    embeds["a f falls"] = (states.map(lambda t: t * float("nan")), negatives)
+    embeds = {p: states for p, states in work.runner.prompt_embeds.items() if "b" not in p[0]}
+    states, negatives = embeds["a f falls", ""]
+    embeds["a f falls", ""] = (states.map(lambda t: t * float("nan")), negatives)
     work.runner = replace(work.runner, prompt_embeds=embeds)
     work.run()
     assert sorted(entry["id"] for entry in work.entries) == list("acdeg")
     assert {failure["id"]: failure["reason"] for failure in work.failures} == {
-        "b": "'a b falls'",  # its embeddings are missing
+        "b": "('a b falls', '')",  # its embeddings are missing
         "f": "the network's numbers overflowed: --dtype float32 has more range",
     }
     assert [failure["id"] for failure in work.failures] == ["b", "f"]
@@ -240,7 +239,7 @@ def test_videos_have_the_model_s_negative_prompt(tiny_pipeline: Any, encoded: bo
     def made(pipeline: Any, negative_prompt: str | None) -> Any:
         runner = Runner(pipeline, InferenceConfig(negative_prompt=negative_prompt))
         if encoded:
-            runner.prompt_embeds = encode_prompts(pipeline, ["a car falls"], runner.config)
+            runner.prompt_embeds = encode_prompts(pipeline, jobs, runner.config)
         return next(runner.videos(jobs)).frames
 
     given, empty = made(tiny_pipeline, "snow"), made(tiny_pipeline, "")
@@ -252,9 +251,10 @@ def test_videos_have_the_model_s_negative_prompt(tiny_pipeline: Any, encoded: bo
 
 def test_each_prompt_is_encoded_once(tiny_pipeline: Any) -> None:
     config = InferenceConfig(guidance_scale=3.0, negative_prompt="", batch_size=2)
-    embeds = encode_prompts(tiny_pipeline, ["a", "b", "a", "c"], config)
-    assert list(embeds) == ["a", "b", "c"]
-    states, negatives = embeds["b"]
+    jobs = make_jobs([(text, text) for text in ("a", "b", "a", "c")], 1, 0)
+    embeds = encode_prompts(tiny_pipeline, jobs, config)
+    assert list(embeds) == [("a", ""), ("b", ""), ("c", "")]
+    states, negatives = embeds["b", ""]
     alone, _ = tiny_pipeline.encode_prompt(["b"], negative_prompt="")
     assert states.content.shape == (1, 16, 24)
     assert negatives is not None

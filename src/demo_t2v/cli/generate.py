@@ -149,7 +149,7 @@ def _check_no_file(text: str) -> None:
 def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
     source = config.infer_dataset
     if text is not None:
-        prompts = [("1", check_prompt(text))]
+        prompts: list[tuple[str, ...]] = [("1", check_prompt(text))]
     elif source.csv_path is not None:
         if source.csv_path == STANDARD_INPUT and world_size() > 1:
             raise PromptError("--prompts -: several processes need a file, not standard input")

@@ -34,9 +34,9 @@ def takes_options(*keys: str, **defaults: Any) -> Callable[[Command], Command]:
 
         @functools.wraps(command)
         def run(**words: Any) -> None:
-            given = {key: words.pop(name) for name, key in flags.items()}
-            given = defaults | {key: value for key, value in given.items() if value is not None}
-            command(**words, **{OPTIONS: given})
+            values = {key: words.pop(name) for name, key in flags.items()}
+            given = {key: value for key, value in values.items() if value not in (None, [])}
+            command(**words, **{OPTIONS: defaults | given})
 
         signature = inspect.signature(command, eval_str=True)
         parameters: list[inspect.Parameter] = []
@@ -60,7 +60,9 @@ def _parameter(name: str, field: FieldInfo, option: Option, default: Any) -> ins
     metavar = option.metavar
     if get_origin(plain) is Literal:
         metavar = "|".join(get_args(plain))
-    kind = plain if plain in (int, float) and metavar is None else str
+    kind: Any = plain if plain in (int, float) and metavar is None else str
+    if get_origin(plain) is tuple:
+        kind = list[str]
     default = field.get_default() if default is None else default
     text = option.help
     if default is not None and "(default" not in text:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from demo_t2v.core.errors import UserError
-from demo_t2v.models.text import TextConditioner, TextStates
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from demo_t2v.models.text import TextConditioner, TextStates
 
 Entries = Sequence[tuple[int, str]]
 """A timeline in a call: the frame at which each segment begins, and its motion prompt."""
@@ -25,6 +26,7 @@ Entries = Sequence[tuple[int, str]]
 _ENTRY: Final = re.compile(
     r"\s*(?P<start>[^:]*?)\s*(?P<unit>s?)\s*:\s*(?P<prompt>.*?)\s*", re.DOTALL
 )
+_STARTS_WITH_TIME: Final = re.compile(r"\s*-?[\d.]+\s*s?\s*:")
 _EXAMPLE: Final = "write FRAME: PROMPT, as in `8: spins clockwise`, or seconds, as in `0.5s: falls`"
 
 
@@ -62,6 +64,8 @@ class Timeline:
         segment and the first of the next; 0 and 1 switch from one frame to the next. Raises
         TimelineError for a segment that begins after the clip or is shorter than the cross-fade.
         """
+        import torch  # slow to import, and not needed to read a timeline
+
         if self.starts[-1] >= num_frames:
             raise TimelineError(
                 f"timeline: frame {self.starts[-1]} is beyond the clip; its last frame is "
@@ -113,6 +117,8 @@ def encode_timelines(
     They are mixtures by `Timeline.frame_weights`. The end-of-text position (B, F) is that of the
     prompt with the largest share. Raises TimelineError.
     """
+    import torch
+
     timelines = [Timeline((0,), (one,)) if isinstance(one, str) else one for one in prompts]
     texts = list(dict.fromkeys(text for timeline in timelines for text in timeline.prompts))
     encoded = encode(texts)
@@ -124,7 +130,7 @@ def encode_timelines(
         weights = timeline.frame_weights(num_frames, crossfade).to(encoded.motion)
         frames.append(torch.einsum("fp,pld->fld", weights, encoded.motion[rows]))
         ends.append(encoded.eot_index[rows][weights.argmax(dim=1).cpu()])
-    return TextStates(states.content, torch.stack(frames), torch.stack(ends))
+    return replace(states, motion=torch.stack(frames), eot_index=torch.stack(ends))
 
 
 def _is_pairs(value: Any) -> bool:
@@ -150,9 +156,15 @@ def parse_timeline(entries: Sequence[str], fps: float) -> Timeline:
     return Timeline(tuple(starts), tuple(prompts))
 
 
-def split_timeline(text: str) -> list[str]:
-    """The entries of one text, which semicolons separate: `0: rises; 8: spins clockwise`."""
-    return [entry for entry in text.split(";") if entry.strip()]
+def parse_motion(text: str, fps: float) -> str | Timeline:
+    """A motion prompt, or a timeline whose entries semicolons separate.
+
+    A timeline begins with a number and a colon: `0: rises; 8: spins clockwise`. Raises
+    TimelineError.
+    """
+    if not _STARTS_WITH_TIME.match(text):
+        return text
+    return parse_timeline([entry for entry in text.split(";") if entry.strip()], fps)
 
 
 def _frame(start: str, unit: str, fps: float, entry: str) -> int:

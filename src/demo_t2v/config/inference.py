@@ -7,7 +7,7 @@ The command line's flags, the page's form, the YAML keys and the documents' tabl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
@@ -37,6 +37,18 @@ def _check_device(name: str) -> str:
     if not re.fullmatch(r"[a-z]+(:\d{1,4})?", name, re.ASCII):
         raise ValueError(f"should be auto, cpu, cuda, cuda:1, mps, xpu or alike, not {name!r}")
     return name
+
+
+def _timeline_entries(value: Any) -> Any:
+    """Entries `FRAME: PROMPT` from a text with semicolons, a mapping, or a list of these."""
+    if isinstance(value, Mapping):
+        value = [f"{frame}: {prompt}" for frame, prompt in value.items()]
+    if isinstance(value, str):
+        return [str(entry).strip() for entry in value.split(";") if entry.strip()]
+    if isinstance(value, (list, tuple)):
+        entries = [_timeline_entries(one) for one in value]
+        return [entry for one in entries for entry in (one if isinstance(one, list) else [one])]
+    return value
 
 
 Side = Annotated[int, Field(ge=8, le=8192)]
@@ -109,6 +121,19 @@ class InferenceConfig(Strict):
         str | None,
         Option("Prompt for the motion encoder (default: PROMPT).", shapes_video=True),
     ] = None
+    motion: Annotated[
+        Annotated[tuple[str, ...], BeforeValidator(_timeline_entries)] | None,
+        Option(
+            "Motion prompt from a frame or time on: `8: falls`, `0.5s: falls`. Repeatable.",
+            metavar="FRAME: PROMPT",
+            shapes_video=True,
+        ),
+    ] = None
+    motion_crossfade: Annotated[
+        float,
+        Field(ge=0),
+        Option("Frames of the cross-fade between two motion prompts.", shapes_video=True),
+    ] = 0.0
     motion_strength: Annotated[
         float,
         Field(ge=0),

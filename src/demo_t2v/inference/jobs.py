@@ -37,12 +37,27 @@ class PromptError(UserError):
 
 @dataclass(frozen=True)
 class Job:
-    """One video to be made. `repeat` counts from 0; `seed` is this sample's own."""
+    """One video to be made. `repeat` counts from 0; `seed` is this sample's own.
+
+    `motion` is its motion prompt or timeline as one text, as in a file's column `motion`.
+    """
 
     id: str
     prompt: str
     repeat: int
     seed: int
+    motion: str = ""
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What the text encoders read."""
+        return self.prompt, self.motion
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Its fields, for the manifest."""
+        fields = asdict(self)
+        return fields if self.motion else {k: v for k, v in fields.items() if k != "motion"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Failure:
     def entry(self) -> dict[str, Any]:
         """The job's fields and the `reason`, as one line of text."""
         reason = " ".join(str(self.error).split()) or type(self.error).__name__
-        return {**asdict(self.job), "reason": reason}
+        return {**self.job.entry, "reason": reason}
 
 
 def describe(job: Mapping[str, Any]) -> str:
@@ -81,8 +96,11 @@ def split_batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def read_prompts(file: Path) -> list[tuple[str, str]]:
+def read_prompts(file: Path) -> list[tuple[str, ...]]:
     """The (id, prompt) pairs of a file: `.jsonl`, `.parquet`, anything else is CSV.
+
+    Where the file has a column `motion` with a text, a motion prompt or a timeline such as
+    `0: rises; 8: falls`, that is the third of a row.
 
     A CSV's first line is `id,prompt` or `prompt`; where `prompt` is its last column, commas in it
     need no quotes. JSON lines are objects with `prompt` and, if wanted, `id`; Parquet has these
@@ -92,8 +110,13 @@ def read_prompts(file: Path) -> list[tuple[str, str]]:
     PromptError.
     """
     rows = [
-        (where, _text(name, where, "id").strip() or str(number), _prompt(prompt, where))
-        for number, (where, name, prompt) in enumerate(_read(file), start=1)
+        (
+            where,
+            _text(name, where, "id").strip() or str(number),
+            _prompt(prompt, where),
+            *filter(None, [_text(motion, where, "motion").strip()]),
+        )
+        for number, (where, name, prompt, motion) in enumerate(_read(file), start=1)
     ]
     if not rows:
         raise PromptError(f"{_called(file)}: has no prompts")
@@ -116,17 +139,17 @@ def sample_seed(seed: int, name: str, repeat: int) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
-def make_jobs(prompts: Iterable[tuple[str, str]], repeat: int, seed: int) -> list[Job]:
-    """`repeat` jobs for each (id, prompt), each with a seed of its own derived from `seed`."""
+def make_jobs(prompts: Iterable[tuple[str, ...]], repeat: int, seed: int) -> list[Job]:
+    """`repeat` jobs for each (id, prompt) or (id, prompt, motion), with seeds from `seed`."""
     return [
-        Job(name, prompt, index, sample_seed(seed, name, index))
-        for name, prompt in prompts
+        Job(name, prompt, index, sample_seed(seed, name, index), *motion)
+        for name, prompt, *motion in prompts
         for index in range(repeat)
     ]
 
 
-Row = tuple[str, Any, Any]
-"""Where a row stands, for a person; its id and its prompt as they are written."""
+Row = tuple[str, Any, Any, Any]
+"""Where a row stands, for a person; its id, prompt and motion as they are written."""
 
 
 def _read(file: Path) -> Iterator[Row]:
@@ -154,12 +177,13 @@ def _content(file: Path) -> str:
         raise PromptError(f"{_called(file)}: is not UTF-8 text; save it as UTF-8") from None
 
 
-def _numbered(file: Path, rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+def _numbered(file: Path, rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """The pairs, with ids of their own: the second `cat` is `cat-2`, unless that one is there."""
-    taken = {name.casefold() for _, name, _ in rows}
+    taken = {name.casefold() for _, name, *_ in rows}
     seen: set[str] = set()
-    pairs, changed = [], []
-    for where, name, prompt in rows:
+    pairs: list[tuple[str, ...]] = []
+    changed: list[str] = []
+    for where, name, *texts in rows:
         own = name
         if name.casefold() in seen:
             tries = (f"{name}-{number}" for number in count(2))
@@ -167,7 +191,7 @@ def _numbered(file: Path, rows: Sequence[tuple[str, str, str]]) -> list[tuple[st
             taken.add(own.casefold())
             changed.append(f"{where.removeprefix(f'{_called(file)}, ')} is {own}")
         seen.add(own.casefold())
-        pairs.append((own, prompt))
+        pairs.append((own, *texts))
     if changed and rank() == 0:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         listed = "; ".join(changed[:3]) + more
@@ -220,7 +244,7 @@ def _read_csv(name: str, text: str) -> Iterator[Row]:
                 )
             cells[column:] = [",".join(cells[column:])]
         row: Mapping[str, str] = dict(zip(header, cells, strict=False))
-        yield where, row.get("id"), row.get("prompt")
+        yield where, row.get("id"), row.get("prompt"), row.get("motion")
 
 
 def _check_separator(name: str, header: str) -> None:
@@ -246,7 +270,7 @@ def _read_jsonl(name: str, text: str) -> Iterator[Row]:
             row = None
         if not isinstance(row, dict):
             raise PromptError(f'{where}: is no JSON object; write {{"id": "1", "prompt": "a car"}}')
-        yield where, row.get("id"), row.get("prompt")
+        yield where, row.get("id"), row.get("prompt"), row.get("motion")
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
@@ -264,4 +288,4 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     if "prompt" not in table.column_names:
         raise PromptError(f"{file}: has no column `prompt`; it has {', '.join(table.column_names)}")
     for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{file}, row {number}", row.get("id"), row.get("prompt")
+        yield f"{file}, row {number}", row.get("id"), row.get("prompt"), row.get("motion")

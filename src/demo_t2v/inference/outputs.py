@@ -19,7 +19,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo_t2v.config import InferenceConfig, canonical_keys
+from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import beside, digest, make_folder, sync, sync_all
 from demo_t2v.core.errors import UserError
 from demo_t2v.inference.jobs import Job
@@ -110,6 +111,8 @@ class OutputFolder:
         if entry is None or not self._exists(file):
             return False
         facts: dict[str, Any] = {"prompt": job.prompt, "seed": job.seed}
+        if job.motion or entry.get("motion"):
+            facts["motion"] = job.motion
         facts |= {"model": self.model, "model_hash": self.model_hash}
         for requested, made in ((facts, entry), (self.settings, _settings(entry))):
             for key, value in requested.items():
@@ -179,7 +182,7 @@ class OutputFolder:
             raise OSError(error.errno, error.strerror or str(error), self.shown(file)) from error
         settings = dict(self.settings)
         return {
-            **asdict(job),
+            **job.entry,
             "file": file.name,
             "seconds": round(seconds, 3),
             "sha256": sha256,
@@ -219,11 +222,14 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _settings(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a manifest's entry by their canonical names."""
+    """The settings of a manifest's entry by their canonical names.
+
+    An option that did not exist when the video was made has its default.
+    """
     settings = entry.get("settings")
     if not isinstance(settings, dict):  # beside the job's own facts, among them its seed
         settings = {key: value for key, value in entry.items() if key != "seed"}
-    return canonical_keys(settings, InferenceConfig)[0]
+    return video_settings(InferenceConfig()) | canonical_keys(settings, InferenceConfig)[0]
 
 
 def _same_files(key: str, requested: Mapping[str, Any], made: Mapping[str, Any]) -> bool:

@@ -90,8 +90,8 @@ class Runner:
     pipeline: DemoPipeline
     config: InferenceConfig
     """The model's own values replace those that are None."""
-    prompt_embeds: Mapping[str, PromptEmbeds] = field(default_factory=dict)
-    """By prompt, for a pipeline without text encoders."""
+    prompt_embeds: Mapping[tuple[str, str], PromptEmbeds] = field(default_factory=dict)
+    """By `Job.texts`, for a pipeline without text encoders."""
     max_pending: int = PENDING
     """Batches that may wait to be decoded; 0: each is decoded before the next one is denoised."""
     lockstep: bool = False
@@ -113,13 +113,13 @@ class Runner:
         model: ResolvedModel,
         config: InferenceConfig,
         plan: Plan | None = None,
-        prompts: Iterable[str] = (),
+        jobs: Iterable[Job] = (),
     ) -> Self:
         """Load a model as `plan` says (default: all of it stays in memory).
 
-        Where the plan drops the text encoders, they encode `prompts`, and are freed before the
-        denoiser is loaded. Raises ModelError, and ConfigError for an adapter where not all parts
-        are in memory.
+        Where the plan drops the text encoders, they encode the texts of `jobs`, and are freed
+        before the denoiser is loaded. Raises ModelError, and ConfigError for an adapter where not
+        all parts are in memory.
         """
         plan = plan or Plan(config.decode_chunk_size)
         config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk_size})
@@ -132,7 +132,7 @@ class Runner:
             if plan.offload != "none":
                 return cls(load(offload=plan.offload), config, max_pending=0)
             config = model.defaults.complete(config)
-            embeds = encode_prompts(load(without=DENOISING), prompts, config)
+            embeds = encode_prompts(load(without=DENOISING), jobs, config)
             gc.collect()
             return cls(load(without=TEXT), config, embeds)
         pipeline = load()

@@ -23,6 +23,7 @@ from demo_t2v.inference.backends.deepspeed import shard_denoiser
 from demo_t2v.inference.backends.processes import Coordinator, Counts, Outcome
 from demo_t2v.inference.jobs import Failure, Job, Video, describe, split_batches
 from demo_t2v.inference.outputs import OutputFolder
+from demo_t2v.inference.prompt_embeds import check_motion
 from demo_t2v.inference.storage import open_folder
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Workload:
         """
         model = resolve(config.model)
         config = model.defaults.complete(config)
+        check_motion(jobs, config)
         folder = open_folder(config.out, config.model, _settings(config), model.fingerprint)
         if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
             raise ConfigError(
@@ -136,8 +138,7 @@ class Workload:
         if self.coordinator.is_main:
             for text in filter(None, (line, _without_gpu(self.config))):
                 observer.message(text)
-        prompts = (job.prompt for job in self.missing)
-        runner = Runner.load(self.model, self.config, plan, prompts)
+        runner = Runner.load(self.model, self.config, plan, self.missing)
         if self.config.deepspeed_config and shard_denoiser(runner.pipeline, self.config):
             return replace(runner, max_pending=0, lockstep=True)
         return runner

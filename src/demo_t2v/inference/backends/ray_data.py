@@ -36,7 +36,7 @@ class Worker:
         """`folder` are the arguments of `open_folder`; `jobs` are those of all actors."""
         model = resolve(config.model)
         plan, _ = pick(model, config, len(jobs))
-        self.runner = Runner.load(model, config, plan, (job.prompt for job in jobs))
+        self.runner = Runner.load(model, config, plan, jobs)
         self.folder = open_folder(*folder).with_settings(dtype=self.runner.dtype)
         self.folder.prepare()
 
