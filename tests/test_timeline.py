@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ RISES, FALLS = "a car moves up", "a fish falls"
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline: DemoPipeline) -> DemoPipeline:
-    """Motion transformers that matter: new ones are the identity."""
+    """Its motion transformers have an effect; new ones are the identity."""
     torch.manual_seed(0)
-    for name, weight in tiny_pipeline.unet.named_parameters():
+    copied = deepcopy(tiny_pipeline)
+    for name, weight in copied.unet.named_parameters():
         if "motion_attentions" in name and "proj_out.weight" in name:
             torch.nn.init.normal_(weight, std=0.5)
-    return tiny_pipeline
+    return copied
 
 
 def latents(pipeline: DemoPipeline, motion_prompt: Any, **options: Any) -> torch.Tensor:
