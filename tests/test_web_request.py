@@ -102,6 +102,9 @@ def test_a_command_has_what_differs_from_the_defaults() -> None:
         *("--motion-strength", "0.25"),
         *("--model=a model", "--lora=x.safetensors", "--dtype=bfloat16"),
     ]
+    timeline = replace(REQUEST, tab="decompose", motion_prompt="0: it rises; 0.25s: falls")
+    words = shlex.split(timeline.command(base))
+    assert words[-5:-3] == ["--motion=0: it rises", "--motion=2: falls"]
     assert REQUEST.command(InferenceConfig(scheduler="ddim")).endswith("--scheduler=ddim")
     off, on = replace(REQUEST, tab="compare").command(InferenceConfig()).splitlines()
     assert "--motion-strength 0 --out outputs/motion-0" in off
@@ -114,3 +117,17 @@ def test_any_prompt_survives_the_shell(prompt: str) -> None:
     word = shlex.split(line)[2]
     assert word.removeprefix(" ") == prompt.removeprefix(" ")
     assert not word.startswith("-")
+
+
+@pytest.mark.parametrize(
+    ("motion_prompt", "line"),
+    [
+        ("1: rises", "timeline: begins at frame 1; it must begin at frame 0"),
+        ("0: rises; 4: falls", "timeline: frame 4 is beyond the clip; its last frame is 3"),
+        ("0: rises; 2:", "timeline: the motion prompt at frame 2 is empty"),
+    ],
+)
+def test_bad_timelines_are_refused(limits: Limits, motion_prompt: str, line: str) -> None:
+    with pytest.raises(RequestError, match=line):
+        limits.read_form("decompose", "a car", motion_prompt, *numbers(limits))
+    assert limits.read_form("generate", "a car", motion_prompt, *numbers(limits)).timeline is None

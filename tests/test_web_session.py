@@ -94,9 +94,12 @@ def test_the_same_request_gives_the_same_video(session: GenerationSession) -> No
             motion_prompt='"swings" slowly',
             motion_strength=0.5,
         ),
+        replace(
+            REQUEST, tab="decompose", motion_prompt="0: a car grows; 0.25s: a car falls", fps=4
+        ),
         replace(REQUEST, tab="compare", repeat_times=1, prompt="-a = 'b' $HOME", width=48),
     ],
-    ids=lambda request: request.tab,
+    ids=["generate", "motion prompt", "timeline", "compare"],
 )
 def test_the_command_line_makes_the_same_frames(
     session: GenerationSession,

@@ -84,7 +84,7 @@ class Generation:
         """Frames (F, H, W, 3) of each video with one motion strength."""
         request = self.request
         # The command line gives a single prompt the id 1, from which its seeds are derived.
-        jobs = make_jobs([("1", request.prompt)], request.repeat_times, request.seed)
+        jobs = make_jobs([("1", *request.texts)], request.repeat_times, request.seed)
         runner = Runner(self.pipeline, request.config(self.base, strength), max_pending=0)
         videos = runner.videos(jobs, on_step=partial(self._after_step, variant))
         return (video.frames for video in videos)

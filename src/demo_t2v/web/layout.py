@@ -115,8 +115,8 @@ def _motion_inputs(limits: Limits) -> tuple[gr.Textbox, gr.Slider]:
     """Motion prompt and motion strength, not rendered yet."""
     motion_prompt = gr.Textbox(
         label="Motion prompt",
-        info="Prompt for the motion encoder. Empty: the prompt.",
-        placeholder="spins clockwise quickly",
+        info="Prompt for the motion encoder, or a timeline of prompts. Empty: the prompt.",
+        placeholder="0: a balloon moves up; 8: a balloon moves to the left",
         max_length=PROMPT_LENGTH,
         render=False,
     )
@@ -168,7 +168,10 @@ def _decompose_tab(
     visible: bool, motion_prompt: gr.Textbox, motion_strength: gr.Slider
 ) -> ResultsPanel:
     with gr.Tab("Take apart", id="decompose", visible=visible):
-        gr.Markdown("The content encoder reads the prompt, the motion encoder the motion prompt.")
+        gr.Markdown(
+            "The content encoder reads the prompt, the motion encoder the motion prompt. On a "
+            "timeline, each motion prompt begins at its frame: `0: a frog falls; 8: a frog grows`."
+        )
         motion_prompt.render()  # type: ignore[no-untyped-call]
         motion_strength.render()  # type: ignore[no-untyped-call]
         return ResultsPanel("decompose", "Take apart", ["Video"])

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from demo_t2v.checkpoints.resolve import ModelDefaults
+from demo_t2v.conditioning.timeline import Timeline, TimelineError, parse_motion
 from demo_t2v.config import InferenceConfig
 from demo_t2v.config.inference import flag, label
 from demo_t2v.core.errors import UserError
@@ -104,7 +105,13 @@ class Limits:
             values["motion_strength"] = 1.0
         if tab != "generate":
             values["repeat_times"] = 1
-        return GenerationRequest(tab, content, motion, **values)
+        request = GenerationRequest(tab, content, motion, **values)
+        try:
+            if request.timeline:
+                request.timeline.frame_weights(request.num_frames)
+        except TimelineError as error:
+            raise RequestError(str(error)) from None
+        return request
 
 
 def option_key(name: str) -> str:
@@ -114,7 +121,10 @@ def option_key(name: str) -> str:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The checked values of the form; sizes in pixels. An empty motion prompt is the prompt."""
+    """The checked values of the form; sizes in pixels.
+
+    The motion prompt may be a timeline, as in `0: rises; 8: falls`; empty is the prompt.
+    """
 
     tab: Tab
     prompt: str
@@ -128,6 +138,17 @@ class GenerationRequest:
     fps: int
     guidance_scale: float
     motion_strength: float
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """The motion prompt's timeline, if it is one. Raises TimelineError."""
+        motion = parse_motion(self.motion_prompt, self.fps)
+        return motion if isinstance(motion, Timeline) else None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompt, and the motion prompt or timeline if there is one."""
+        return (self.prompt, self.motion_prompt) if self.motion_prompt else (self.prompt,)
 
     @property
     def strengths(self) -> list[float]:
@@ -148,7 +169,6 @@ class GenerationRequest:
         """`base`, which has the model and the device, with this request's settings."""
         settings = self.numbers | {"motion_strength": strength}
         del settings["repeat_times"]
-        settings["motion_prompt"] = self.motion_prompt or None
         return base.model_copy(update=settings)
 
     def command(self, base: InferenceConfig) -> str:
@@ -164,7 +184,10 @@ class GenerationRequest:
             if name != "motion_strength":
                 text = f"{number:g}" if isinstance(number, float) else str(number)
                 yield from (flag(option_key(name)), text)
-        if self.motion_prompt:
+        if timeline := self.timeline:
+            for start, prompt in zip(timeline.starts, timeline.prompts, strict=True):
+                yield f"{flag('motion')}={start}: {prompt}"
+        elif self.motion_prompt:
             yield f"{flag('motion_prompt')}={self.motion_prompt}"
         if strength != 1:
             yield from (flag("motion_strength"), f"{strength:g}")
