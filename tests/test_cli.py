@@ -114,7 +114,7 @@ def test_the_second_run_makes_what_is_missing(place: Path) -> None:
 def test_other_settings_replace_nothing(place: Path) -> None:
     for words in (["--seed", "9"], ["--guidance", "77"], ["fps=6"]):
         done = in_process.run(place, "generate", "--config", "run.yaml", *words)
-        assert_one_line(done, 2, f"made/{NAMES[0]}: is there already, made with", "--overwrite")
+        assert_one_line(done, 2, f"made/{NAMES[0]}: already exists, made with", "--overwrite")
 
 
 def test_options_and_overrides(place: Path) -> None:
@@ -235,7 +235,7 @@ def test_json_says_everything_as_events(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--frob"], "--frob is no option"),
+        (["--frob"], "--frob is not an option"),
         (["--steps", "many"], "--steps: should be a whole number"),
         (["a car", "--model", "nowhere"], "nowhere: is no model"),
         (["a car", "--out", "x", "width=no"], "width"),

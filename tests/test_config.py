@@ -144,7 +144,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (["out="], {}, "the command line: out: should not be empty"),
         (["fps=no"], {}, "the command line: fps: should be a whole number, not no"),
         (["fps.a=1"], {}, "fps.a: fps is a value"),
-        (["=1"], {}, "'=1' is no override: write key=value"),
+        (["=1"], {}, "'=1' is not an override; write key=value"),
     ],
 )
 def test_a_bad_command_line(

@@ -307,7 +307,7 @@ def test_the_commands(demo: tuple[Path, Files], started: Path, tmp_path: Path) -
     assert (tmp_path / "b/demo.pth").is_file()
     ended = in_process.run(tmp_path, "convert", demo[0], "a")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
-    assert "a: is there already" in ended.stderr
+    assert "a: already exists" in ended.stderr
 
 
 def test_what_cannot_be_converted(demo: tuple[Path, Files], tmp_path: Path) -> None:

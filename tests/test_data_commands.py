@@ -23,7 +23,7 @@ def test_the_commands(world: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "tars\n")
     assert done.stderr.splitlines() == ["skipped gone: No such file or directory", "3 videos"]
     assert [file.name for file in (tmp_path / "tars").iterdir()] == ["00000.tar"]
-    assert_one_line(in_process.run(tmp_path, "data", "shards", *named), 2, "tars: is there already")
+    assert_one_line(in_process.run(tmp_path, "data", "shards", *named), 2, "tars: already exists")
     source = {"type": "webvid", "csv_path": "made/captions.csv", "video_dir": "made/videos"}
     configure(world, tmp_path, source)
     encode = ("data", "encode", "--config", "train.yaml", "latents=kept")

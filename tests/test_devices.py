@@ -17,10 +17,10 @@ from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.core import devices
 from demo_t2v.core.devices import (
     DeviceError,
-    check,
-    lacking,
+    as_device_error,
+    check_dtype,
     name_and_memory,
-    settle,
+    resolve_device,
     trains_on_cpu,
 )
 from demo_t2v.inference.backends.ray_data import run_on_ray
@@ -49,29 +49,29 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @no_gpu
 def test_without_an_accelerator_it_is_the_cpu() -> None:
-    assert settle("auto", "auto") == ("cpu", "float32")
-    assert settle("cpu", "auto") == ("cpu", "float32")
-    assert settle("cpu:0", "bfloat16") == ("cpu", "bfloat16")
+    assert resolve_device("auto", "auto") == ("cpu", "float32")
+    assert resolve_device("cpu", "auto") == ("cpu", "float32")
+    assert resolve_device("cpu:0", "bfloat16") == ("cpu", "bfloat16")
     assert trains_on_cpu()
 
 
 @no_gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "xpu", "meta", "gpu", "xla", "cpu:1"])
 def test_a_device_that_is_not_here(name: str, tiny_folder: Path) -> None:
-    with pytest.raises(DeviceError, match=f"^device {name}: is not here; there is cpu$"):
-        settle(name, "auto")
+    with pytest.raises(DeviceError, match=f"^device {name}: is not available; use cpu$"):
+        resolve_device(name, "auto")
     done = in_process.run(tiny_folder, "generate", "a car", "--model", ".", "--device", name)
-    assert_one_line(done, 2, f"device {name}: is not here; there is cpu")
-    assert_one_line(in_process.run(tiny_folder, "info", "--device", name), 2, "is not here")
+    assert_one_line(done, 2, f"device {name}: is not available; use cpu")
+    assert_one_line(in_process.run(tiny_folder, "info", "--device", name), 2, "is not available")
 
 
 @no_gpu
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu", "mtia"])
 def test_auto_is_the_accelerator_that_torch_finds(pretend: Any, kind: str) -> None:
     pretend(kind, 1)
-    assert settle("auto", "auto") == (f"{kind}:0", "float16")
-    assert settle(kind, "float32") == (f"{kind}:0", "float32")
-    assert settle("cpu", "auto") == ("cpu", "float32")
+    assert resolve_device("auto", "auto") == (f"{kind}:0", "float16")
+    assert resolve_device(kind, "float32") == (f"{kind}:0", "float32")
+    assert resolve_device("cpu", "auto") == ("cpu", "float32")
     assert not trains_on_cpu()
 
 
@@ -85,13 +85,17 @@ def test_each_process_has_an_accelerator_of_its_own(
     monkeypatch.setattr(torch.accelerator, "set_device_index", taken.append)
     for rank, number in (("0", 0), ("2", 2), ("4", 1)):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        assert settle("auto", "auto")[0] == settle("cuda", "auto")[0] == f"cuda:{number}"
-        assert devices.own() == f"cuda:{number}"
-        assert settle("cuda:1", "auto")[0] == "cuda:1"
-        devices.use_own()
+        assert (
+            resolve_device("auto", "auto")[0]
+            == resolve_device("cuda", "auto")[0]
+            == f"cuda:{number}"
+        )
+        assert devices.process_device() == f"cuda:{number}"
+        assert resolve_device("cuda:1", "auto")[0] == "cuda:1"
+        devices.use_process_device()
     assert taken == [2, 1]
-    with pytest.raises(DeviceError, match=r"there is cpu, cuda:0, cuda:1, cuda:2$"):
-        settle("cuda:3", "auto")
+    with pytest.raises(DeviceError, match=r"use cpu, cuda:0, cuda:1, cuda:2$"):
+        resolve_device("cuda:3", "auto")
 
 
 @no_gpu
@@ -131,7 +135,7 @@ def test_a_device_is_tried_before_a_model_is_loaded(
     assert message.endswith("; use another --dtype or --device")
     done = in_process.run(tmp_path, "generate", "a car", "--model", tiny_folder, "--device", "mps")
     assert_one_line(done, 2, "device mps:0: does not compute in float16")
-    check("cpu", "bfloat16")
+    check_dtype("cpu", "bfloat16")
 
 
 @no_gpu
@@ -175,14 +179,14 @@ def error_of(call: Any, *arguments: Any) -> Exception:
 def test_what_a_device_lacks_is_named(elsewhere: Any) -> None:
     there = elsewhere(torch.ones(1, device="meta"))
     assert there.device.type == "meta"
-    known = str(lacking(error_of(elsewhere, torch.ones(1))))
+    known = str(as_device_error(error_of(elsewhere, torch.ones(1))))
     assert known == "device cpu: has no demo_t2v_test::elsewhere; use another --device"
     half = error_of(torch.linalg.eigh, torch.ones(2, 2, dtype=torch.float16))
-    assert str(lacking(half)) == (
-        "the operation linalg_eigh_cpu is not there in float16 on this device; "
+    assert str(as_device_error(half)) == (
+        "the operation linalg_eigh_cpu does not support float16 on this device; "
         "use --dtype float32, or another --device"
     )
-    assert lacking(error_of(torch.ones(2).reshape, 3)) is None
+    assert as_device_error(error_of(torch.ones(2).reshape, 3)) is None
 
 
 @pytest.mark.parametrize(
@@ -204,7 +208,7 @@ def test_what_a_device_lacks_is_named(elsewhere: Any) -> None:
 def test_what_mps_lacks(text: str, what: str) -> None:
     """As torch words it on a Mac."""
     ways = "use another --device, or set PYTORCH_ENABLE_MPS_FALLBACK=1 to compute it on the CPU"
-    assert str(lacking(RuntimeError(text))) == f"device mps: {what}; {ways}"
+    assert str(as_device_error(RuntimeError(text))) == f"device mps: {what}; {ways}"
 
 
 @pytest.mark.parametrize(

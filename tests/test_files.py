@@ -10,11 +10,11 @@ import pytest
 from demo_t2v.core.atomic_io import (
     PathError,
     atomic_write,
-    beside,
-    dangling,
+    describe_broken_link,
     digest,
     make_folder,
-    taken,
+    path_exists,
+    temporary_path,
 )
 
 
@@ -41,7 +41,7 @@ def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
         (partial / "b").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
     with (
-        pytest.raises(PathError, match="a: is there already; give the name of a new folder"),
+        pytest.raises(PathError, match="a: already exists; give the name of a new folder"),
         atomic_write(tmp_path / "a", new_folder=True),
     ):
         pytest.fail("the block runs")
@@ -59,7 +59,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     left = tmp_path / ".a.partial"
     left.mkdir()
     (left / "half").touch()
-    with beside(tmp_path / "a") as partial:
+    with temporary_path(tmp_path / "a") as partial:
         assert partial == left
         assert not left.exists()
         partial.write_text("not wanted after all")
@@ -67,7 +67,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
 
 
 def test_names_keep_writers_apart(tmp_path: Path) -> None:
-    with beside(tmp_path / "a", ".1") as one, beside(tmp_path / "a", ".2") as other:
+    with temporary_path(tmp_path / "a", ".1") as one, temporary_path(tmp_path / "a", ".2") as other:
         one.touch()
         assert not other.exists()
 
@@ -85,15 +85,17 @@ def test_a_digest_is_of_all_the_bytes(tmp_path: Path) -> None:
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("gone")
-    assert dangling(link) == "is a link to gone, which is not there"
-    assert dangling(link / "a" / "b") == f"{link} is a link to gone, which is not there"
-    assert taken(link)
-    assert not taken(tmp_path / "gone")
+    assert describe_broken_link(link) == "is a link to gone, which does not exist"
+    assert (
+        describe_broken_link(link / "a" / "b") == f"{link} is a link to gone, which does not exist"
+    )
+    assert path_exists(link)
+    assert not path_exists(tmp_path / "gone")
     for folder in (link, link / "a"):
-        with pytest.raises(PathError, match="is a link to gone, which is not there"):
+        with pytest.raises(PathError, match="is a link to gone, which does not exist"):
             make_folder(folder)
     make_folder(tmp_path / "gone")
-    assert dangling(link) == ""
+    assert describe_broken_link(link) == ""
     make_folder(link / "a")
     assert (tmp_path / "gone" / "a").is_dir()
 

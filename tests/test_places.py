@@ -63,4 +63,4 @@ def test_places_with_colons_links_and_homes(place: Path, monkeypatch: pytest.Mon
 )
 def test_links_that_lead_nowhere(place: Path, words: list[str]) -> None:
     done = in_process.run(place, *words)
-    assert_one_line(done, 2, "is a link to gone, which is not there")
+    assert_one_line(done, 2, "is a link to gone, which does not exist")

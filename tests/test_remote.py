@@ -52,7 +52,7 @@ def test_what_was_made_otherwise_is_not_replaced(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/made"
     opened(url).save(ROCKET, FRAMES, 1.0)
     other = open_folder(url, "sprites", SETTINGS, "34cd")
-    with pytest.raises(OutputError, match=f"{url}/7-a-rocket-0.mp4: is there already"):
+    with pytest.raises(OutputError, match=f"{url}/7-a-rocket-0.mp4: already exists"):
         other.missing([ROCKET])
 
 

@@ -73,7 +73,7 @@ def test_writing_is_deterministic_and_all_or_nothing(clips: VideoClips, tmp_path
         write_shards(clips, tmp_path / name, megabytes=0.02, seed=3)
     one, other = ([f.read_bytes() for f in sorted((tmp_path / n).iterdir())] for n in "ab")
     assert one == other
-    with pytest.raises(ClipError, match="a: is there already; name a new folder"):
+    with pytest.raises(ClipError, match="a: already exists; name a new folder"):
         write_shards(clips, tmp_path / "a")
     with pytest.raises(OSError, match="File name too long"):
         write_shards(clips, tmp_path / ("c" * 300))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from demo_t2v.checkpoints.resolve import ResolvedModel, read_defaults
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.core.devices import SHARED_MEMORY, settle
+from demo_t2v.core.devices import SHARED_MEMORY, resolve_device
 from demo_t2v.model_folder import ModelError, only_variant, weight_files
 
 Offload = Literal["none", "model", "sequential"]
@@ -160,7 +160,7 @@ def pick(model: ResolvedModel, config: InferenceConfig, videos: int) -> tuple[Pl
         return Plan(config.decode_chunk_size, offload=config.offload), ""
     if config.offload != "none":
         raise ConfigError("max_memory: picks the offload by itself; leave offload out")
-    device, dtype = settle(config.device, config.dtype)
+    device, dtype = resolve_device(config.device, config.dtype)
     networks, request = read_networks(model.folder), requested(model, config, videos)
     plan, need = choose(networks, request, config.decode_chunk_size, device, config.max_memory)
     line = f"{plan}: about {show(need)} of {show(config.max_memory)}"
@@ -180,7 +180,7 @@ def requested(model: ResolvedModel, config: InferenceConfig, videos: int) -> Req
         height=complete.height,
         width=complete.width,
         guided=complete.guidance_scale > 1,
-        item=ITEM_BYTES[settle(config.device, config.dtype)[1]],
+        item=ITEM_BYTES[resolve_device(config.device, config.dtype)[1]],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from demo_t2v.checkpoints.fingerprint import MODEL_FILES, cache, fingerprint
 from demo_t2v.checkpoints.readers import PUBLISHED, read_object
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.core.atomic_io import dangling, taken
-from demo_t2v.core.devices import SHARED_MEMORY, check, settle
+from demo_t2v.core.atomic_io import describe_broken_link, path_exists
+from demo_t2v.core.devices import SHARED_MEMORY, check_dtype, resolve_device
 from demo_t2v.model_folder import ModelError, class_name, first_line, only_variant, weight_files
 
 if TYPE_CHECKING:
@@ -95,17 +96,17 @@ class ResolvedModel:
     ) -> DemoPipeline:
         """Load the model, ready to be called, in the precision that it runs in.
 
-        `device` and `dtype` as of `devices.settle`. `offload` keeps networks or single layers in
-        the CPU's memory until a GPU needs them; `without` names components to leave out. Raises
-        ModelError, DeviceError.
+        `device` and `dtype` as for `devices.resolve_device`. `offload` keeps networks or single
+        layers in the CPU's memory until a GPU needs them; `without` names components to leave out.
+        Raises ModelError, DeviceError.
         """
         read_defaults(self.folder)
-        device, precision = settle(device, dtype)
+        device, precision = resolve_device(device, dtype)
         import torch
 
         if offload != "none":
             _check_offload(offload, device)
-        check(device, precision)
+        check_dtype(device, precision)
         quieten_libraries()
         _check_safetensors(self.folder, without)
         pipeline = _from_pretrained(self.folder, precision, without)
@@ -138,11 +139,11 @@ def _find(name: str, to_train: bool) -> Path:
         return folder
     if is_published(name):
         return _converted(name, to_train)
-    if name not in BUILT_IN and not taken(folder) and HUB_ID.fullmatch(name):
+    if name not in BUILT_IN and not path_exists(folder) and HUB_ID.fullmatch(name):
         return _download(name)
     wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
-    what = dangling(folder) or what
+    what = describe_broken_link(folder) or what
     raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
 
 
@@ -282,9 +283,14 @@ def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
 
 
 def quieten_libraries() -> None:
-    """Have no progress bars of diffusers' and transformers' own on stderr."""
+    """Turn off the libraries' progress bars, and transformers' reports about loaded weights.
+
+    A text tower that is loaded from a CLIP folder leaves the image tower's weights unused, which
+    transformers reports at length. `load_network` checks for missing weights itself.
+    """
     from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
     from transformers.utils.logging import disable_progress_bar as quieten_transformers
 
     quieten_diffusers()
     quieten_transformers()  # type: ignore[no-untyped-call]
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """The command line.
 
-Bad input ends with exit code 2, a failure with 1, Ctrl-C with 130, a training that was asked to
-stop (SIGTERM) with 143: each with one line on stderr.
+Exit codes are 2 for bad input, 1 for a failure, 130 for Ctrl-C, and 143 for a training that SIGTERM
+stops. Each prints one line on stderr.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ app.command()(train)
 
 
 def main() -> None:
-    """Run the program; what `demo-t2v` and `python -m demo_t2v` call."""
-    # As early as this, for usage errors and what imports print are lines on stderr, too.
+    """Run the program. The entry point of `demo-t2v` and `python -m demo_t2v`."""
+    # Starts here because usage errors and imports print lines on stderr, too.
     events = sys.argv[1:2] == ["generate"] and "--json" in sys.argv
     with events_on_stderr() if events else nullcontext():
         app(prog_name="demo-t2v")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"demo-t2v {version('demo-t2v')}")
         raise typer.Exit
 
@@ -58,7 +58,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass

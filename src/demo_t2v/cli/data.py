@@ -20,8 +20,8 @@ data = typer.Typer(no_args_is_help=True, help="Make and prepare training data.")
 
 @data.command()
 def sprites(
-    clips: Annotated[int, typer.Option(min=1, help="How many.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets captions.csv and videos/.")],
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for captions.csv and videos/.")],
     seed: Annotated[int | None, typer.Option(min=0, help="Default: 0.")] = None,
     resolution: Annotated[
         int | None, typer.Option(min=1, help="Pixels a side. Default: 64.")
@@ -63,7 +63,7 @@ def shards(
 
         source = VideoClips(csv, videos, **_given(columns | {"max_bad_share": max_bad_share}))
         written = write_shards(source, out, **_given({"megabytes": megabytes, "seed": seed}))
-        _list([f"{key}: {reason}" for key, reason in source.bad.reasons.items()])
+        _print_skipped([f"{key}: {reason}" for key, reason in source.bad.reasons.items()])
         typer.echo(f"{written} videos", err=True)
         typer.echo(out)
 
@@ -97,16 +97,16 @@ def encode(
                 bar.advance()
 
             clips = encode_clips(settings, count)
-        _list(list(skipped))
+        _print_skipped(list(skipped))
         typer.echo(f"{len(clips)} clips, {encoded} of them encoded now", err=True)
         typer.echo(settings.latents)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The given options; the others have their defaults in the called function."""
+    """The options without None, for which the called function has the default."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _list(bad: list[str]) -> None:
-    for line in bad:
+def _print_skipped(lines: list[str]) -> None:
+    for line in lines:
         typer.echo(f"skipped {line}", err=True)

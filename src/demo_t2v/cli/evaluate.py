@@ -24,7 +24,7 @@ def sprites(
     trained: Annotated[int, typer.Option(min=0, help="Prompts of trained pairs.")] = 216,
     held_out: Annotated[int, typer.Option(min=0, help="Prompts of held-out pairs.")] = 108,
 ) -> None:
-    """How often a video shows the requested thing and motion."""
+    """Count the videos that show the requested thing and motion."""
     with one_line_errors():
         from rich.console import Console
 

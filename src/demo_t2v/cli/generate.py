@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from demo_t2v.cli.options import takes_options
-from demo_t2v.cli.terminal import Bar, leave, one_line_errors, progress
+from demo_t2v.cli.terminal import Bar, exit_with, one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.core.launch import world_size
 from demo_t2v.inference.backends.processes import Counts
@@ -81,7 +81,7 @@ def generate(
                 summary = work.summary()
                 _report(settings.model, summary, as_json)
         if work.coordinator.is_main and summary.problem:
-            leave(summary.problem, 1)
+            exit_with(summary.problem, 1)
 
 
 @dataclass
@@ -97,13 +97,13 @@ class _Display:
     last_event: float = 0.0
 
     def message(self, line: str) -> None:
-        self.bar.say(line)
+        self.bar.print_line(line)
 
     def progress(self, counts: Counts) -> None:
         now = time.monotonic()
         rate = 60 * counts.steps / self.steps / (now - self.began)
         note = f"{counts.made} of {self.videos}, {rate:.1f} a minute"
-        self.bar.reach(counts.steps, note + f", {counts.failed} failed" * bool(counts.failed))
+        self.bar.update(counts.steps, note + f", {counts.failed} failed" * bool(counts.failed))
         if self.as_json and now - self.last_event > 1:
             self.last_event = now
             left = (self.videos - counts.steps / self.steps) / rate * 60 if rate else None
@@ -119,7 +119,7 @@ class _Display:
         if self.as_json:
             _event("failed", failure)
         else:
-            self.bar.say(f"{describe(failure)}: {failure['reason']}")
+            self.bar.print_line(f"{describe(failure)}: {failure['reason']}")
 
 
 def _event(name: str, figures: Mapping[str, Any]) -> None:

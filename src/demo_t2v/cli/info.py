@@ -1,4 +1,4 @@
-"""The command `demo-t2v info`: the parts of a model, the device, and what fits on it."""
+"""The command `demo-t2v info`: a model's networks, the device, and the memory of each plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.core.devices import name_and_memory, settle
+from demo_t2v.core.devices import name_and_memory, resolve_device
 
 
 @takes_options("model", "num_frames", "height", "width", "device", "dtype", batch_size=1)
@@ -22,7 +22,7 @@ def info(
     options: Mapping[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """What a model is made of, and the memory that a video takes; nothing is loaded."""
+    """List a model's networks and estimate the memory for a video, without loading weights."""
     with one_line_errors():
         config: InferenceConfig = load(InferenceConfig, None, (), options)
         model = resolve(config.model)
@@ -34,10 +34,10 @@ def info(
 
 
 def _report(model: ResolvedModel, config: InferenceConfig) -> dict[str, Any]:
-    """The figures: sizes in bytes."""
+    """Sizes in bytes, as JSON values."""
     networks = read_networks(model.folder)
     request = requested(model, config, config.batch_size)
-    device, dtype = settle(config.device, config.dtype)
+    device, dtype = resolve_device(config.device, config.dtype)
     name, memory = name_and_memory(device)
     peaks = [
         (plan, peak(networks, request, plan, device))
@@ -73,13 +73,13 @@ def _print(report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console, video, device = Console(highlight=False), report["video"], report["device"]
-    parts = Table("part", "class", title=f"{report['model']}, {report['dtype']}")
-    parts.add_column("parameters, M", justify="right")
-    parts.add_column("MiB", justify="right")
-    for part in report["parts"]:
-        millions, size = part["parameters"] / 1e6, part["bytes"] / 2**20
-        parts.add_row(part["name"], part["class"], f"{millions:.2f}", f"{size:.1f}")
-    console.print(parts)
+    networks = Table("part", "class", title=f"{report['model']}, {report['dtype']}")
+    networks.add_column("parameters, M", justify="right")
+    networks.add_column("MiB", justify="right")
+    for network in report["parts"]:
+        millions, size = network["parameters"] / 1e6, network["bytes"] / 2**20
+        networks.add_row(network["name"], network["class"], f"{millions:.2f}", f"{size:.1f}")
+    console.print(networks)
     console.print(f"{device['name']} with {show(device['bytes'])}", markup=False)
     what = f"{video['batch_size']} x {video['frames']} frames, {video['height']}x{video['width']}"
     table = Table("plan", title=f"estimated peak, {what}")

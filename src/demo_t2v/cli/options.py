@@ -16,16 +16,14 @@ from demo_t2v.config.inference import flag, inference_options
 
 OPTIONS: Final = "options"
 """The parameter of a command that gets the flags' values by dotted key."""
-
-
 Command = Callable[..., None]
 
 
 def takes_options(*keys: str, **defaults: Any) -> Callable[[Command], Command]:
-    """Give a command the flags of these options (default: all), in place of its `options`.
+    """Replace a command's parameter `options` by the flags of these options (default: all).
 
-    The command's parameter `options` gets the values that are given, by dotted key. `defaults` are
-    further options, whose default differs from the schema's.
+    The command gets the given values in `options`, by dotted key. `defaults` are further options,
+    whose default differs from the schema's.
     """
 
     def decorate(command: Command) -> Command:
@@ -33,10 +31,10 @@ def takes_options(*keys: str, **defaults: Any) -> Callable[[Command], Command]:
         flags = {_name(flag(key)): key for key in (*keys, *defaults) or known}
 
         @functools.wraps(command)
-        def run(**words: Any) -> None:
-            values = {key: words.pop(name) for name, key in flags.items()}
+        def run(**arguments: Any) -> None:
+            values = {key: arguments.pop(name) for name, key in flags.items()}
             given = {key: value for key, value in values.items() if value not in (None, [])}
-            command(**words, **{OPTIONS: defaults | given})
+            command(**arguments, **{OPTIONS: defaults | given})
 
         signature = inspect.signature(command, eval_str=True)
         parameters: list[inspect.Parameter] = []
@@ -48,40 +46,41 @@ def takes_options(*keys: str, **defaults: Any) -> Callable[[Command], Command]:
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
 
     return decorate
 
 
 def _parameter(name: str, field: FieldInfo, option: Option, default: Any) -> inspect.Parameter:
-    """The parameter of a command that Typer makes a flag of; None where it is not given."""
-    plain = _without_none(field.annotation)
+    """A command's parameter that becomes a flag of Typer's; its default is None."""
+    scalar = _without_none(field.annotation)
     metavar = option.metavar
-    if get_origin(plain) is Literal:
-        metavar = "|".join(get_args(plain))
-    kind: Any = plain if plain in (int, float) and metavar is None else str
-    if get_origin(plain) is tuple:
+    if get_origin(scalar) is Literal:
+        metavar = "|".join(get_args(scalar))
+    kind: Any = scalar if scalar in (int, float) and metavar is None else str
+    if get_origin(scalar) is tuple:
         kind = list[str]
     default = field.get_default() if default is None else default
-    text = option.help
-    if default is not None and "(default" not in text:
-        text = f"{text.removesuffix('.')} (default: {default})."
-    declared = typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+    description = option.help
+    if default is not None and "(default" not in description:
+        description = f"{description.removesuffix('.')} (default: {default})."
+    typer_option = typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=description)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, declared],
+        annotation=Annotated[kind | None, typer_option],
     )
 
 
 def _without_none(annotation: Any) -> Any:
-    """The type of an option that may be None, without its constraints."""
+    """The type of an annotation, without None and constraints."""
     if get_origin(annotation) in (Union, UnionType):
-        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not NoneType)
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _name(written: str) -> str:
-    return written.removeprefix("--").replace("-", "_")
+def _name(flag_text: str) -> str:
+    """The parameter's name for a flag: `num_frames` for `--num-frames`."""
+    return flag_text.removeprefix("--").replace("-", "_")

@@ -1,4 +1,4 @@
-"""What every command says on stderr: how far it is, and what went wrong."""
+"""Progress bars and one-line errors on stderr, for every command."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from typing import Any, Final, NoReturn, TextIO
 import typer
 
 from demo_t2v.core.atomic_io import reason
-from demo_t2v.core.devices import lacking
+from demo_t2v.core.devices import as_device_error
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.launch import rank
 
-_NAME: Final = "demo-t2v: "
-"""What the lines of errors begin with."""
+_ERROR_PREFIX: Final = "demo-t2v: "
 _FRAME: Final = " \t\n\u2500\u2502\u256d\u256e\u2570\u256f"
-"""What typer draws round a usage error."""
+"""Characters of Typer's frame around a usage error."""
 
 
 @dataclass
@@ -33,15 +32,15 @@ class Bar:
     task: Any
 
     def advance(self, count: int = 1) -> None:
-        """So many steps more are done."""
+        """Add `count` completed steps."""
         self.bar.advance(self.task, count)
 
-    def reach(self, count: int, note: str = "") -> None:
-        """So many steps are done in all; `note` stands behind the bar."""
+    def update(self, count: int, note: str = "") -> None:
+        """Set the number of completed steps, and the text behind the bar."""
         self.bar.update(self.task, completed=count, note=note)
 
-    def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
+    def print_line(self, line: str) -> None:
+        """Print a line, above the bar if it is shown."""
         if self.bar.disable:
             typer.echo(line, err=True)
         else:
@@ -50,9 +49,9 @@ class Bar:
 
 @contextmanager
 def progress(name: str, total: int | None) -> Iterator[Bar]:
-    """A bar on stderr where that is a terminal, in the first process only.
+    """A progress bar on stderr, shown only on a terminal and in the first process.
 
-    `total` are all steps there are, None where that is not known.
+    `total` is the number of steps; None if it is not known.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -67,7 +66,7 @@ def progress(name: str, total: int | None) -> Iterator[Bar]:
 
 @contextmanager
 def only_reports_on_stdout() -> Iterator[TextIO]:
-    """Yields what is stdout for reports; whatever libraries and compilers print goes to stderr."""
+    """Yield the stream of stdout; what libraries and compilers print there goes to stderr."""
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w") as report:
         os.dup2(2, 1)
@@ -80,36 +79,36 @@ def only_reports_on_stdout() -> Iterator[TextIO]:
 
 @contextmanager
 def events_on_stderr() -> Iterator[None]:
-    """Whatever any library prints on stderr leaves as a JSON object a line.
+    """Rewrite each line on stderr, the libraries' too, as one JSON object.
 
-    Lines that are objects already stay as they are, errors of this program become
-    `{"event": "error", "text": ...}`, all others `{"event": "message", "text": ...}`.
+    JSON objects stay unchanged. Errors of this program become `{"event": "error", "text": ...}`,
+    all other lines `{"event": "message", "text": ...}`.
     """
     sys.stderr.flush()
     events = os.dup(2)
     read, write = os.pipe()
     os.dup2(write, 2)
     os.close(write)
-    reader = Thread(target=_pass_on, args=(read, events), daemon=True)
+    reader = Thread(target=_rewrite_lines, args=(read, events), daemon=True)
     reader.start()
     try:
         yield
     finally:
         sys.stderr.flush()
         os.dup2(events, 2)
-        reader.join(timeout=5)  # a child process may hold the pipe open for longer
+        reader.join(timeout=5)  # a child process may keep the pipe open
         if not reader.is_alive():
             os.close(events)
 
 
-def _pass_on(read: int, events: int) -> None:
+def _rewrite_lines(read: int, events: int) -> None:
     with os.fdopen(read, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             text = line.strip(_FRAME)
             if not _is_object(text):
-                event = "error" if text.startswith(_NAME) else "message"
-                said = text.removeprefix(_NAME)
-                text = json.dumps({"event": event, "text": said}) if said else ""
+                event = "error" if text.startswith(_ERROR_PREFIX) else "message"
+                message = text.removeprefix(_ERROR_PREFIX)
+                text = json.dumps({"event": event, "text": message}) if message else ""
             if text:
                 os.write(events, f"{text}\n".encode())
 
@@ -123,31 +122,32 @@ def _is_object(text: str) -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what goes wrong into one line and an exit code; `python -X dev` shows where instead."""
+    """Exit with one line and a code on an exception; `python -X dev` shows the traceback."""
     try:
         yield
     except typer.Exit:
         raise
     except KeyboardInterrupt:
-        leave("stopped", 130)
+        exit_with("stopped", 130)
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        error = lacking(error) or error
-        ours = isinstance(error, UserError)
-        leave(_describe(error, ours), 2 if ours else 1)
+        error = as_device_error(error) or error
+        exit_with(_describe(error), 2 if isinstance(error, UserError) else 1)
 
 
-def _describe(error: Exception, ours: bool) -> str:
+def _describe(error: Exception) -> str:
     """The error as one line."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {reason(error, Path(str(error.filename)))}"
     message = " ".join(str(error).split())
-    return message if ours or isinstance(error, OSError) else f"{type(error).__name__}: {message}"
+    if isinstance(error, (UserError, OSError)):
+        return message
+    return f"{type(error).__name__}: {message}"
 
 
-def leave(message: str, code: int) -> NoReturn:
-    """End the program with one line on stderr, if there is a message, and an exit code."""
+def exit_with(message: str, code: int) -> NoReturn:
+    """Exit with a code, and a line on stderr unless the message is empty."""
     if message:
-        typer.echo(f"{_NAME}{message}", err=True)
+        typer.echo(f"{_ERROR_PREFIX}{message}", err=True)
     raise typer.Exit(code) from None

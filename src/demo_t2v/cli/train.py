@@ -1,4 +1,4 @@
-"""`demo-t2v train`: one stage of a training."""
+"""The command `demo-t2v train`: one stage of a training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from demo_t2v.checkpoints.resolve import quieten_libraries
-from demo_t2v.cli.terminal import (
-    leave,
-    one_line_errors,
-    only_reports_on_stdout,
-    progress,
-)
+from demo_t2v.cli.terminal import exit_with, one_line_errors, only_reports_on_stdout, progress
 from demo_t2v.config import load
 from demo_t2v.core.launch import world_size
 from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models, fit_device
@@ -57,7 +52,9 @@ def train(
                     if as_json:
                         print(json.dumps(line), file=report, flush=True)
                     else:
-                        bar.say("  ".join(f"{name} {value:.5g}" for name, value in line.items()))
-                    bar.reach(int(line["step"]))
+                        bar.print_line(
+                            "  ".join(f"{name} {value:.5g}" for name, value in line.items())
+                        )
+                    bar.update(int(line["step"]))
         except TrainingStopped as stopped:
-            leave(str(stopped), stopped.code)
+            exit_with(str(stopped), stopped.code)

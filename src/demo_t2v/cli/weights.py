@@ -1,4 +1,4 @@
-"""`demo-t2v download` and `demo-t2v convert`: the published weights."""
+"""The commands `demo-t2v download` and `demo-t2v convert`: the published weights."""
 
 from __future__ import annotations
 

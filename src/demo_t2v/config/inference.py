@@ -15,14 +15,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from demo_t2v.config.loader import Aliases, Option, Strict
-from demo_t2v.config.yaml_text import PlaceName, PlaceOrNone, Plain, switched
+from demo_t2v.config.yaml_text import OptionalPath, PathOrName, UnquotedScalar, none_if_off
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
 
 
 def parse_size(text: Any) -> Any:
     """Bytes from a size such as 8GB (10^9 each), 512MB or 7.5GiB (2^30 each); bytes stay."""
-    if isinstance(text, Plain) and text.isdecimal():
+    if isinstance(text, UnquotedScalar) and text.isdecimal():
         return int(text)
     if isinstance(text, int) and not isinstance(text, bool):
         return text
@@ -65,7 +65,8 @@ class InferDataset(Strict):
 
     type: Literal["csv"] = "csv"
     csv_path: Annotated[
-        PlaceOrNone, Option("File with id,prompt: CSV, JSON lines or Parquet.", "prompts", "FILE|-")
+        OptionalPath,
+        Option("File with id,prompt: CSV, JSON lines or Parquet.", "prompts", "FILE|-"),
     ] = None
     repeat_times: Annotated[
         int, Field(ge=1), Option("Videos for each prompt.", "repeat", label="Videos")
@@ -77,13 +78,13 @@ class InferenceConfig(Strict):
 
     infer_dataset: InferDataset = InferDataset()
     model: Annotated[
-        PlaceName,
+        PathOrName,
         Option("Model: built in, a folder, or a hub repository.", metavar="NAME|FOLDER|HUB_ID"),
         Aliases("pretrained"),
     ] = "sprites"
     lora: Annotated[
-        PlaceName | None,
-        BeforeValidator(switched),
+        PathOrName | None,
+        BeforeValidator(none_if_off),
         Option("Adapter for the model.", metavar="FILE|FOLDER|HUB_ID", shapes_video=True),
     ] = None
     lora_strength: Annotated[
@@ -92,7 +93,7 @@ class InferenceConfig(Strict):
         Option("Strength of the adapter: 0 is none, 1 as trained."),
     ] = 1.0
     out: Annotated[
-        PlaceName, Option("Output folder; with Ray also a URL of fsspec.", metavar="DIR|URL")
+        PathOrName, Option("Output folder; with Ray also a URL of fsspec.", metavar="DIR|URL")
     ] = "outputs"
     seed: Annotated[
         int,
@@ -187,7 +188,8 @@ class InferenceConfig(Strict):
         Option("Actors on Ray (default: one for each GPU, or for each CPU)."),
     ] = None
     deepspeed_config: Annotated[
-        PlaceOrNone, Option("DeepSpeed's JSON (configs/deepspeed/inference*.json).", metavar="FILE")
+        OptionalPath,
+        Option("DeepSpeed's JSON (configs/deepspeed/inference*.json).", metavar="FILE"),
     ] = None
 
     pairs: ClassVar = {"resolution": ("height", "width")}

@@ -1,7 +1,6 @@
 """Typed configurations: YAML files, dotted `key=value` overrides, errors that name file and key.
 
-Every default stands here and nowhere else. The YAML keys of inference are the ones of the paper's
-release, and its own configuration files are read too.
+Configuration files of the paper's release are read too.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from pydantic.fields import FieldInfo
 
 from demo_t2v.config.release import ReleaseError, is_release, is_release_key, translate
 from demo_t2v.config.yaml_text import (
-    Plain,
+    UnquotedScalar,
     YamlError,
+    describe_error,
     parse,
-    typed,
-    wanted,
+    resolve_scalars,
 )
 from demo_t2v.core.atomic_io import reason
 from demo_t2v.core.errors import UserError
@@ -34,16 +33,16 @@ _COMMAND: Final = "the command line"
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be used; the message is one line for a person."""
+    """A configuration that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """How a field is offered: on the command line, on the page and in the documents.
+    """How the command line, the page and the documents present a field.
 
-    `flag` is the command line's name without dashes (default: the field's name), and `label` the
-    page's (default: the flag's words). `shapes_video`
-    fields belong to a video's entry in the manifest, since other values make another video.
+    `flag` is the name of the command line's flag without dashes (default: the field's name), and
+    `label` the page's label (default: from the flag). Fields that shape the video are stored in its
+    manifest entry.
     """
 
     help: str
@@ -54,21 +53,21 @@ class Option:
 
 
 class Aliases(tuple[str, ...]):
-    """Other names of a field, as the release has them: `Annotated[int, Aliases("max_frames")]`."""
+    """Other names of a field, from the release: `Annotated[int, Aliases("max_frames")]`."""
 
     def __new__(cls, *names: str) -> Aliases:
         return super().__new__(cls, names)
 
 
 class Strict(BaseModel):
-    """A configuration that takes no unknown keys and does not change."""
+    """A frozen configuration without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
     pairs: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """Keys whose value is a list of two, and the fields that get one each."""
+    """Keys whose value is a list of two, with the fields that get one element each."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,19 +78,18 @@ class Strict(BaseModel):
 def canonical_keys(
     tree: Mapping[str, Any], kind: Any, source: str = ""
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree with its first keys' aliases replaced, and the keys that fields were given by.
+    """The tree with aliases at its top level replaced, and the written key of each field.
 
-    `kind` is a Strict model or a union of some. Raises ConfigError, whose message begins with
-    `source`, for a key that is given by two names, and for a pair that is no list of two.
+    `kind` is a Strict model or a union of them. Raises ConfigError, whose message begins with
+    `source`, for a field with two keys, and for a pair that is not a list of two.
     """
-    models = _models(kind)
     names: dict[str, tuple[str, ...]] = {}
-    for model in models:
+    for model in _models(kind):
         for name, field in model.model_fields.items():
             names |= dict.fromkeys(aliases_of(field), (name,))
         names |= getattr(model, "pairs", {})
     canonical: dict[str, Any] = {}
-    given_by: dict[str, str] = {}
+    written_as: dict[str, str] = {}
     where = f"{source}: " if source else ""
     for key, value in tree.items():
         fields = names.get(key, (key,))
@@ -100,20 +98,22 @@ def canonical_keys(
             values = [None, None] if value is None else value
             if not isinstance(values, (list, tuple)) or len(values) != 2:
                 raise ConfigError(
-                    f"{where}{key}: should be [{', '.join(fields)}], not {typed(value)!r}"
+                    f"{where}{key}: should be [{', '.join(fields)}], not {resolve_scalars(value)!r}"
                 )
-        for name, one in zip(fields, values, strict=True):
+        for name, element in zip(fields, values, strict=True):
             if name in canonical:
                 raise ConfigError(
-                    f"{where}{given_by[name]} and {key} are two names of one key; keep {name}"
+                    f"{where}{written_as[name]} and {key} are two names of one key; keep {name}"
                 )
-            canonical[name], given_by[name] = one, key
-    return canonical, given_by
+            canonical[name], written_as[name] = element, key
+    return canonical, written_as
 
 
 def aliases_of(field: FieldInfo) -> tuple[str, ...]:
     """The other names of a field."""
-    return tuple(name for part in field.metadata if isinstance(part, Aliases) for name in part)
+    return tuple(
+        name for aliases in field.metadata if isinstance(aliases, Aliases) for name in aliases
+    )
 
 
 def load(
@@ -122,41 +122,40 @@ def load(
     overrides: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Read `file` (YAML; None: nothing but defaults), apply overrides, validate.
+    """Read `file` (YAML; None: only defaults), apply options and overrides, validate.
 
-    `options` sets dotted keys to values and counts more than the file; `overrides` are
-    `key=value` texts and count most. Where a text is wanted, the value is what stands there, if
-    need be in quotes; elsewhere it is YAML. `kind` is a Strict model or a union of some. A file of
-    the published code is translated, with a warning that names what has no counterpart. Raises
-    ConfigError.
+    `options` has values by dotted key, which replace the file's. `overrides` are `key=value` texts,
+    which replace both; a value is YAML, except for fields of text, which take it literally or in
+    quotes. `kind` is a Strict model or a union of them. A file of the release is translated, with a
+    warning that names keys without a counterpart. Raises ConfigError.
     """
-    tree, in_file = canonical_keys({} if file is None else _read_yaml(file), kind, str(file))
-    written = {}
+    tree, file_keys = canonical_keys({} if file is None else _read_yaml(file), kind, str(file))
+    texts = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"{override!r} is no override: write key=value, as in seed=7")
-        written[key.strip()] = _value(override, text.strip(), _takes_text(kind, key.strip()))
-    written, by_override = canonical_keys(written, kind, _COMMAND)
-    given = {**(options or {}), **written}
-    given_by = in_file | by_override
+            raise ConfigError(f"{override!r} is not an override; write key=value, as in seed=7")
+        texts[key.strip()] = _value(override, text.strip(), _takes_text(kind, key.strip()))
+    set_by_override, override_keys = canonical_keys(texts, kind, _COMMAND)
+    given = {**(options or {}), **set_by_override}
+    written_as = file_keys | override_keys
     if is_release(tree):
-        tree = _from_release(typed(tree), kind, str(file), given)
+        tree = _from_release(resolve_scalars(tree), kind, str(file), given)
     for key, value in given.items():
         _assign(tree, key, value)
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error, kind, file, given, given_by)) from None
+        raise ConfigError(_first_problem(error, kind, file, given, written_as)) from None
 
 
 def _from_release(
     tree: dict[str, Any], kind: Any, file: str, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """A file of the published code in the keys of `kind`; takes its own keys out of `given`."""
+    """A file of the release with the keys of `kind`; removes keys of the release from `given`."""
     fields = {key for model in _models(kind) for key in model.model_fields}
     for key in [key for key in given if is_release_key(key, fields)]:
-        _assign(tree, key, typed(given.pop(key)))
+        _assign(tree, key, resolve_scalars(given.pop(key)))
     try:
         translated, notes = translate(tree, fields, given)
     except ReleaseError as error:
@@ -168,7 +167,7 @@ def _from_release(
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds. Raises ConfigError."""
+    """The content of a JSON file. Raises ConfigError."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -195,21 +194,21 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _value(override: str, text: str, takes_text: bool) -> Any:
-    """The value of an override, `text` without space round it."""
-    as_typed = takes_text and text != "null"
-    if as_typed and not text.startswith(("'", '"')):
-        return Plain(text)
+    """The value of an override; `text` has no surrounding space."""
+    literal = takes_text and text != "null"
+    if literal and not text.startswith(("'", '"')):
+        return UnquotedScalar(text)
     try:
         value = parse(text)
     except YamlError:
-        if as_typed:  # a text that begins with a quote
-            return Plain(text)
+        if literal:  # begins with a quote that does not end
+            return UnquotedScalar(text)
         raise ConfigError(f"{override}: the value is not valid YAML") from None
-    return value if isinstance(value, str) or not as_typed else Plain(text)
+    return value if isinstance(value, str) or not literal else UnquotedScalar(text)
 
 
 def _takes_text(kind: Any, dotted: str) -> bool:
-    """Whether the key holds one text, path or word."""
+    """Whether the key holds one text, path or literal."""
     *parents, last = dotted.split(".")
     models = _models(kind)
     for parent in parents:
@@ -218,7 +217,7 @@ def _takes_text(kind: Any, dotted: str) -> bool:
 
 
 def _fields(models: Iterable[type[BaseModel]], key: str) -> list[FieldInfo]:
-    """The fields that the models have under a key."""
+    """The models' fields of this key."""
     fields = [pair for model in models for pair in model.model_fields.items()]
     return [field for name, field in fields if key in (field.alias or name, *aliases_of(field))]
 
@@ -228,8 +227,8 @@ def _is_text(annotation: Any) -> bool:
         return True
     if get_origin(annotation) is Literal:
         return isinstance(get_args(annotation)[0], str)
-    several = get_origin(annotation) in (tuple, dict)
-    return not several and any(map(_is_text, get_args(annotation)))
+    is_collection = get_origin(annotation) in (tuple, dict)
+    return not is_collection and any(map(_is_text, get_args(annotation)))
 
 
 def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -240,7 +239,7 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
             tree[parent] = {}
         tree = tree[parent]
         if not isinstance(tree, dict):
-            raise ConfigError(f"{dotted}: {parent} is a value, it has no keys of its own")
+            raise ConfigError(f"{dotted}: {parent} is a value without keys")
     tree[last] = value
 
 
@@ -249,15 +248,15 @@ def _first_problem(
     kind: Any,
     file: Path | None,
     given: Mapping[str, Any],
-    given_by: Mapping[str, str],
+    written_as: Mapping[str, str],
 ) -> str:
-    """One line on the first thing that is wrong: where, which key, what would be right."""
+    """One line on the first error: where, which key, what would be right."""
     problem = error.errors()[0]
     models = _models(kind)
-    key = ".".join(_keys([part for part in problem["loc"] if isinstance(part, str)], models))
+    key = ".".join(_keys([step for step in problem["loc"] if isinstance(step, str)], models))
     from_command = file is None or any(f"{name}.".startswith(f"{key}.") for name in given if key)
     source = _COMMAND if from_command else str(file)
-    key = given_by.get(key, key)
+    key = written_as.get(key, key)
     if problem["type"] == "extra_forbidden":
         tagged = [model for model in models if _has_tag(model, problem["loc"][0])]
         models = tagged or models
@@ -268,45 +267,44 @@ def _first_problem(
             return f"{source}: {key} is missing"
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
         return f"{source}: {key} is missing"
-    return f"{source}: {key + ': ' if key else ''}{wanted(problem)}"
+    return f"{source}: {key + ': ' if key else ''}{describe_error(problem)}"
 
 
 def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
-    """Whether a union knows the model by this word."""
+    """Whether a literal field of the model, such as a union's discriminator, allows `tag`."""
     return any(tag in get_args(field.annotation) for field in model.model_fields.values())
 
 
-def _keys(place: list[str], models: list[type[BaseModel]]) -> list[str]:
-    """The keys of a place, without what pydantic says of the members of unions on the way."""
+def _keys(location: list[str], models: list[type[BaseModel]]) -> list[str]:
+    """The keys of an error's location, without pydantic's tags of union members."""
     keys = []
-    for part in place:
-        fields = [(model, field) for model in models for field in model.model_fields.values()]
-        tagged = [model for model, field in fields if part in get_args(field.annotation)]
+    for step in location:
+        tagged = [model for model in models if _has_tag(model, step)]
         if len(models) > 1 and tagged:
             models = tagged
         else:
-            keys.append(part)
-            nested = [model.model_fields[part] for model in models if part in model.model_fields]
+            keys.append(step)
+            nested = [model.model_fields[step] for model in models if step in model.model_fields]
             models = [model for field in nested for model in _models(field.annotation)]
     return keys
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
-    """The models that `kind`, a model or a union of models, can be."""
+    """The models of `kind`, which is a model or a union of models."""
     if isinstance(kind, type):
         return [kind] if issubclass(kind, BaseModel) else []
-    return [model for part in get_args(kind) for model in _models(part)]
+    return [model for member in get_args(kind) for model in _models(member)]
 
 
 def _suggest(key: str, models: list[type[BaseModel]]) -> str:
-    known = []
-    others: list[str] = []
-    for name, field in {n: f for m in models for n, f in m.model_fields.items()}.items():
-        nested = _models(field.annotation)
-        inner = dict.fromkeys(
-            field.alias or inner for model in nested for inner, field in model.model_fields.items()
-        )
-        known += [f"{name}.{key}" for key in inner] or [name]
-        others += aliases_of(field)
-    close = get_close_matches(key, known + others, n=1)
+    """A close key or alias of the models, or all keys."""
+    known: list[str] = []
+    aliases: list[str] = []
+    fields = {name: field for model in models for name, field in model.model_fields.items()}
+    for name, field in fields.items():
+        nested = [pair for m in _models(field.annotation) for pair in m.model_fields.items()]
+        inner_keys = dict.fromkeys(inner.alias or inner_name for inner_name, inner in nested)
+        known += [f"{name}.{inner}" for inner in inner_keys] or [name]
+        aliases += aliases_of(field)
+    close = get_close_matches(key, known + aliases, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"

@@ -1,7 +1,7 @@
-"""YAML whose scalars stay as they are typed, the field types that read them, and their refusals.
+"""YAML whose unquoted scalars stay texts, the field types that convert them, and their errors.
 
-YAML 1.1 reads `no` as a truth value and `2026-11-28` as a date. Here a scalar without quotes is a
-text until a field says what type it has.
+YAML 1.1 reads `no` as a boolean and `2026-11-28` as a date. Here an unquoted scalar is a text until
+the type of its field converts it.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ from demo_t2v.core.errors import UserError
 
 
 class YamlError(UserError):
-    """A text that is no YAML; the message begins with the line, if there is one."""
+    """Invalid YAML; the message begins with the line, if it is known."""
 
 
-class Plain(str):
-    """A YAML scalar without quotes, as it is typed: its field decides what type it has."""
+class UnquotedScalar(str):
+    """A YAML scalar without quotes, unconverted."""
 
 
-def typed(value: Any) -> Any:
-    """The value with YAML's own types, for a field that takes any: `no` is False, `3` a number."""
-    if isinstance(value, Plain):
+def resolve_scalars(value: Any) -> Any:
+    """The value with the types of YAML 1.1, for a field of any type: `no` is False, `3` an int."""
+    if isinstance(value, UnquotedScalar):
         try:
             return yaml.safe_load(value)
-        except ValueError:  # a date that is none
+        except ValueError:  # an invalid date
             return str(value)
     if isinstance(value, dict):
-        return {typed(key): typed(inner) for key, inner in value.items()}
-    return [typed(inner) for inner in value] if isinstance(value, list) else value
+        return {resolve_scalars(key): resolve_scalars(inner) for key, inner in value.items()}
+    return [resolve_scalars(inner) for inner in value] if isinstance(value, list) else value
 
 
-def switched(value: Any) -> Any:
-    """None for `no`, `off`, `false`, `none` and an empty value; in quotes these are texts."""
-    off = isinstance(value, Plain) and value.lower() in ("", "no", "off", "false", "none")
+def none_if_off(value: Any) -> Any:
+    """None for an unquoted `no`, `off`, `false`, `none` or empty value; else the value."""
+    off = isinstance(value, UnquotedScalar) and value.lower() in ("", "no", "off", "false", "none")
     return None if off or value is False else value
 
 
-def at_home(value: Any) -> Any:
-    """A path or name whose leading `~` or `~user` stands for a home folder."""
+def expand_home(value: Any) -> Any:
+    """The path or name with a leading `~` or `~user` replaced by the home folder."""
     if isinstance(value, (str, Path)) and not str(value).strip():
         raise PydanticCustomError("empty", "should not be empty")
     if "\0" in str(value):
         raise PydanticCustomError("nul", "should be the name of a file")
     if not isinstance(value, (str, Path)):
         return value
-    # Not by `Path`: a name may be an URL, or several files with commas between them.
+    # No `Path`: a name may be a URL, or several files with commas between them.
     return ",".join(map(os.path.expanduser, str(value).split(",")))
 
 
-AnyKeys = dict[str, Annotated[Any, BeforeValidator(typed)]]
-Place = Annotated[Path, BeforeValidator(at_home)]
-PlaceOrNone = Annotated[Place | None, BeforeValidator(switched)]
-PlaceName = Annotated[str, BeforeValidator(at_home)]
-"""A path, or a name that is none: a model's, a repository's, an URL."""
+AnyKeys = dict[str, Annotated[Any, BeforeValidator(resolve_scalars)]]
+ExpandedPath = Annotated[Path, BeforeValidator(expand_home)]
+OptionalPath = Annotated[ExpandedPath | None, BeforeValidator(none_if_off)]
+PathOrName = Annotated[str, BeforeValidator(expand_home)]
+"""A path, a model's name, a repository or a URL."""
 
 
-class _TwiceError(Exception):
-    """A key that a mapping has twice, and the line of the second."""
+class _DuplicateKeyError(Exception):
+    """A key that a mapping has twice, with the line of the second."""
 
     def __init__(self, key: str, line: int) -> None:
         super().__init__(key)
@@ -71,22 +71,22 @@ class _TwiceError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads scalars without quotes as `Plain`, empty ones and `null` as None."""
+    """Reads unquoted scalars as `UnquotedScalar`, and empty ones and `null` as None."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 (the library's own name and type)
-        letter: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
-        for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    yaml_implicit_resolvers = {  # noqa: RUF012 (the library's attribute)
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def text(self, node: yaml.ScalarNode) -> str:
         value: str = self.construct_scalar(node)
-        return Plain(value) if node.style is None else value
+        return UnquotedScalar(value) if node.style is None else value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise _TwiceError(key.value, key.start_mark.line + 1)
+                raise _DuplicateKeyError(key.value, key.start_mark.line + 1)
             seen.add(str(key.value))
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
@@ -96,10 +96,10 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.text)
 
 
 def parse(text: str) -> Any:
-    """What a YAML text holds, its unquoted scalars as `Plain`. Raises YamlError."""
+    """The content of a YAML text, with `UnquotedScalar`s. Raises YamlError."""
     try:
         return yaml.load(text, _Loader)
-    except _TwiceError as error:
+    except _DuplicateKeyError as error:
         raise YamlError(f", line {error.line}: has the key {error} twice") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -107,7 +107,7 @@ def parse(text: str) -> Any:
         raise YamlError(f"{line}: is not valid YAML") from None
 
 
-_WANTED: Final = {
+_EXPECTED: Final = {
     "bool": "true or false",
     "dict": "keys of its own, as in {{key: value}}",
     "finite": "a finite number",
@@ -127,25 +127,25 @@ _WANTED: Final = {
     "union_tag_invalid": "one of {expected_tags}",
     "union_tag_not_found": "keys of its own, as in {{key: value}}",
 }
-"""What pydantic's errors ask for, by the beginnings of their names; the longest that fits."""
+"""Expected values by the beginning of a pydantic error type; the longest match counts."""
 
 
-def wanted(problem: ErrorDetails) -> str:
-    """What a value should be, and what it is."""
-    facts = problem.get("ctx", {})
-    if problem["type"] == "value_error":  # in a validator's own words
-        return str(facts["error"])
+def describe_error(problem: ErrorDetails) -> str:
+    """What a value should be, and what it is, from an error of pydantic's."""
+    context = problem.get("ctx", {})
+    if problem["type"] == "value_error":  # raised by one of our validators
+        return str(context["error"])
     right = problem["msg"]
-    if names := [name for name in _WANTED if problem["type"].startswith(name)]:
-        texts = {key: str(fact).replace("'", "").removesuffix(".0") for key, fact in facts.items()}
-        right = "should be " + _WANTED[max(names, key=len)].format_map(texts)
-    return f"{right}, not {_shown(facts.get('tag', problem['input']))}"
+    if names := [name for name in _EXPECTED if problem["type"].startswith(name)]:
+        texts = {k: str(v).replace("'", "").removesuffix(".0") for k, v in context.items()}
+        right = "should be " + _EXPECTED[max(names, key=len)].format_map(texts)
+    return f"{right}, not {_shorten(context.get('tag', problem['input']))}"
 
 
-def _shown(value: Any) -> str:
-    """A value in a message: the beginning of a long one."""
+def _shorten(value: Any) -> str:
+    """A value for a message, cut to 80 characters."""
     if value is None:
         return "nothing"
-    plain = isinstance(value, str) and value.strip() and value.isprintable()
-    text = str(value) if plain else repr(value)
+    readable = isinstance(value, str) and value.strip() and value.isprintable()
+    text = str(value) if readable else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and are on the disk for certain."""
+"""Atomic, durable writes of files and folders, and messages about paths that cannot be used."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ from demo_t2v.core.errors import UserError
 
 
 class PathError(UserError):
-    """A path at which nothing can be made; one line for a person."""
+    """A path at which no file or folder can be made."""
 
 
-def dangling(file: Path) -> str:
-    """What is wrong with `file` where it is a link, or below a link, that leads nowhere; or ""."""
+def describe_broken_link(file: Path) -> str:
+    """Message about the broken symbolic link that `file` is or lies below; "" without one."""
     for path in (file, *file.parents):
         if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114 (never raise)
             subject = "" if path == file else f"{path} "
-            return f"{subject}is a link to {path.readlink()}, which is not there"
+            return f"{subject}is a link to {path.readlink()}, which does not exist"
     return ""
 
 
 def reason(error: OSError, file: Path) -> str:
-    """Why a file cannot be read or written."""
-    return dangling(file) or error.strerror or str(error)
+    """Message about why a file cannot be read or written."""
+    return describe_broken_link(file) or error.strerror or str(error)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing. Raises PathError, OSError."""
+    """Make a folder and its missing parents. Raises PathError, OSError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        problem = dangling(folder) or "a file is in the way of this folder"
+        problem = describe_broken_link(folder) or "a file is in the way of this folder"
         raise PathError(f"{folder}: {problem}") from None
 
 
-def taken(path: Path) -> bool:
-    """Whether there is something at the path: a link that leads nowhere counts."""
+def path_exists(path: Path) -> bool:
+    """Whether the path exists; a broken link counts."""
     return os.path.lexists(path)
 
 
 @contextmanager
-def beside(path: Path, suffix: str = "") -> Iterator[Path]:
-    """A temporary name beside `path`; what is left of it at the end is deleted.
+def temporary_path(path: Path, suffix: str = "") -> Iterator[Path]:
+    """A temporary path in the folder of `path`; it is deleted before and after the block.
 
-    What a killed process left under this name is deleted first. `suffix` becomes part of the name,
-    to keep processes apart that may write `path` at once.
+    `suffix` becomes part of the name. Processes that may write `path` at once need different ones.
     """
     partial = path.with_name(f".{path.name}{suffix}.partial")
     _remove(partial)
@@ -61,16 +60,16 @@ def beside(path: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path, *, new_folder: bool = False) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends well.
+    """A temporary path in the folder of `path`, which is synced and renamed to `path` at the end.
 
-    The block makes a file or a folder of that name; it is synced first. Several processes may write
-    `path` at once, and the last one's stays. With `new_folder` the temporary folder is there
-    already, one process alone may write it, and nothing is ever replaced. Raises OSError, and
-    PathError where `path` of a new folder is taken.
+    The block makes a file or a folder at the temporary path; an exception deletes it. Several
+    processes may write `path` at once; the last one wins. With `new_folder`, the temporary folder
+    is made already, only one process may write it, and no existing path is replaced. Raises
+    OSError, and PathError if `path` of a new folder exists.
     """
-    if new_folder and taken(path):
-        raise PathError(f"{path}: is there already; give the name of a new folder")
-    with beside(path, "" if new_folder else f".{os.getpid()}") as partial:
+    if new_folder and path_exists(path):
+        raise PathError(f"{path}: already exists; give the name of a new folder")
+    with temporary_path(path, "" if new_folder else f".{os.getpid()}") as partial:
         if new_folder:
             partial.mkdir(parents=True)
         yield partial
@@ -80,15 +79,15 @@ def atomic_write(path: Path, *, new_folder: bool = False) -> Iterator[Path]:
 
 
 def sync_all(path: Path) -> None:
-    """Wait until a file, or a folder and all that is below it, is on the disk."""
-    for part in (*path.rglob("*"), path):
-        sync(part)
+    """Sync a file, or a folder with everything below it, to the disk."""
+    for each in (*path.rglob("*"), path):
+        sync(each)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
+    """Sync a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name != "posix":
-        return  # Windows cannot, and need not
+        return  # Windows cannot sync folders and does not need to
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -97,12 +96,12 @@ def sync(path: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's files, one after another by name; in hexadecimal."""
+    """The hexadecimal SHA-256 of a file, or of a folder's files, concatenated in order of name."""
     combined = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         with file.open("rb") as stream:
-            while part := stream.read(1 << 20):
-                combined.update(part)
+            while chunk := stream.read(1 << 20):
+                combined.update(chunk)
     return combined.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The base of all errors that a person can mend."""
+"""The base class of errors for bad input."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from __future__ import annotations
 class UserError(ValueError):
     """Bad input. The message is one line: what, where (file, row, key), what would be right.
 
-    The command line ends with exit code 2 for it; every other error is a failure (exit code 1).
+    The command line exits with code 2 for it, and with code 1 for every other error.
     """

@@ -1,11 +1,11 @@
-"""What a launcher (torchrun, accelerate, DeepSpeed) tells each process that it starts."""
+"""The environment variables that a launcher (torchrun, accelerate, DeepSpeed) sets."""
 
 from __future__ import annotations
 
 import os
 from typing import Final
 
-_ALONE: Final = {
+_SINGLE_PROCESS: Final = {
     "RANK": "0",
     "LOCAL_RANK": "0",
     "WORLD_SIZE": "1",
@@ -15,12 +15,12 @@ _ALONE: Final = {
 
 
 def rank() -> int:
-    """This process's number among all; 0 without a launcher."""
+    """Index of this process among all; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine; 0 without a launcher."""
+    """Index of this process on its machine; 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -30,11 +30,11 @@ def is_launched() -> bool:
 
 
 def world_size() -> int:
-    """How many processes the launcher started; 1 without one."""
+    """Number of processes of the launcher; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def as_if_launched() -> None:
-    """Where no launcher did, say what one says to a single process: DeepSpeed wants to hear it."""
-    for name, value in _ALONE.items():
+def set_default_environment() -> None:
+    """Set missing variables to those of a single process; DeepSpeed requires them."""
+    for name, value in _SINGLE_PROCESS.items():
         os.environ.setdefault(name, value)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from demo_t2v.core.atomic_io import atomic_write, make_folder, taken
+from demo_t2v.core.atomic_io import atomic_write, make_folder, path_exists
 from demo_t2v.data.clips import BadVideos, CaptionedClip, ClipError, VideoClips
 from demo_t2v.data.video import Sampling, VideoError, sample_video
 
@@ -40,8 +40,8 @@ def write_shards(clips: VideoClips, folder: Path, *, megabytes: float = 64, seed
     """
     if not 0 < megabytes < math.inf:
         raise ClipError(f"megabytes should be more than 0, not {megabytes:g}")
-    if taken(folder):
-        raise ClipError(f"{folder}: is there already; name a new folder, or delete it")
+    if path_exists(folder):
+        raise ClipError(f"{folder}: already exists; name a new folder, or delete it")
     make_folder(folder.parent)
     written = 0
     with atomic_write(folder) as partial:

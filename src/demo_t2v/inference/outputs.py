@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from demo_t2v.config import InferenceConfig, canonical_keys
 from demo_t2v.config.inference import video_settings
-from demo_t2v.core.atomic_io import beside, digest, make_folder, sync, sync_all
+from demo_t2v.core.atomic_io import digest, make_folder, sync, sync_all, temporary_path
 from demo_t2v.core.errors import UserError
 from demo_t2v.inference.jobs import Job
 
@@ -119,7 +119,7 @@ class OutputFolder:
                 free = (key, value) == ("dtype", "auto") or _same_files(key, requested, made)
                 if made.get(key) != value and not free:
                     raise OutputError(
-                        f"{self.shown(file)}: is there already, made with {key} "
+                        f"{self.shown(file)}: already exists, made with {key} "
                         f"{made.get(key)!r:.60}, not {value!r:.60}: give --overwrite, or another "
                         "--out"
                     )
@@ -173,7 +173,7 @@ class OutputFolder:
 
         file = self.file(job)
         try:
-            with beside(file) as partial:
+            with temporary_path(file) as partial:
                 write_video(frames, partial, self.settings["fps"], self.settings["format"])
                 sha256 = digest(partial)
                 sync_all(partial)

@@ -24,8 +24,8 @@ from torch import Tensor
 from demo_t2v.checkpoints.memory import DENOISING, TEXT, Plan
 from demo_t2v.checkpoints.resolve import ModelDefaults, ResolvedModel
 from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.core.devices import as_device_error, name_and_memory
 from demo_t2v.core.devices import free_memory as free_device_memory
-from demo_t2v.core.devices import lacking, name_and_memory
 from demo_t2v.diffusion.schedulers import make_scheduler
 from demo_t2v.inference.background import Background
 from demo_t2v.inference.jobs import Failure, Job, Video, split_batches
@@ -305,7 +305,7 @@ def free_memory() -> None:
 
 def _survivable(error: Exception) -> Exception:
     """The error of one batch. Raises it where no other batch would succeed either."""
-    if problem := lacking(error):
+    if problem := as_device_error(error):
         raise problem from None
     if isinstance(error, _FATAL):
         raise error

@@ -17,7 +17,7 @@ from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest
-from demo_t2v.core.devices import settle
+from demo_t2v.core.devices import resolve_device
 from demo_t2v.core.launch import is_launched, world_size
 from demo_t2v.inference.backends.deepspeed import shard_denoiser
 from demo_t2v.inference.backends.processes import Coordinator, Counts, Outcome
@@ -198,5 +198,5 @@ def _settings(config: InferenceConfig) -> dict[str, Any]:
 
 def _without_gpu(config: InferenceConfig) -> str:
     """A line for a launcher of GPUs that finds none; else empty."""
-    on_cpu = config.device == "auto" and settle(config.device, config.dtype)[0] == "cpu"
+    on_cpu = config.device == "auto" and resolve_device(config.device, config.dtype)[0] == "cpu"
     return "no GPU here: the videos are made on the CPU" if on_cpu and is_launched() else ""

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from transformers import CLIPTextModel
 
 from demo_t2v.config import ConfigError
-from demo_t2v.core.atomic_io import dangling
+from demo_t2v.core.atomic_io import describe_broken_link
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.training.config import (
     AnyTraining,
@@ -45,7 +45,7 @@ def check_config(config: AnyTraining) -> None:
 def _check(key: str, folder: Path | None, *files: str) -> None:
     for file in files:
         if folder is not None and not (folder / file).is_file():
-            problem = dangling(folder) or f"holds no {file}"
+            problem = describe_broken_link(folder) or f"holds no {file}"
             raise ConfigError(f"{key}: {folder}: {problem}; name the folder of a trained one")
 
 

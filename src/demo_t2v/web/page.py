@@ -11,7 +11,7 @@ from typing import Any, Final
 import gradio as gr
 
 from demo_t2v.config import ConfigError
-from demo_t2v.core.devices import lacking
+from demo_t2v.core.devices import as_device_error
 from demo_t2v.inference.runner import out_of_memory
 from demo_t2v.model_folder import first_line
 from demo_t2v.web.history import GenerationResult, History
@@ -87,7 +87,7 @@ class Page:
             if out_of_memory(error):
                 message = "Not enough memory: choose fewer videos, frames or pixels."
             else:
-                reason = first_line(lacking(error) or error).rstrip(".")
+                reason = first_line(as_device_error(error) or error).rstrip(".")
                 message = f"The generation failed: {reason}."
             yield [gr.skip(), *panel.failed(message)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demo_t2v.config import ConfigError, InferenceConfig, read_json
-from demo_t2v.core.devices import settle
-from demo_t2v.core.launch import as_if_launched
+from demo_t2v.core.devices import resolve_device
+from demo_t2v.core.launch import set_default_environment
 
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
@@ -26,7 +26,7 @@ def shard_denoiser(pipeline: DemoPipeline, config: InferenceConfig) -> bool:
         raise ConfigError(
             "deepspeed_config needs DeepSpeed: pip install 'demo-t2v[deepspeed]'"
         ) from None
-    as_if_launched()
+    set_default_environment()
     deepspeed.init_distributed(dist_backend=None, verbose=False)
     network = pipeline.unet
     sharded: bool = settings["zero_optimization"]["stage"] == 3
@@ -59,7 +59,9 @@ def read_settings(file: Path, config: InferenceConfig) -> dict[str, Any]:
             raise ConfigError(f"{file}: {key}: should be an object, or be left out")
         if precision.get("enabled") not in (None, "auto", False):
             raise ConfigError(f"{file}: {key}: say `dtype` in the YAML, or --dtype, instead")
-    enabled = {"bfloat16": "bf16", "float16": "fp16"}.get(settle(config.device, config.dtype)[1])
+    enabled = {"bfloat16": "bf16", "float16": "fp16"}.get(
+        resolve_device(config.device, config.dtype)[1]
+    )
     if enabled:
         settings[enabled] = {"enabled": True}
     settings["train_micro_batch_size_per_gpu"] = config.batch_size

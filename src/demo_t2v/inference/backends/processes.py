@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol, Self
 
-from demo_t2v.core.devices import use_own
+from demo_t2v.core.devices import use_process_device
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.launch import world_size
 from demo_t2v.inference.jobs import Job
@@ -115,7 +115,7 @@ class Coordinator:
             return cls(LocalStore())
         from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
-        use_own()
+        use_process_device()
         store, rank, world = next(rendezvous("env://"))
         # A launcher that restarts all processes keeps its store; the counts of before are void.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

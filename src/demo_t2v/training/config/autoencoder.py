@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from demo_t2v.config.yaml_text import Place, PlaceOrNone
+from demo_t2v.config.yaml_text import ExpandedPath, OptionalPath
 from demo_t2v.training.config.base import TrainConfig
 
 
@@ -26,9 +26,9 @@ class StudentTraining(TrainConfig):
     """An autoencoder for larger frames that shares the latents of a trained one."""
 
     task: Literal["student"]
-    teacher: Place
+    teacher: ExpandedPath
     """A folder with the trained autoencoder (`vae`); `sample_size` is the side of its frames."""
-    base: PlaceOrNone = None
+    base: OptionalPath = None
     """A folder with a student to continue from; None: a new one, which starts from the teacher's
     tensors where names and shapes agree."""
     train: Literal["decoder", "encoder"]

@@ -8,13 +8,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from demo_t2v.config import Aliases, Strict
-from demo_t2v.config.yaml_text import AnyKeys, Place, PlaceOrNone, switched
+from demo_t2v.config.yaml_text import AnyKeys, ExpandedPath, OptionalPath, none_if_off
 
 
 class TrainConfig(Strict):
     """The keys of every training stage."""
 
-    log_dir: Place
+    log_dir: ExpandedPath
     """Checkpoints, the loss curve and at the end the trained weights (`final/`)."""
     seed: int = 0
     """Seed of the weights, the noise and the order of the samples."""
@@ -28,7 +28,7 @@ class TrainConfig(Strict):
     """Precision of the network's computation; the weights are float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
-    deepspeed_config: PlaceOrNone = None
+    deepspeed_config: OptionalPath = None
     """DeepSpeed's JSON (`configs/deepspeed/`); None: no DeepSpeed."""
     fsdp: bool = False
     """Shard the weights over the processes (FSDP2) rather than replicate them (DDP)."""
@@ -64,9 +64,9 @@ class TrainConfig(Strict):
     """Also keep every checkpoint whose step is a multiple of this."""
     max_bad_steps: Annotated[int, Field(ge=1)] = 10
     """The run stops after this many consecutive steps whose loss or gradient is not finite."""
-    tensorboard: PlaceOrNone = Path("tensorboard_log")
+    tensorboard: OptionalPath = Path("tensorboard_log")
     """Folder of TensorBoard's runs; this run has the name of its `log_dir`. off: no curves."""
-    wandb: Annotated[str | None, BeforeValidator(switched)] = None
+    wandb: Annotated[str | None, BeforeValidator(none_if_off)] = None
     """Project on Weights & Biases for the curves."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; None: torch's default."""

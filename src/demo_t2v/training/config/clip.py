@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from demo_t2v.config.yaml_text import PlaceOrNone
+from demo_t2v.config.yaml_text import OptionalPath
 from demo_t2v.training.config.base import TrainConfig
 
 
@@ -16,7 +16,7 @@ class ClipTraining(TrainConfig):
     task: Literal["clip"]
     vocab_size: Annotated[int, Field(ge=300)] = 700
     """Number of tokens of a new tokenizer."""
-    text: PlaceOrNone = None
+    text: OptionalPath = None
     """A folder with a trained `tokenizer` and `content_encoder` to start from."""
     freeze_text: bool = True
     """Train only the image tower where `text` is given."""

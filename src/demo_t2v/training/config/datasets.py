@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from demo_t2v.config import Strict
-from demo_t2v.config.yaml_text import AnyKeys, Place
+from demo_t2v.config.yaml_text import AnyKeys, ExpandedPath
 from demo_t2v.data.sprites import MOTIONS
 
 
@@ -52,8 +52,8 @@ class WebvidDataset(VideoDataset):
     """A caption CSV and a folder of videos; the defaults are the layout of WebVid-10M."""
 
     type: Literal["webvid"]
-    csv_path: Place
-    video_dir: Place
+    csv_path: ExpandedPath
+    video_dir: ExpandedPath
     path_column: str = "videoid"
     """Column of the path below `video_dir`, with or without `.mp4`; slashes join columns."""
     caption_column: str = "name"
@@ -65,7 +65,7 @@ class ShardsDataset(VideoDataset):
     """A folder of WebDataset tar files, as `demo-t2v data shards` writes them."""
 
     type: Literal["shards"]
-    folder: Place
+    folder: ExpandedPath
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     threads: Annotated[int, Field(ge=1)] = 1
     """Clips decoded at a time."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from demo_t2v.config import Aliases, Strict
-from demo_t2v.config.yaml_text import Place, PlaceOrNone
+from demo_t2v.config.yaml_text import ExpandedPath, OptionalPath
 from demo_t2v.models.lora_targets import LoraTarget
 from demo_t2v.training.config.base import TrainConfig
 from demo_t2v.training.config.datasets import AnyDataset
@@ -39,19 +39,19 @@ class DenoiserTraining(TrainConfig):
     """
 
     task: Literal["denoiser"]
-    autoencoder: Place
+    autoencoder: ExpandedPath
     """Folder of a trained autoencoder (`vae`)."""
-    clip: Place
+    clip: ExpandedPath
     """Folder of a trained CLIP (`tokenizer`, `content_encoder`; `clip` for regularization)."""
-    base: PlaceOrNone = None
+    base: OptionalPath = None
     """A trained denoiser to start from; None: random weights. `autoencoder`, `clip` and `base` also
     accept published files, as `--model` does."""
-    motion_clip: PlaceOrNone = None
+    motion_clip: OptionalPath = None
     """A folder whose `content_encoder` the motion encoder starts from; None: the motion encoder of
     `base`, or, where it has none, the `content_encoder` of `clip`."""
     train_dataset: AnyDataset
     """The captioned clips."""
-    latents: PlaceOrNone = None
+    latents: OptionalPath = None
     """Folder of the feature cache, which has one clip per video. None: every clip is encoded when
     it is used, and each epoch cuts new clips from the videos."""
     encode_in_step: bool = False
@@ -107,7 +107,7 @@ class DenoiserTraining(TrainConfig):
     """Compare clean latents, as in the paper, or noise, as in the published code."""
     flow: Literal["lucas_kanade", "raft"] = "lucas_kanade"
     """Estimator of optical flow: Lucas and Kanade, without weights, or RAFT-small."""
-    raft_weights: PlaceOrNone = None
+    raft_weights: OptionalPath = None
     """A file with RAFT-small's weights; None: torchvision's, downloaded once."""
     preview_prompts: tuple[str, ...] = ()
     """Prompts of the sample videos on TensorBoard, made with the motion branch on and off."""

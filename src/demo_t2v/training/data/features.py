@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from demo_t2v.config import ConfigError, read_json
 from demo_t2v.core.atomic_io import digest
-from demo_t2v.core.devices import own
+from demo_t2v.core.devices import process_device
 from demo_t2v.data.clips import CaptionedClip
 from demo_t2v.losses.optical_flow import (
     FlowEstimator,
@@ -105,10 +105,10 @@ def latents_feature(config: DenoiserTraining) -> Feature:
     folder = config.autoencoder / "vae"
 
     def load() -> Compute:
-        vae = load_network(AutoencoderKL, folder, dtype=torch.float32).eval().to(own())
+        vae = load_network(AutoencoderKL, folder, dtype=torch.float32).eval().to(process_device())
 
         def encode(clip: CaptionedClip) -> Tensor:
-            frames = torch.from_numpy(clip.frames).to(own())
+            frames = torch.from_numpy(clip.frames).to(process_device())
             return rearrange(encode_frames(vae, frames), "f c h w -> c f h w")
 
         return encode
@@ -162,10 +162,10 @@ def content_feature(config: DenoiserTraining) -> Feature:
     def load() -> Compute:
         tokens = text.load()
         encoder = load_network(CLIPTextModel, folder, dtype=torch.float32)
-        encoder.requires_grad_(False).to(own())
+        encoder.requires_grad_(False).to(process_device())
 
         def states(clip: CaptionedClip) -> Tensor:
-            return penultimate_states(encoder, tokens(clip)[None].to(own()))[0]
+            return penultimate_states(encoder, tokens(clip)[None].to(process_device()))[0]
 
         return states
 
@@ -181,7 +181,7 @@ def flow_feature(config: DenoiserTraining) -> Feature:
 
         def flow(clip: CaptionedClip) -> Tensor:
             # `own` has the device's number: the current device of a new thread is the first GPU.
-            pixels = to_pixels(torch.from_numpy(clip.frames).to(own()))
+            pixels = to_pixels(torch.from_numpy(clip.frames).to(process_device()))
             video = rearrange(pixels, "f c h w -> 1 c f h w")
             return resize_flow(video_flow(estimator, video)[0], (side, side))
 
@@ -214,12 +214,12 @@ def image_feature(config: DenoiserTraining) -> Feature:
 
     def load() -> Compute:
         clip_model = load_network(CLIPModel, folder, dtype=torch.float32)
-        clip_model.requires_grad_(False).to(own())
+        clip_model.requires_grad_(False).to(process_device())
         preprocess = ImagePreprocessing.read(folder, clip_model.vision_model.embeddings.image_size)
 
         def embed(clip: CaptionedClip) -> Tensor:
             middle = torch.from_numpy(clip.frames[len(clip.frames) // 2])
-            image = preprocess(rearrange(middle, "h w c -> 1 c h w")).to(own())
+            image = preprocess(rearrange(middle, "h w c -> 1 c h w")).to(process_device())
             pooled = clip_model.vision_model(pixel_values=image).pooler_output
             embedding: Tensor = clip_model.visual_projection(pooled)
             return embedding[0]

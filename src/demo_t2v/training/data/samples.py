@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from demo_t2v.config import ConfigError
-from demo_t2v.core.devices import own
+from demo_t2v.core.devices import process_device
 from demo_t2v.core.launch import rank, world_size
 from demo_t2v.data.clips import CaptionedClip, ClipError, ClipSource
 from demo_t2v.data.shards import ShardedClips
@@ -201,7 +201,7 @@ def _check_workers(dataset: AnyDataset, extractor: FeatureExtractor) -> None:
             "train_dataset.threads for more"
         )
     on_gpu = [name for name in extractor.features if name not in ("frames", "tokens")]
-    if on_gpu and own() != "cpu":
+    if on_gpu and process_device() != "cpu":
         raise ConfigError(
             f"num_workers: workers cannot use the GPU, which computes {', '.join(on_gpu)}; write "
             "encode_in_step: true for latents, or cache all of them in a folder, latents"

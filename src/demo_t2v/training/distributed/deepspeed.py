@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed import get_default_backend_for_device
 
 from demo_t2v.config import ConfigError
-from demo_t2v.core.devices import own
-from demo_t2v.core.launch import as_if_launched, world_size
+from demo_t2v.core.devices import process_device
+from demo_t2v.core.launch import set_default_environment, world_size
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.distributed.base import Engine
 from demo_t2v.training.distributed.deepspeed_config import Schedule, complete_settings
@@ -51,9 +51,9 @@ def make_deepspeed_engine(task: Task, config: TrainConfig) -> Engine:
     stage = settings["zero_optimization"]["stage"]
     if stage == 3 and config.ema_decay is not None:
         raise ConfigError("ema_decay: does not work with ZeRO stage 3; write ema_decay: null")
-    as_if_launched()
+    set_default_environment()
     os.environ.pop("ACCELERATE_USE_CPU", None)  # it would disable DeepSpeed
-    backend = get_default_backend_for_device(own())
+    backend = get_default_backend_for_device(process_device())
     accelerator = Accelerator(
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings),
         gradient_accumulation_steps=config.gradient_accumulation,
