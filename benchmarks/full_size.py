@@ -1,12 +1,12 @@
-"""What does a video of the published size take, in seconds and in memory?
+"""Measures time and memory of a video at the published size.
 
-    python benchmarks/full_size.py                            # weights of no meaning
-    python benchmarks/full_size.py --model Ryan-PR/DEMO       # the published ones
+    python benchmarks/full_size.py                            # random weights
+    python benchmarks/full_size.py --model Ryan-PR/DEMO       # published weights
     python benchmarks/full_size.py --dtype bfloat16 --compile
     python benchmarks/full_size.py --max-memory 8GB
 
-256x256, 16 frames, guidance 9. One run, on a GPU after some steps to warm up; the raw figures go to
-benchmarks/results/ too.
+256x256, 16 frames, guidance 9. One run, on a GPU after some warm-up steps; the figures are also
+written to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TEXT = CLIPTextConfig(
 RESULTS = Path(__file__).parent / "results"
 
 
-def meaningless(network: Any, seed: int, folder: Path) -> None:
+def save_random(network: Any, seed: int, folder: Path) -> None:
     """Save a network of the meta device with random weights in half precision."""
     rng = torch.Generator().manual_seed(seed)
     pool = torch.randn(1 << 22, generator=rng)
@@ -60,49 +60,49 @@ def meaningless(network: Any, seed: int, folder: Path) -> None:
         weight.data = values.reshape(weight.shape) * (width**-0.5 if weight.ndim > 1 else 0.02)
         if weight.ndim == 1:
             weight.data += 1
-    if not isinstance(network, ModelMixin):  # transformers makes its buffers itself
+    if not isinstance(network, ModelMixin):  # transformers' buffers have no values either
         network.embeddings.position_ids = torch.arange(77)[None]
     network.save_pretrained(folder)
 
 
 def make_model(folder: Path) -> None:
-    """A pipeline's folder of the published sizes."""
+    """Save a pipeline of the published sizes."""
     with torch.device("meta"), torch.no_grad():
-        parts = {
+        networks = {
             "unet": DemoUNet(),
             "vae": modelscope_autoencoder(),
             "content_encoder": CLIPTextModel(TEXT),
             "motion_encoder": CLIPTextModel(TEXT),
         }
     others = {"tokenizer": clip_tokenizer(), "scheduler": modelscope_scheduler()}
-    DemoPipeline(**parts, **others).save_config(folder)
-    for name, part in others.items():
-        part.save_pretrained(folder / name)
-    for seed, (name, network) in enumerate(parts.items()):
-        meaningless(network.half(), seed, folder / name)
+    DemoPipeline(**networks, **others).save_config(folder)
+    for name, component in others.items():
+        component.save_pretrained(folder / name)
+    for seed, (name, network) in enumerate(networks.items()):
+        save_random(network.half(), seed, folder / name)
 
 
-def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
+def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
     config = InferenceConfig(
         model=model,
-        dtype=asked.dtype,
-        offload=asked.offload,
-        max_memory=asked.max_memory,
-        batch_size=asked.batch,
-        decode_chunk_size=asked.decode,
-        num_inference_steps=asked.steps,
+        dtype=args.dtype,
+        offload=args.offload,
+        max_memory=args.max_memory,
+        batch_size=args.batch,
+        decode_chunk_size=args.decode,
+        num_inference_steps=args.steps,
     )
     resolved = resolve(model)
-    plan, words = pick(resolved, config, asked.batch)
-    jobs = make_jobs([("1", "a dog runs over a beach")], asked.batch, 0)
+    plan, note = pick(resolved, config, args.batch)
+    jobs = make_jobs([("1", "a dog runs over a beach")], args.batch, 0)
     runner = Runner.load(resolved, config, plan, [job.prompt for job in jobs])
     cuda = torch.cuda.is_available()
-    figures: dict[str, Any] = {"plan": words} if words else {}
-    if asked.compile:
+    figures: dict[str, Any] = {"plan": note} if note else {}
+    if args.compile:
         runner.pipeline.unet.compile()
-    if asked.warm_up:  # libraries choose their algorithms in the first steps, or it is compiled
+    if args.warm_up:  # the first steps select algorithms, or compile
         started = time.perf_counter()
-        short = runner.config.model_copy(update={"num_inference_steps": asked.warm_up})
+        short = runner.config.model_copy(update={"num_inference_steps": args.warm_up})
         replace(runner, config=short).denoise(jobs)
         figures["seconds_to_warm_up"] = since(started)
     times: list[float] = []
@@ -113,9 +113,9 @@ def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
     frames = runner.decode(done.latents)
     seconds = since(started)
     steps = [b - a for a, b in pairwise([0.0, *times])]
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # as Linux counts
-    peak = torch.cuda.max_memory_allocated() if cuda else own
-    if cuda:  # what the driver and the allocator hold beside tensors
+    process_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    peak = torch.cuda.max_memory_allocated() if cuda else process_bytes
+    if cuda:  # memory of the driver and the allocator as well
         free, total = torch.cuda.mem_get_info()
         figures["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
         figures["used_of_the_device_gib"] = round((total - free) / 2**30, 2)
@@ -132,7 +132,7 @@ def measure(model: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def since(started: float) -> float:
-    """Seconds, up to the end of what a GPU was given to do."""
+    """Seconds until the GPU has finished all submitted work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -141,8 +141,8 @@ def since(started: float) -> float:
 def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", help="default: the published sizes, weights of no meaning")
-    parser.add_argument("--make", type=Path, help="only write that default into a new folder")
+    parser.add_argument("--model", help="default: the published sizes, random weights")
+    parser.add_argument("--make", type=Path, help="only save that default as a new folder")
     steps, warm_up = (50, 3) if cuda else (2, 0)
     parser.add_argument("--steps", type=int, default=steps, help=f"default: {steps}")
     parser.add_argument("--warm-up", type=int, default=warm_up, help=f"default: {warm_up} steps")
@@ -153,14 +153,14 @@ def main() -> None:
     parser.add_argument("--max-memory", help="such as 8GB")
     parser.add_argument("--compile", action="store_true", help="the denoiser, by torch.compile")
     parser.add_argument("--out", type=Path, help="default: a file in benchmarks/results/")
-    asked = parser.parse_args()
-    if asked.make is not None:
-        make_model(asked.make)
+    args = parser.parse_args()
+    if args.make is not None:
+        make_model(args.make)
         return
     with tempfile.TemporaryDirectory() as folder:
-        if asked.model is None:
+        if args.model is None:
             make_model(Path(folder))
-        figures = measure(asked.model or folder, asked)
+        figures = measure(args.model or folder, args)
     ran = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if cuda else "CPU",
@@ -169,9 +169,9 @@ def main() -> None:
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
     }
-    text = json.dumps({**ran, "asked": vars(asked), **figures}, indent=2, default=str)
+    text = json.dumps({**ran, "arguments": vars(args), **figures}, indent=2, default=str)
     name = f"full_size-{ran['device'].replace(' ', '_')}-{ran['date'][:10]}.json"
-    out = asked.out or RESULTS / name
+    out = args.out or RESULTS / name
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text + "\n", encoding="utf-8")
     Console().print_json(text)

@@ -1,11 +1,11 @@
-"""Do all ways to share work make the same videos, and what do processes and overlap gain?
+"""Compares the backends' videos, and measures the gain of processes and of overlapping phases.
 
     python benchmarks/many_prompts.py [--prompts 100] [--repeat 2] [--steps 4] [--rounds 3]
 
-First the same jobs by one process, by two under torchrun, by two under DeepSpeed and by two actors
-of Ray: whether each file is there once, and the same byte for byte. Then, in the order A B A B, two
-processes of one thread against one of two threads, start included; and in one process of one
-thread, decoding and writing in a thread while the next batch is denoised against one after another.
+The same jobs run in one process, in two of torchrun, in two of DeepSpeed and in two actors of Ray;
+each file must exist once, and its bytes are compared. Then, in the order A B A B, two processes of
+one thread are compared with one process of two threads, including their start. Last, one process of
+one thread decodes and writes while the next batch is denoised, or does one after the other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BIN = Path(sys.executable).parent
 ONE = [sys.executable, "-m", "demo_t2v", "generate"]
 TWO = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--standalone", *ONE[1:]]
 DEEPSPEED = ["bash", str(ROOT / "scripts" / "inference_deepspeed.sh"), "--num_accelerators", "2"]
-WAYS = {
+BACKENDS = {
     "one process": (ONE, []),
     "torchrun, two": (TWO, []),
     "DeepSpeed, two": (
@@ -50,14 +50,16 @@ WAYS = {
 }
 
 
-def timed(words: list[str], out: Path, file: Path, steps: int, repeat: int, threads: int) -> float:
-    """Seconds that a command took."""
-    given = ["--prompts", file, "--repeat", repeat, "--steps", steps, "--out", out, "--overwrite"]
+def timed(
+    command: list[str], out: Path, file: Path, steps: int, repeat: int, threads: int
+) -> float:
+    """Seconds of a command."""
+    options = ["--prompts", file, "--repeat", repeat, "--steps", steps, "--out", out, "--overwrite"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "RAY_worker_niceness": "0"}
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     began = time.monotonic()
     done = subprocess.run(
-        [*words, *map(str, given)], env=environment, capture_output=True, text=True, check=False
+        [*command, *map(str, options)], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -69,22 +71,22 @@ def made_files(folder: Path) -> dict[str, str]:
     entries = [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines()]
     times = Counter(entry["file"] for entry in entries)
     if set(times.values()) != {1} or set(times) != {p.name for p in folder.glob("*.mp4")}:
-        raise RuntimeError(f"{folder}: not every file is there once")
+        raise RuntimeError(f"{folder}: not every file exists once")
     return {entry["file"]: entry["sha256"] for entry in entries}
 
 
-def compare_ways(console: Console, scratch: Path, file: Path, steps: int, repeat: int) -> None:
+def compare_backends(console: Console, scratch: Path, file: Path, steps: int, repeat: int) -> None:
     table = Table(title=f"{len(read_prompts(file))} prompts x {repeat}, {steps} steps")
-    for column in ("way", "seconds", "files, each once", "same bytes as one process"):
+    for column in ("backend", "seconds", "files, each once", "same bytes as one process"):
         table.add_column(column, justify="right")
-    known: dict[str, str] = {}
-    for number, (name, (words, more)) in enumerate(WAYS.items()):
+    reference: dict[str, str] = {}
+    for number, (name, (command, options)) in enumerate(BACKENDS.items()):
         out = scratch / str(number)
-        seconds = timed([*words, *more], out, file, steps, repeat, 1)
+        seconds = timed([*command, *options], out, file, steps, repeat, 1)
         files = made_files(out)
-        known = known or files
-        same = sum(known.get(name) == content for name, content in files.items())
-        table.add_row(name, f"{seconds:.0f}", str(len(files)), f"{same} of {len(known)}")
+        reference = reference or files
+        same = sum(reference.get(name) == content for name, content in files.items())
+        table.add_row(name, f"{seconds:.0f}", str(len(files)), f"{same} of {len(reference)}")
     console.print(table)
 
 
@@ -117,22 +119,20 @@ def compare_overlap(console: Console, scratch: Path, file: Path, steps: int, rou
     batches = split_batches(jobs, config.batch_size)
     seconds: dict[int, list[float]] = {PENDING: [], 0: []}
     for _ in range(rounds):
-        for pending, taken in seconds.items():
+        for pending, times in seconds.items():
             began = time.monotonic()
             deque(replace(runner, max_pending=pending).run(batches, save), maxlen=0)
-            taken.append(time.monotonic() - began)
+            times.append(time.monotonic() - began)
     ratios = [b / a for a, b in zip(seconds[PENDING], seconds[0], strict=True)]
     shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    middle = statistics.median(ratios)
-    console.print(f"overlap against one after another, {steps} steps: {shown}; median {middle:.2f}")
-    console.print(
-        f"at most {most_of_overlap(runner, folder, jobs[:8]):.2f}, were decoding for nothing"
-    )
+    median = statistics.median(ratios)
+    console.print(f"overlapping against sequential, {steps} steps: {shown}; median {median:.2f}")
+    console.print(f"upper limit of the gain: {limit_of_overlap(runner, folder, jobs[:8]):.2f}")
 
 
-def most_of_overlap(runner: Runner, folder: OutputFolder, jobs: list[Job]) -> float:
-    """The time of both parts over the time of denoising, each part alone."""
-    parts = [0.0, 0.0]
+def limit_of_overlap(runner: Runner, folder: OutputFolder, jobs: list[Job]) -> float:
+    """The time of denoising and decoding over the time of denoising."""
+    denoising, decoding = 0.0, 0.0
     for job in jobs:
         began = time.monotonic()
         done = runner.denoise([job])
@@ -140,9 +140,9 @@ def most_of_overlap(runner: Runner, folder: OutputFolder, jobs: list[Job]) -> fl
         assert done.latents is not None
         (video,) = runner.decode(done.latents)
         folder.save(job, to_bytes(video), done.seconds)
-        parts[0] += denoised - began
-        parts[1] += time.monotonic() - denoised
-    return sum(parts) / parts[0]
+        denoising += denoised - began
+        decoding += time.monotonic() - denoised
+    return (denoising + decoding) / denoising
 
 
 def main() -> None:
@@ -151,21 +151,21 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4, help="denoising steps of the comparisons")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["ways", "processes", "overlap"], help="one part")
-    asked = parser.parse_args()
+    parser.add_argument("--only", choices=["backends", "processes", "overlap"])
+    args = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         file = scratch / "prompts.csv"
         with file.open("w", newline="") as stream:
-            rows = [(case.id, case.prompt) for case in list_prompts(asked.prompts, 0)]
+            rows = [(case.id, case.prompt) for case in list_prompts(args.prompts, 0)]
             csv.writer(stream).writerows([("id", "prompt"), *rows])
-        if asked.only in (None, "ways"):
-            compare_ways(console, scratch, file, asked.steps, asked.repeat)
-        if asked.only in (None, "processes"):
-            compare_processes(console, scratch, file, asked.steps, 1, asked.rounds)
-        if asked.only in (None, "overlap"):
-            compare_overlap(console, scratch, file, asked.steps, asked.rounds)
+        if args.only in (None, "backends"):
+            compare_backends(console, scratch, file, args.steps, args.repeat)
+        if args.only in (None, "processes"):
+            compare_processes(console, scratch, file, args.steps, 1, args.rounds)
+        if args.only in (None, "overlap"):
+            compare_overlap(console, scratch, file, args.steps, args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Where does the time of one video go: imports, loading, text, denoising, decoding, writing?
+"""Measures the time of each phase of one video, from the imports to the written file.
 
     python benchmarks/prompt_to_file.py --rounds 3
 
-Each round is a fresh process that makes one video with the built-in model and its defaults, and,
-beside it, `demo-t2v generate` as a whole. Medians of the rounds.
+Each round is a new process that makes one video with the built-in model and its defaults, followed
+by `demo-t2v generate`. The figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PROMPT = "a balloon moves up in the sky"
 
 
 def measure(file: Path) -> dict[str, float]:
-    """Seconds of each part, in this process, which has imported nothing yet."""
+    """Seconds of each phase. The process has imported nothing before."""
     seconds: dict[str, float] = {}
     last = time.perf_counter()
 
-    def done(part: str) -> None:
+    def done(phase: str) -> None:
         nonlocal last
-        seconds[part], last = time.perf_counter() - last, time.perf_counter()
+        seconds[phase], last = time.perf_counter() - last, time.perf_counter()
 
     import numpy as np
     import torch
@@ -60,12 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(measure(asked.one)))
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one)))
         return
-    rounds, whole = [], []
-    for _ in range(asked.rounds):
+    rounds, commands = [], []
+    for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as folder:
             one = [sys.executable, __file__, "--one", f"{folder}/video.mp4"]
             out = subprocess.run(one, check=True, capture_output=True, text=True).stdout
@@ -73,12 +73,12 @@ def main() -> None:
             began = time.perf_counter()
             program = [sys.executable, "-m", "demo_t2v", "generate", PROMPT, "--out", folder]
             subprocess.run(program, check=True, capture_output=True)
-            whole.append(time.perf_counter() - began)
-    parts = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    total = sum(parts.values())
-    for name, seconds in parts.items():
+            commands.append(time.perf_counter() - began)
+    phases = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    total = sum(phases.values())
+    for name, seconds in phases.items():
         print(f"{name:10} {seconds:6.2f} s  {seconds / total:4.0%}")
-    print(f"{'generate':10} {statistics.median(whole):6.2f} s  (the command as a whole)")
+    print(f"{'generate':10} {statistics.median(commands):6.2f} s  (the complete command)")
 
 
 if __name__ == "__main__":

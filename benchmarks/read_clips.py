@@ -1,10 +1,10 @@
-"""How many clips a second does one core read from ordinary video, and does memory stay put?
+"""Measures clips read per second on one core, and the memory of the process over many clips.
 
 Clips of 16 frames, three a second, 256x256, from random starts in one 720p H.264 file of moving
-texture, 30 frames a second and a keyframe every two seconds. Ours (A) against the usual ways to
-read frames by their indices (B), where they can be imported, in the order A B A B with the same
-starts: opencv goes to the first frame and grabs on from there, decord is given all indices at
-once. Each has one thread. Then many clips of small videos, with the memory of the process.
+texture, 30 frames a second and a keyframe every two seconds. This project (A) is compared with
+installed libraries that read frames by index (B), in the order A B A B with the same starts: opencv
+seeks to the first frame and grabs the following ones, decord gets all indices at once. Each has one
+thread. Then many clips of small videos are read.
 
     python benchmarks/read_clips.py [--seconds 20] [--clips 8] [--rounds 3] [--memory 10000]
 """
@@ -69,11 +69,11 @@ def with_opencv() -> Reader:
     def read(file: Path, total: int, seed: int) -> NDArray[np.uint8]:
         one_thread = [cv2.CAP_PROP_N_THREADS, 1]
         capture = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG, one_thread)
-        wanted, frames = indices(total, seed), []
-        capture.set(cv2.CAP_PROP_POS_FRAMES, wanted[0])
-        for number in range(wanted[0], wanted[-1] + 1):
+        selected, frames = indices(total, seed), []
+        capture.set(cv2.CAP_PROP_POS_FRAMES, selected[0])
+        for number in range(selected[0], selected[-1] + 1):
             capture.grab()
-            if number in wanted:
+            if number in selected:
                 frame = cv2.resize(capture.retrieve()[1], (SCALED, SIDE), cv2.INTER_AREA)
                 frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
         capture.release()
@@ -113,7 +113,7 @@ def compare(console: Console, file: Path, total: int, clips: int, rounds: int) -
         try:
             other = make()
         except ImportError:
-            console.print(f"{name} is not here: left out")
+            console.print(f"{name} is not installed: skipped")
             continue
         difference = np.abs(ours(file, total, 0).astype(float) - other(file, total, 0)).mean()
         ratios = []
@@ -122,8 +122,8 @@ def compare(console: Console, file: Path, total: int, clips: int, rounds: int) -
             a, b = rate(ours, file, total, seeds), rate(other, file, total, seeds)
             ratios.append(a / b)
             table.add_row(str(number + 1), name, f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
-        middle = statistics.median(ratios)
-        console.print(f"{name}: median ratio {middle:.2f}, mean difference {difference:.1f} of 255")
+        median = statistics.median(ratios)
+        console.print(f"{name}: median ratio {median:.2f}, mean difference {difference:.1f} of 255")
     if table.rows:
         console.print(table)
     else:
@@ -148,17 +148,17 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8, help="in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, default=10_000, help="clips of the memory check")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "texture.mp4"
-        if asked.rounds:
-            write_texture(file, asked.seconds)
-            megabits = file.stat().st_size * 8e-6 / asked.seconds
-            console.print(f"{asked.seconds} s of video, {megabits:.1f} Mbit a second")
-            compare(console, file, asked.seconds * RATE, asked.clips, asked.rounds)
-        if asked.memory:
-            watch_memory(console, Path(scratch), asked.memory)
+        if args.rounds:
+            write_texture(file, args.seconds)
+            megabits = file.stat().st_size * 8e-6 / args.seconds
+            console.print(f"{args.seconds} s of video, {megabits:.1f} Mbit a second")
+            compare(console, file, args.seconds * RATE, args.clips, args.rounds)
+        if args.memory:
+            watch_memory(console, Path(scratch), args.memory)
 
 
 if __name__ == "__main__":

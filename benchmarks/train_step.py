@@ -1,14 +1,12 @@
-"""What do the motion losses cost in a training step of DEMO, and what do our shortcuts save?
+"""Measures the cost of the motion losses in a training step, and the gain of our optimizations.
 
-Steps of the built-in model's size on clips of the sprite world, in three ways:
-- lean: the diffusion loss alone, from latents encoded before;
-- full: the text-motion and the video-motion loss too, from latents and optical flow computed
-  before; the attention maps fall out of the one attention pass, and all of their frame pairs go
-  through the flow at once;
-- plain: the same losses as one would write them first: the autoencoder runs in every step, so
-  does the real clip's flow, attention is computed once more for the maps, and flow goes one frame
-  pair at a time.
-The regularization loss, a cosine between two vectors, costs nothing that could be seen.
+Steps of the built-in model's size on clips of the sprite world, in three variants:
+- lean: only the diffusion loss, from cached latents;
+- full: the text-motion and the video-motion loss too, from cached latents and optical flow. One
+  attention pass gives output and maps, and the flow of all frame pairs is computed at once;
+- plain: the same losses without optimizations. The autoencoder and the real clip's flow run in
+  every step, attention is computed again for the maps, and flow one frame pair at a time.
+The regularization loss, a cosine between two vectors, has no measurable cost.
 The order is lean, full, plain, lean, full, plain, in one process.
 
     python benchmarks/train_step.py [--batch 8] [--rounds 3]
@@ -34,6 +32,7 @@ from demo_t2v.data.sprites import draw_clip
 from demo_t2v.losses.motion import diffusion, text_motion, video_motion
 from demo_t2v.losses.optical_flow import lucas_kanade, resize_flow, video_flow
 from demo_t2v.models.attention import Attention, KeysValues
+from demo_t2v.training.data.pixels import to_pixels
 
 FLOW_SIDE = 32
 
@@ -44,7 +43,7 @@ def pairwise(first: Tensor, second: Tensor) -> Tensor:
 
 
 class TwoPassAttention(Attention):
-    """Attention, and then the same products once more for the map."""
+    """Attention that computes the same products again for the map."""
 
     def with_map(self, x: Tensor, kv: KeysValues, token_index: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(x, kv), super().with_map(x, kv, token_index)[1]
@@ -57,8 +56,8 @@ class Step:
         self.pipe = load_pipeline("sprites", device="cpu", dtype="float32")
         self.unet = self.pipe.unet.train()
         clips = [draw_clip(np.random.default_rng(n)) for n in range(batch)]
-        pixels = torch.from_numpy(np.stack([clip.frames for clip in clips])).float() / 127.5 - 1
-        self.pixels = rearrange(pixels, "b f h w c -> b c f h w")
+        pixels = to_pixels(torch.from_numpy(np.concatenate([clip.frames for clip in clips])))
+        self.pixels = rearrange(pixels, "(b f) c h w -> b c f h w", b=batch)
         with torch.no_grad():
             states, _ = self.pipe.encode_prompt([clip.caption for clip in clips])
             self.latents = self.encode()
@@ -112,7 +111,7 @@ class Step:
             self.states.motion,
             eot_index=None if flow is None else self.ends,
         )
-        # The prediction stands for the clean latents here: what it means costs no time.
+        # The prediction is compared with the clean latents; its type does not change the time.
         total = diffusion(output.sample, latents)
         if flow is None:
             return total
@@ -130,17 +129,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    step = Step(asked.batch)
-    ways = {"lean": step.lean, "full": step.full, "plain": step.plain}
-    for run in ways.values():
+    args = parser.parse_args()
+    step = Step(args.batch)
+    variants = {"lean": step.lean, "full": step.full, "plain": step.plain}
+    for run in variants.values():
         seconds(run)  # warm up
-    rounds = [{name: seconds(run) for name, run in ways.items()} for _ in range(asked.rounds)]
+    rounds = [{name: seconds(run) for name, run in variants.items()} for _ in range(args.rounds)]
     table = Table(
-        title=f"batch {asked.batch}, {platform.machine()}, torch {torch.__version__}, "
+        title=f"batch {args.batch}, {platform.machine()}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads"
     )
-    for column in ("round", *(f"{name}, s" for name in ways), "plain / full", "full / lean"):
+    for column in ("round", *(f"{name}, s" for name in variants), "plain / full", "full / lean"):
         table.add_column(column, justify="right")
     for number, took in enumerate(rounds, start=1):
         cells = [f"{value:.2f}" for value in took.values()]

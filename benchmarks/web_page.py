@@ -1,9 +1,9 @@
-"""How long is it from click to playing video, and what do several visitors at once meet?
+"""Measures the time from click to playing video, and the waits of several simultaneous visitors.
 
-First `generate`, in this process with its model loaded and the file written, against the page in a
-real browser, from the click to the moment when the video plays, in turn and with the same prompt
-and settings. Then VISITORS browser contexts ask for videos without a pause: every video must be the
-one that its visitor got alone before.
+First, generation in this process, with the model loaded and the file written, is compared with the
+page in a real browser, from the click until the video plays, alternately and with the same prompt
+and settings. Then a browser context for each of PROMPTS requests videos without a pause; each video
+must equal the one that its visitor got alone before.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ PROMPTS = (
     "a whale grows quickly at night",
 )
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-# Waits for a visible video that is not the one seen before, and plays: its address. By its events,
-# as looking again and again takes time from the page.
+# Waits until a new visible video plays; gives its address. Polling would slow down the page.
 PLAYS = """before => new Promise(done => {
     const events = ['playing', 'timeupdate'];
     const look = ({target: video}) => {
@@ -76,19 +75,19 @@ class Visitor:
     prompt: str
     alone: str = ""
     source: str = ""
-    asked: float = 0.0
+    requested: float = 0.0
     waits: list[float] = field(default_factory=list)
     wrong: int = 0
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Press the button."""
-        self.asked = time.perf_counter()
+        self.requested = time.perf_counter()
         self.page.get_by_role("button", name="Generate", exact=True).click()
 
-    def got(self) -> str:
-        """What the video that plays is, as a digest; the seconds since asking are kept."""
+    def receive(self) -> str:
+        """Wait until the video plays; returns its digest and records the seconds."""
         self.source = str(self.page.evaluate(PLAYS, self.source))
-        self.waits.append(time.perf_counter() - self.asked)
+        self.waits.append(time.perf_counter() - self.requested)
         return hashlib.sha256(self.page.request.get(self.source).body()).hexdigest()
 
 
@@ -100,7 +99,7 @@ def visit(browser: Browser, address: str, prompt: str) -> Visitor:
 
 
 def in_process(rounds: int) -> Iterator[float]:
-    """Seconds of making a video and writing its file; a warm-up comes first, and is not given."""
+    """Seconds of generating and writing a video, after a warm-up."""
     config = InferenceConfig()
     runner = Runner.load(resolve(config.model), config)
     jobs = make_jobs([("1", PROMPTS[0])], 1, 0)
@@ -115,17 +114,17 @@ def in_process(rounds: int) -> Iterator[float]:
 
 def latency(console: Console, browser: Browser, address: str, rounds: int) -> None:
     visitor = visit(browser, address, PROMPTS[0])
-    visitor.ask()
-    visitor.got()
+    visitor.request()
+    visitor.receive()
     table = Table(title="from prompt to video, seconds")
     for column in ("round", "generate", "click to playing", "more"):
         table.add_column(column, justify="right")
     rows = []
     quiet = "document.querySelectorAll('video').forEach(video => video.pause())"
-    visitor.page.evaluate(quiet)  # so that the browser takes nothing from `generate` alone
+    visitor.page.evaluate(quiet)  # so that the browser does not slow down `generate`
     for alone in in_process(rounds):
-        visitor.ask()
-        visitor.got()
+        visitor.request()
+        visitor.receive()
         visitor.page.evaluate(quiet)
         rows.append((alone, visitor.waits[-1]))
         more = rows[-1][1] - rows[-1][0]
@@ -140,20 +139,20 @@ def crowd(
 ) -> None:
     visitors = [visit(browser, address, prompt) for prompt in PROMPTS]
     for visitor in visitors:
-        visitor.ask()
-        visitor.alone = visitor.got()
+        visitor.request()
+        visitor.alone = visitor.receive()
         visitor.waits.clear()
     memory = [server.memory_info().rss]
     ends = time.perf_counter() + seconds
     for visitor in visitors:
-        visitor.ask()
+        visitor.request()
     busy = list(visitors)
     while busy:
-        visitor = busy.pop(0)  # the page serves in the order of asking, and so is looked at
-        visitor.wrong += visitor.got() != visitor.alone
+        visitor = busy.pop(0)  # the page serves in the order of requests
+        visitor.wrong += visitor.receive() != visitor.alone
         memory.append(server.memory_info().rss)
         if time.perf_counter() < ends:
-            visitor.ask()
+            visitor.request()
             busy.append(visitor)
     table = Table(title=f"{len(visitors)} visitors at once for {seconds:.0f} s")
     for column in ("visitor", "videos", "wrong ones", "messages", "median wait, s", "longest, s"):
@@ -164,9 +163,9 @@ def crowd(
         made = (number, len(visitor.waits), visitor.wrong, messages)
         table.add_row(*map(str, made), *(f"{wait:.1f}" for wait in waits))
     console.print(table)
-    quarters = [memory[place * (len(memory) - 1) // 4] for place in range(5)]
+    quarters = [memory[quarter * (len(memory) - 1) // 4] for quarter in range(5)]
     sizes = ", ".join(f"{size / 2**20:.0f}" for size in quarters)
-    console.print(f"the server's memory, MiB, from start to end in quarters: {sizes}")
+    console.print(f"memory of the server, MiB, at each quarter of the time: {sizes}")
 
 
 def main() -> None:

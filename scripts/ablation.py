@@ -1,16 +1,15 @@
-"""What does each part of DEMO's training bring? The paper's Table 6 and its ablations in small.
+"""Ablation of DEMO's motion branch and losses, a small version of the paper's Table 6.
 
-Every run begins where the paper's do, with a denoiser that can move things and does not know which
-way, and with a text tower that knows the words: the DEMO that comes with the package, its motion
-transformers taken out. (The tower that its own training began with had been taught with still
-pictures, so to it "left" was as good as "right".) The denoiser goes on alone, or gets new motion
-transformers: without motion losses, without each of them, with all, and with video-motion on noise,
-as in the published code, rather than on clean latents. Clips, seeds and budget are the same. All 18
-motions would take hours a run, so nearly all clips have one of four. The sprite world says how many
-videos of these move as asked; beside that stands the error of v on clips that no run has seen. A
-finished run is a file in --out; the script goes on where it was, and ends with the table of all
-files. Text-motion and regularization need a text tower with an image tower beside it
-(docs/sprites_training.md).
+Every run starts from the built-in DEMO without its motion transformers, whose text tower
+distinguishes the words for directions. The denoiser is trained without a motion branch, or with new
+motion transformers: without motion losses, without each of them, with all, and with the
+video-motion loss on noise, as in the release. Clips, seeds and steps are the same. Most clips have
+one of four motions, since all 18 need hours for a run. Figures are the videos with the requested
+motion and content, and the error of v on unseen clips.
+
+A finished run is a JSON file in --out. The script resumes after the last one, and prints a table of
+all files. The text-motion and the regularization loss need a text tower that was trained with an
+image tower (docs/sprites_training.md).
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from demo_t2v.inference.runner import Runner
 from demo_t2v.model_folder import init_arguments
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
+from demo_t2v.training.data.pixels import to_pixels
 
 TERMS = ("video_motion", "text_motion", "regularization")
 RUNS: dict[str, tuple[str, ...] | None] = {
@@ -55,7 +55,9 @@ RUNS: dict[str, tuple[str, ...] | None] = {
     "all": TERMS,
     "all, video-motion on noise": TERMS,
 }
-FOUR = dict.fromkeys(("left", "right", "up", "down"), 1000)  # times as often as each other motion
+FOUR = dict.fromkeys(
+    ("left", "right", "up", "down"), 1000
+)  # drawn so many times as often as the other motions
 TIMESTEPS = (450, 900)
 CLIPS = 64
 
@@ -63,47 +65,47 @@ CLIPS = 64
 def start(folder: Path) -> Path:
     """The built-in DEMO without its motion transformers, saved as a model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # of scripts side by side one makes it
+    with FileLock(folder.with_suffix(".lock")):  # several scripts may run at once
         if not folder.exists():
-            trained = load_pipeline("sprites", "cpu")
-            unet = DemoUNet(**init_arguments(trained.unet) | {"motion": False})
-            learned = trained.unet.state_dict()
-            unet.load_state_dict({name: learned[name] for name in unet.state_dict()})
-            trained.register_modules(unet=unet)
+            pipeline = load_pipeline("sprites", "cpu")
+            unet = DemoUNet(**init_arguments(pipeline.unet) | {"motion": False})
+            weights = pipeline.unet.state_dict()
+            unet.load_state_dict({name: weights[name] for name in unet.state_dict()})
+            pipeline.register_modules(unet=unet)
             with atomic_write(folder) as partial:
-                trained.save_pretrained(partial)
+                pipeline.save_pretrained(partial)
     return folder
 
 
-def train(name: str, seed: int, asked: argparse.Namespace, folder: Path) -> Path:
-    """The trained model's folder."""
+def train(name: str, seed: int, args: argparse.Namespace, folder: Path) -> Path:
+    """Train a run of RUNS; returns the folder of the trained model."""
     terms = RUNS[name] or ()
     keys: dict[str, object] = {
-        "base": start(asked.work / "start"),
-        "autoencoder": asked.work / "start",
+        "base": start(args.work / "start"),
+        "autoencoder": args.work / "start",
         "resolution": 128,
-        "clip": asked.clip,
+        "clip": args.clip,
         "motion_clip": "null",
-        "latents": asked.latents,
+        "latents": args.latents,
         "log_dir": folder,
         "seed": seed,
-        "num_steps": asked.steps,
-        "batch_size": asked.batch,
-        "ema_decay": "null",  # an average over so few steps would be of the beginning
+        "num_steps": args.steps,
+        "batch_size": args.batch,
+        "ema_decay": "null",  # too few steps for an average
         "save_ckp_interval": 50,
         "keep_last": 1,
         "tensorboard": "null",
-        "timestep_shift": 3,  # much noise is where it is decided which way things move
-        "train_dataset.clips": asked.clips,
-        "train_dataset.data_seed": 31,  # clips that no other training of the built-in model saw
+        "timestep_shift": 3,  # the direction of motion is decided at high noise
+        "train_dataset.clips": args.clips,
+        "train_dataset.data_seed": 31,  # clips that the built-in model was not trained with
         "train_dataset.emphasis": json.dumps(FOUR),
         "model.motion": str(RUNS[name] is not None).lower(),
         **{f"{term}_weight": 0.1 if term in terms else 0 for term in TERMS},
     }
     if name.endswith("on noise"):
         keys["video_motion_space"] = "eps"
-    command = [sys.executable, "-m", "demo_t2v", "train", "--config", asked.config]
-    command += [f"{key}={value}" for key, value in keys.items()] + asked.keys
+    command = [sys.executable, "-m", "demo_t2v", "train", "--config", args.config]
+    command += [f"{key}={value}" for key, value in keys.items()] + args.keys
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return folder / "final"
 
@@ -111,32 +113,30 @@ def train(name: str, seed: int, asked: argparse.Namespace, folder: Path) -> Path
 @torch.no_grad()
 def errors(pipe: DemoPipeline) -> dict[int, float]:
     """The mean squared error of v at each of TIMESTEPS, over clips, noise and prompts."""
-    rng, noise = np.random.default_rng(2410), torch.Generator().manual_seed(24219)
-    noising = DDPMScheduler.from_config(pipe.scheduler.config)
-    found: dict[int, list[float]] = defaultdict(list)
+    rng, generator = np.random.default_rng(2410), torch.Generator().manual_seed(24219)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    squared: dict[int, list[float]] = defaultdict(list)
     for _ in range(CLIPS):
         clip = draw_clip(rng, pipe.vae.config.sample_size, emphasis=FOUR)
-        frames = torch.from_numpy(clip.frames).float() / 127.5 - 1
-        means = pipe.vae.encode(rearrange(frames, "f h w c -> f c h w")).latent_dist.mean
+        means = pipe.vae.encode(to_pixels(torch.from_numpy(clip.frames))).latent_dist.mean
         clean = rearrange(means * pipe.vae.config.scaling_factor, "f c h w -> 1 c f h w")
         states, _ = pipe.encode_prompt(clip.caption)
         for timestep in TIMESTEPS:
-            drawn = torch.randn(clean.shape, generator=noise)
-            when = torch.tensor([timestep])
-            noisy = noising.add_noise(clean, drawn, when)
-            wanted = noising.get_velocity(clean, drawn, when)
-            given = pipe.unet(noisy, when, states.content, states.motion).sample
-            found[timestep].append((given - wanted).square().mean().item())
-    return {timestep: statistics.fmean(values) for timestep, values in found.items()}
+            noise = torch.randn(clean.shape, generator=generator)
+            timesteps = torch.tensor([timestep])
+            noisy = scheduler.add_noise(clean, noise, timesteps)
+            target = scheduler.get_velocity(clean, noise, timesteps)
+            predicted = pipe.unet(noisy, timesteps, states.content, states.motion).sample
+            squared[timestep].append((predicted - target).square().mean().item())
+    return {timestep: statistics.fmean(values) for timestep, values in squared.items()}
 
 
 def score(folder: Path) -> dict[str, object]:
-    """How many videos of the four motions have what was asked for, trained and held-out pairs."""
-    settings = InferenceConfig(batch_size=16, model=str(folder), device="cpu")
-    runner = Runner.load(resolve(settings.model), settings)
+    """Number of videos of the four motions with the requested motion, content, and both."""
+    config = InferenceConfig(batch_size=16, model=str(folder), device="cpu")
+    runner = Runner.load(resolve(config.model), config)
     cases = [case for case in list_prompts() if case.motion in FOUR]
     jobs = make_jobs([(case.id, case.prompt) for case in cases], 1, 0)
-    settings = InferenceConfig(batch_size=16, pretrained=str(folder), device="cpu")
     right = {"motion": 0, "content": 0, "both": 0}
     for case, video in zip(cases, runner.videos(jobs), strict=True):
         found = classify_video(video.frames)
@@ -148,9 +148,9 @@ def score(folder: Path) -> dict[str, object]:
 
 
 def table(out: Path) -> Table:
-    made = Table(title="New motion transformers, seeds side by side")
+    results_table = Table(title="New motion transformers, one figure per seed")
     for column in ("run", "steps x clips", "motion", "content", "both", "v at 450", "v at 900"):
-        made.add_column(column, justify="left" if column == "run" else "right")
+        results_table.add_column(column, justify="left" if column == "run" else "right")
     for name in RUNS:
         files = sorted(out.glob(f"{slug(name)}-[0-9]*.json"))
         results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
@@ -161,8 +161,8 @@ def table(out: Path) -> Table:
             rows.append(", ".join(f"{r['right'][figure]}/{r['videos']}" for r in results))
         for timestep in TIMESTEPS:
             rows.append(", ".join(f"{r['errors'][str(timestep)]:.4f}" for r in results))
-        made.add_row(name, *rows)
-    return made
+        results_table.add_row(name, *rows)
+    return results_table
 
 
 def slug(name: str) -> str:
@@ -178,23 +178,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation"))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--clips", type=int, default=3000, help="to train with, again and again")
+    parser.add_argument("--clips", type=int, default=3000, help="size of the data set")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--runs", nargs="*", choices=RUNS, help="default: all")
-    parser.add_argument("keys", nargs="*", help="more of the training's key=value")
-    asked = parser.parse_args()
+    parser.add_argument("keys", nargs="*", help="further overrides of the training")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    for name in asked.runs or RUNS:
-        for seed in asked.seeds:
-            file = asked.out / f"{slug(name)}-{seed}.json"
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.runs or RUNS:
+        for seed in args.seeds:
+            file = args.out / f"{slug(name)}-{seed}.json"
             if file.exists():
                 continue
-            folder = train(name, seed, asked, asked.work / file.stem)
-            told = {"run": name, "seed": seed, "steps": asked.steps, "batch": asked.batch}
-            told |= score(folder)
-            file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    Console(width=120).print(table(asked.out))
+            folder = train(name, seed, args, args.work / file.stem)
+            run = {"run": name, "seed": seed, "steps": args.steps, "batch": args.batch}
+            text = json.dumps(run | score(folder), indent=2)
+            file.write_text(text + "\n", encoding="utf-8")
+    Console(width=120).print(table(args.out))
 
 
 if __name__ == "__main__":

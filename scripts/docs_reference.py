@@ -1,10 +1,10 @@
 """MkDocs hook: fills the pages of docs/reference from the code when the site is built.
 
-A page names what it wants in a comment, which GitHub does not show:
+Comments in a page, which GitHub does not show, select the content:
 
     <!-- options: demo_t2v.config.InferenceConfig -->   a table of the fields of a configuration
-    <!-- command: generate -->                          a command's usage and its options
-    <!-- api: demo_t2v.pipeline.DemoPipeline -->        what the docstrings say (mkdocstrings)
+    <!-- command: generate -->                          a command's usage and options
+    <!-- api: demo_t2v.pipeline.DemoPipeline -->        the docstrings, by mkdocstrings
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = {
     "object": "keys",
     "string": "text",
 }
-"""JSON schema's types in words."""
+"""Types of JSON Schema in words."""
 LIMITS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "more than {}",
@@ -46,13 +46,13 @@ LIMITS = {
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with its comments replaced; MkDocs calls this for every page."""
+    """Replace the comments of a page. MkDocs calls this for every page."""
     fill = {"options": options_table, "command": command_help, "api": "::: {}".format}
     return MARKER.sub(lambda found: fill[found[1]](found[2]), markdown)
 
 
 def options_table(path: str) -> str:
-    """The table of a pydantic model's own fields, those of its bases left out."""
+    """A table of a pydantic model's fields, without those of its base classes."""
     module, _, name = path.rpartition(".")
     model: type[BaseModel] = getattr(import_module(module), name)
     schema = model.model_json_schema()
@@ -64,7 +64,7 @@ def options_table(path: str) -> str:
         key = field.alias or name
         entry = schema["properties"][key]
         names, meaning = f"`{key}`", described.get(name, "")
-        for option in (part for part in field.metadata if isinstance(part, Option)):
+        for option in (each for each in field.metadata if isinstance(each, Option)):
             names += f"<br>`--{option.flag or name.replace('_', '-')}`"
             meaning = option.help
         for alias in aliases_of(field):
@@ -90,7 +90,7 @@ def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def shown_type(entry: dict[str, Any], schema: dict[str, Any]) -> str:
-    """What a JSON schema accepts, in words."""
+    """The values that a JSON schema accepts, in words."""
     if "anyOf" in entry:
         kinds = [each for each in entry["anyOf"] if each.get("type") != "null"]
         return " or ".join(shown_type(each, schema) for each in kinds)
@@ -111,7 +111,7 @@ def shown_type(entry: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def shown_default(entry: dict[str, Any]) -> str:
-    """A field's default as YAML has it."""
+    """A field's default in YAML."""
     value = entry.get("default")
     if value is None or value in ("", [], {}) or isinstance(value, dict):
         return "none"
@@ -128,8 +128,8 @@ def command_help(name: str) -> str:
     usage = " ".join(["demo-t2v", name, *command.collect_usage_pieces(context)])
     records = (param.get_help_record(context) for param in command.get_params(context))
     rows = [(f"`{flag}`", inline(text)) for flag, text in filter(None, records)]
-    parts = [f"```text\n{usage}\n```", command.help or "", table(("argument", "meaning"), rows)]
-    return "\n\n".join(parts)
+    sections = [f"```text\n{usage}\n```", command.help or "", table(("argument", "meaning"), rows)]
+    return "\n\n".join(sections)
 
 
 def inline(text: str) -> str:

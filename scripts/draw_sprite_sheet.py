@@ -1,6 +1,6 @@
 """Draw the sprite sheet from the Noto Color Emoji font (Debian: fonts-noto-color-emoji).
 
-The sheet ships inside the package, so only somebody who changes the list of things runs this:
+The package contains the sheet. Run this after a change of the list of things:
 
     python scripts/draw_sprite_sheet.py
 """

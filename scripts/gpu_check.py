@@ -1,4 +1,4 @@
-"""Is this machine fit for `scripts/gpu_run.sh`? Says what it is as JSON, and what is missing."""
+"""Checks the requirements of `scripts/gpu_run.sh`; prints JSON about the machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import sys
 NEEDED = (
     *("torch", "diffusers", "transformers", "accelerate", "tokenizers", "safetensors"),
     *("huggingface_hub", "pydantic", "einops", "numpy", "PIL", "yaml", "rich", "typer", "filelock"),
-    *(
-        "demo_t2v.training.tasks",
-        "demo_t2v.evaluation.sprites.benchmark",
-        "demo_t2v.cli",
-    ),
+    *("demo_t2v.training.tasks", "demo_t2v.evaluation.sprites.benchmark", "demo_t2v.cli"),
 )
 
 

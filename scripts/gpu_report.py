@@ -1,8 +1,8 @@
-"""What `scripts/gpu_run.sh` found, as text, from the files of its work folder.
+"""The report of `scripts/gpu_run.sh` as text, from the files of its work folder.
 
     python scripts/gpu_report.py WORK
 
-It needs nothing but Python's own library, and takes what is there.
+It uses only Python's standard library. Missing files are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def read(file: Path) -> Any:
-    """A file's JSON; None where it is not there, or was cut."""
+    """The content of a JSON file; None if it is missing or incomplete."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def lines(work: Path) -> Iterator[str]:
 
 
 def stages(work: Path) -> Iterator[str]:
-    """The pace of each stage, and how far its training came."""
+    """The pace of each stage, and the last line of its log."""
     pace, plan = read(work / "run" / "pace.json") or {}, read(work / "run" / "plan.json") or {}
     if pace:
         heads = "s a step   clips/s  waits for data   GiB     steps  last step    loss"
@@ -77,7 +77,7 @@ def full_size(work: Path) -> Iterator[str]:
 
 
 def score(work: Path) -> Iterator[str]:
-    """The share of videos that are right."""
+    """The fraction of correct videos."""
     found = read(work / "run" / "score.json")
     for subject in found["subjects"] if found else ():
         for held_out in (False, True):
@@ -88,8 +88,8 @@ def score(work: Path) -> Iterator[str]:
             }
             if videos:
                 pairs = "held out" if held_out else "trained"
-                words = ", ".join(f"{kind} {n / len(videos):.1%}" for kind, n in right.items())
-                yield f"\n{subject['role']}, {pairs} pairs: {words} of {len(videos)} videos"
+                figures = ", ".join(f"{kind} {n / len(videos):.1%}" for kind, n in right.items())
+                yield f"\n{subject['role']}, {pairs} pairs: {figures} of {len(videos)} videos"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from demo_t2v.checkpoints.resolve import load_pipeline
+from demo_t2v.inference.runner import to_bytes
 from demo_t2v.pipeline import DemoPipeline
 
 PROMPTS: Final = (
@@ -35,10 +36,10 @@ FPS: Final = 8
 
 
 def videos(pipeline: DemoPipeline, strength: float) -> NDArray[np.uint8]:
-    """One video for each prompt, from the same noise for each strength: (B, F, H, W, 3)."""
+    """One video for each prompt, with the same noise for each strength: (B, F, H, W, 3)."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     frames = pipeline(list(PROMPTS), motion_strength=strength, generator=generators).frames
-    return np.round(frames * 255).astype(np.uint8)
+    return to_bytes(frames)
 
 
 def draw(pairs: list[NDArray[np.uint8]], frame: int) -> Image.Image:

@@ -1,12 +1,12 @@
-"""How long does a training step take? Each configuration is trained for a few steps.
+"""Measures the time of a training step: trains each configuration for a few steps.
 
     python scripts/train_pace.py --out pace.json -- configs/sprites/clip.yaml batch_size=256
     python scripts/train_pace.py --steps 20 -- FILE KEY=VALUE -- FILE KEY=VALUE
 
-All of them are trained in one process, one after another, so that a later one can start from
-what an earlier one leaves. Steps on windows and on whole frames count as often as in the whole
-training. The figures are printed, a line of JSON for each configuration, and written to --out as
-soon as they are known.
+The configurations are trained one after another in one process, so a later one can start from the
+weights of an earlier one. Steps on windows and on complete frames are weighted as in the complete
+training. The figures are printed, a line of JSON for each configuration, and written to --out after
+each configuration.
 """
 
 from __future__ import annotations
@@ -34,35 +34,34 @@ FIGURES = ("clips_per_second", "data_wait", "memory")
 
 
 def measure(config: TrainConfig, steps: int, unsaved: bool = False) -> dict[str, float]:
-    """Seconds a step, and what the training says of itself; medians of each kind's later steps.
+    """Seconds per step, and medians of the training's own figures over the later steps.
 
-    It ends with the trained weights in its folder, unless `unsaved`.
+    The weights are saved as by any training, unless `unsaved`.
     """
-    whole = config.over(steps)
-    taken = steps + unsaved
-    update = {"num_steps": taken, "log_interval": 1, "save_ckp_interval": taken}
-    whole = whole.model_copy(update=update)
+    num_steps = steps + unsaved
+    update = {"num_steps": num_steps, "log_interval": 1, "save_ckp_interval": num_steps}
+    short = config.over(steps).model_copy(update=update)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    prepare(whole)
-    training = train(make_task(whole), whole, "none")
+    prepare(short)
+    training = train(make_task(short), short, "none")
     lines = list(islice(training, steps) if unsaved else training)
     training.close()
     seconds = time.monotonic() - began
     pace = [line["seconds_per_step"] for line in lines]
-    cropped = getattr(whole, "crop_steps", 0)
+    cropped = getattr(short, "crop_steps", 0)
     kinds = [kind for kind in (pace[:cropped], pace[cropped:]) if kind]
     usual = sum(statistics.median(kind[len(kind) // 2 :]) * len(kind) for kind in kinds) / steps
     rest = {name: statistics.median(line[name] for line in lines[steps // 2 :]) for name in FIGURES}
-    rest["clips_per_second"] = round(whole.batch_size / usual, 1)
+    rest["clips_per_second"] = round(short.batch_size / usual, 1)
     set_up = max(0.0, seconds - sum(pace))
     return {"seconds_per_step": round(usual, 5), "set_up": round(set_up, 2), **rest}
 
 
 def write_json(file: Path, tree: Any) -> None:
-    """Write a tree as JSON; the file appears whole or not at all."""
+    """Write JSON atomically."""
     with atomic_write(file) as partial:
         partial.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
@@ -73,16 +72,18 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=60, help="of each training; default: 60")
     parser.add_argument(
-        "--unsaved", action="store_true", help="leave no weights; nothing can start from them"
+        "--unsaved",
+        action="store_true",
+        help="save no weights for later configurations",
     )
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     parser.add_argument("jobs", nargs=argparse.REMAINDER, metavar="-- FILE [KEY=VALUE] ...")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     jobs: list[list[str]] = []
-    for word in asked.jobs:
+    for word in args.jobs:
         jobs.append([]) if word == "--" else jobs[-1].append(word)
-    if not jobs or not all(jobs) or asked.steps < 1:
-        parser.error("say -- and a configuration's file, and at least one step")
+    if not jobs or not all(jobs) or args.steps < 1:
+        parser.error("give -- and a configuration's file, and at least one step")
     quieten_libraries()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     figures: dict[str, Any] = {"device": device, "torch": torch.__version__}
@@ -93,11 +94,11 @@ def main() -> None:
         except ConfigError as error:
             parser.error(str(error))
         job = {"config": file, "overrides": overrides, "batch_size": config.batch_size}
-        figures["jobs"].append(job | measure(config, asked.steps, asked.unsaved))
+        figures["jobs"].append(job | measure(config, args.steps, args.unsaved))
         print(json.dumps(figures["jobs"][-1]), flush=True)
-        if asked.out is not None:
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(asked.out, figures)
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.out, figures)
 
 
 if __name__ == "__main__":

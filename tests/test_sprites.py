@@ -248,8 +248,8 @@ def test_growing_and_shrinking_change_the_area(motion, sign, speed):
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_still_things_do_not_move(thing):
-    clip = draw_clip(np.random.default_rng(3), pair=(thing, "still"))
-    assert (clip.frames == clip.frames[0]).all()
+    seen = opacity(thing, trajectory("still", "", np.random.default_rng(3)))
+    assert (seen == seen[0]).all()
 
 
 @pytest.mark.parametrize("speed", SPEEDS)

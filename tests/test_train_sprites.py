@@ -120,7 +120,7 @@ def test_every_stage_can_be_told_what_a_gpu_is(tmp_path: Path, script: ModuleTyp
         config = load(AnyTraining, stage.config, told)
         assert config.mixed_precision == "bf16"
         assert config.num_workers == 14
-    assert sum(stage.gpu_share for stage in script.STAGES) == 100
+    assert sum(stage.gpu_percent for stage in script.STAGES) == 100
 
 
 def test_a_training_over_other_steps_has_its_phases_in_proportion() -> None:

@@ -1,7 +1,7 @@
-"""The options of making videos. Each is declared once, here.
+"""The options of inference, each declared once.
 
-The command line's flags, the page's form, the YAML keys and the documents' table derive from
-`InferenceConfig`. The names are those of diffusers; those of the paper's release are aliases.
+The command line's flags, the page's form, the YAML keys and the table of the documentation derive
+from `InferenceConfig`. Names are diffusers'; those of the paper's release are aliases.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
 
 
 def parse_size(text: Any) -> Any:
-    """Bytes from a size such as 8GB (10^9 each), 512MB or 7.5GiB (2^30 each); bytes stay."""
+    """Bytes of a size such as 8GB (8 * 10^9), 512MB or 7.5GiB (7.5 * 2^30); an int is bytes."""
     if isinstance(text, UnquotedScalar) and text.isdecimal():
         return int(text)
     if isinstance(text, int) and not isinstance(text, bool):
@@ -52,7 +52,7 @@ def _timeline_entries(value: Any) -> Any:
 
 
 Side = Annotated[int, Field(ge=8, le=8192)]
-"""Of a video, in pixels."""
+"""Height or width of a video in pixels."""
 SchedulerName = Literal["dpm++", "ddim", "unipc", "euler", "euler_a", "heun", "lcm", "ddpm"]
 """Names of `demo_t2v.diffusion.schedulers.make_scheduler`."""
 
@@ -74,7 +74,7 @@ class InferDataset(Strict):
 
 
 class InferenceConfig(Strict):
-    """Everything that `demo-t2v generate` takes. None is the model's own value."""
+    """The options of `demo-t2v generate`. None selects the model's default."""
 
     infer_dataset: InferDataset = InferDataset()
     model: Annotated[
@@ -213,7 +213,7 @@ def label(key: str) -> str:
 
 
 def video_settings(config: InferenceConfig) -> dict[str, Any]:
-    """The options that shape a video, as JSON values, for the manifest."""
+    """The options that shape a video, as JSON values for the manifest."""
     shaping = {key for key, (_, option) in inference_options().items() if option.shapes_video}
     if config.lora is not None:
         shaping.add("lora_strength")

@@ -1,7 +1,7 @@
-"""Configuration files of DEMO's published code (github.com/PR-Ryan/DEMO) in this project's keys.
+"""Translates configuration files of the paper's release (github.com/PR-Ryan/DEMO).
 
-`t2v_inference_deepspeed.yaml` and `t2v_train_deepspeed.yaml` are read as they are. What they say of
-the networks and the noise must be what the published weights are; other values are refused.
+`t2v_inference_deepspeed.yaml` and `t2v_train_deepspeed.yaml` are read unchanged. Their settings of
+the networks and the noise process must match the published weights; other values are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BLOCKS: Final = {
     *("TASK_TYPE", "Pretrain", "embedder", "motion_encoder", "clip_visual", "auto_encoder"),
     *("UNet", "Diffusion"),
 }
-"""Keys by which a file of the published code is told."""
+"""Keys that identify a file of the release."""
 _FIXED: Final[Mapping[str, Any]] = {
     "Diffusion.type": "DiffusionDDIM",
     "Diffusion.schedule": "linear_sd",
@@ -66,22 +66,22 @@ _FIXED: Final[Mapping[str, Any]] = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
 }
-"""What the published weights were trained with, and what would change results."""
+"""Settings of the published weights. Other values would change results."""
 _IMPLIED: Final = {
     *("TASK_TYPE", "UNet.dim", "UNet.context_dim", "UNet.y_dim", "UNet.num_heads"),
     *("auto_encoder.ddconfig.ch", "Pretrain.inference", "motion_encoder.from_incomplete"),
     *("embedder.freeze", "motion_encoder.freeze", "clip_visual.freeze"),
 }
-"""What is read from the weights, or is so in any case."""
-_UNREAD: Final = {
+"""Ignored keys: their values are read from the weights, or are always the same."""
+_IGNORED: Final = {
     "generate": ("deepspeed_config",),
     "train": (
         *("noise_strength", "lr", "weight_decay", "warmup_steps", "ema_decay", "betas", "eps"),
         "num_workers",
     ),
 }
-"""Keys that this project has too, but that the published code does not read, or, as `num_workers`,
-that mean other work."""
+"""Keys of both projects that the release does not read, or uses for something else (`num_workers`),
+by command."""
 _OTHERS: Final = {
     *("ENABLE", "alpha", "batch_size", "batch_sizes", "chunk_size", "ddim_timesteps"),
     *("decay_mode", "decoder_bs", "depth_clamp", "depth_std", "frame_lens", "freeze_unet"),
@@ -94,21 +94,21 @@ _OTHERS: Final = {
     *("video_motion_weight", "visual_inference", "visual_train", "vit_mean", "vit_out_dim"),
     *("vit_resolution", "vit_std", "viz_interval"),
 }
-"""The other keys of the published code, whichever of its files they belong to."""
+"""The other keys of the release's files."""
 _DATASETS: Final = ("infer_dataset", "train_dataset")
 
 
 class ReleaseError(UserError):
-    """A published configuration that cannot be followed; one line for a person."""
+    """A configuration of the release that cannot be translated."""
 
 
 def is_release(tree: Tree) -> bool:
-    """Whether a configuration is one of the published code."""
+    """Whether a configuration has the release's format."""
     return bool(_BLOCKS & tree.keys())
 
 
 def is_release_key(dotted: str, fields: Collection[str]) -> bool:
-    """Whether a key is one of the published code, and not of these fields."""
+    """Whether a dotted key is one of the release's, and not one of `fields`."""
     head, _, rest = dotted.partition(".")
     if head in _DATASETS:
         return rest in ("video_folder", "sample_n_frames", "resolution", "is_image", "type")
@@ -118,32 +118,32 @@ def is_release_key(dotted: str, fields: Collection[str]) -> bool:
 def translate(
     tree: Tree, fields: Collection[str], given: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A published configuration in this project's keys, and what is to be said of it.
+    """A configuration of the release with this project's keys, and notes for the log.
 
-    `fields` are the keys of the configuration that is wanted, `given` those that get another value
-    anyway. A key that is unknown to both stays, for the caller to refuse. Raises ReleaseError.
+    `fields` are the keys of the target configuration, `given` those that the caller overrides.
+    Unknown keys are kept for the caller to refuse. Raises ReleaseError.
     """
     command = "train" if "train_dataset" in fields else "generate"
     task = tree.get("TASK_TYPE")
     if task is not None and _TASKS.get(task) != command:
-        known = f"is for `demo-t2v {_TASKS[task]}`" if task in _TASKS else "is no task of DEMO's"
-        raise ReleaseError(f"TASK_TYPE: {task} {known}")
+        problem = f"is for `demo-t2v {_TASKS[task]}`" if task in _TASKS else "is no task of DEMO's"
+        raise ReleaseError(f"TASK_TYPE: {task} {problem}")
     flat = _flat(tree)
-    for key, right in _FIXED.items():
-        if (value := flat.pop(key, right)) != right:
+    for key, expected in _FIXED.items():
+        if (value := flat.pop(key, expected)) != expected:
             raise ReleaseError(
                 f"{key}: {json.dumps(value)} is not what DEMO was published with, "
-                f"{json.dumps(right)}; results would differ"
+                f"{json.dumps(expected)}; results would differ"
             )
-    unused = [key for key in _UNREAD[command] if flat.pop(key, None) is not None]
+    unused = [key for key in _IGNORED[command] if flat.pop(key, None) is not None]
     new = _inference(flat, given) if command == "generate" else _training(flat, given)
     rest = {key: value for key, value in flat.items() if key not in _IMPLIED}
-    ours = {key: value for key, value in rest.items() if key in fields}
-    heads = {*_BLOCKS, *_OTHERS, *_DATASETS} - ours.keys()
+    shared = {key: value for key, value in rest.items() if key in fields}
+    heads = {*_BLOCKS, *_OTHERS, *_DATASETS} - shared.keys()
     unused += [key for key in rest if key.partition(".")[0] in heads]
     unknown = {key: value for key, value in rest.items() if key not in unused}
     notes = [f"without a counterpart, and not used: {', '.join(unused)}"] if unused else []
-    return ours | unknown | new, notes + _counts(tree, new)
+    return shared | unknown | new, notes + _counts(tree, new)
 
 
 def _inference(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
@@ -205,24 +205,25 @@ def _training(flat: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
 
 
 _COUNTED: Final = ("num_steps", "save_ckp_interval", "log_interval")
-"""Keys that count micro-batches in the published code, and steps here."""
+"""Keys that count micro-batches in the release, and steps here."""
 
 
 def _counts(tree: Tree, new: Tree) -> list[str]:
-    """What is to be said of these keys."""
+    """A note about the keys of `_COUNTED` that changed."""
     changed = [key for key in _COUNTED if key in new and new[key] != tree[key]]
     if not changed:
         return []
-    told = ", ".join(f"{key} {new[key]} for {tree[key]}" for key in changed)
-    return [f"counted in steps, of {new['gradient_accumulation']} micro-batches: {told}"]
+    changes = ", ".join(f"{key} {new[key]} for {tree[key]}" for key in changed)
+    return [f"counted in steps, of {new['gradient_accumulation']} micro-batches: {changes}"]
 
 
 def _files(flat: dict[str, Any]) -> list[str]:
-    """The files of the denoiser, the autoencoder, OpenCLIP and, if it has one, the motion encoder;
-    '' where none is named.
+    """The files of the denoiser, the autoencoder, OpenCLIP and, for DEMO, the motion encoder.
+
+    A file that is not given is "".
     """
-    parts = ("Pretrain.resume_checkpoint", "auto_encoder.pretrained", "embedder.pretrained")
-    denoiser, autoencoder, clip = (flat.pop(part, "") for part in parts)
+    keys = ("Pretrain.resume_checkpoint", "auto_encoder.pretrained", "embedder.pretrained")
+    denoiser, autoencoder, clip = (flat.pop(key, "") for key in keys)
     visual = flat.pop("clip_visual.pretrained", clip)
     motion = flat.pop("motion_encoder.pretrained", "")
     if visual != clip:
@@ -231,22 +232,23 @@ def _files(flat: dict[str, Any]) -> list[str]:
         return [denoiser, autoencoder, clip, motion]
     if motion not in (clip, ""):
         raise ReleaseError(
-            f"motion_encoder.pretrained: should be embedder.pretrained, {clip}, of which it begins "
-            "as a copy where Pretrain.from_modelscope is true"
+            f"motion_encoder.pretrained: should be embedder.pretrained, {clip}, because it starts "
+            "as a copy of that file when Pretrain.from_modelscope is true"
         )
     return [denoiser, autoencoder, clip]
 
 
 def _listed(files: list[str]) -> str:
-    """The name of a model of these files."""
+    """The `model` value for these files: their names with commas between them."""
     if not files[0]:
         raise ReleaseError("Pretrain.resume_checkpoint: is missing; name the denoiser's file")
     return ",".join(map(str, files)).rstrip(",")
 
 
 def _deepspeed(name: Any, needed: bool) -> dict[str, Any]:
-    """What the JSON of a training says of its steps. Raises ReleaseError where it is needed and
-    cannot be read.
+    """The keys of a training that the release reads from its DeepSpeed JSON.
+
+    Raises ReleaseError if the file is needed and cannot be read.
     """
     if not isinstance(name, str) or not (needed or Path(name).is_file()):
         return {}
@@ -273,11 +275,10 @@ def _deepspeed(name: Any, needed: bool) -> dict[str, Any]:
     return new
 
 
-def _flat(tree: Tree, above: str = "") -> dict[str, Any]:
-    """The values of a tree by dotted keys."""
+def _flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-        )
+        dotted = f"{prefix}{key}"
+        flat |= _flat(value, f"{dotted}.") if isinstance(value, dict) else {dotted: value}
     return flat

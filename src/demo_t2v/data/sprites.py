@@ -265,20 +265,19 @@ def draw_clip(
     rng: np.random.Generator,
     resolution: int = 64,
     frames: int = 16,
-    pair: tuple[str, str] | None = None,
     still: bool = False,
     emphasis: Mapping[str, int] | None = None,
 ) -> Clip:
-    """Draw one clip; without `pair` (thing, motion), of a random pair that is not held out.
+    """Draw one clip of a random pair of thing and motion that is not held out.
 
     With `still` it is one random frame of a clip of 16, with the caption of the clip.
     `emphasis` is how many times as often as the others a motion is drawn, by its name.
     """
     motions = [motion for motion in MOTIONS for _ in range((emphasis or {}).get(motion, 1))]
-    while pair is None:
+    while True:
         thing, motion = THINGS[rng.integers(len(THINGS))], motions[rng.integers(len(motions))]
-        pair = None if held_out(thing, motion) else (thing, motion)
-    thing, motion = pair
+        if not held_out(thing, motion):
+            break
     speed = SPEEDS[rng.integers(len(SPEEDS))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     path = trajectory(motion, speed, rng, 16 if still else frames)
