@@ -251,7 +251,7 @@ def assert_refused(kind: Any, file: Path, line: str) -> None:
         ("train_dataset.csv_path", None, "csv_path is missing"),
         ("use_div_loss", True, "use_div_loss: true is not what"),
         ("clip_visual.pretrained", "a.bin", f"should be embedder.pretrained, {CLIP}"),
-        ("motion_encoder.pretrained", "a.bin", f"should be embedder.pretrained, {CLIP}, of which"),
+        ("motion_encoder.pretrained", "a.bin", f"should be embedder.pretrained, {CLIP}, because"),
     ],
 )
 def test_a_bad_training(files: tuple[Path, Path], key: str, value: Any, line: str) -> None:

@@ -293,4 +293,8 @@ def quieten_libraries() -> None:
 
     quieten_diffusers()
     quieten_transformers()  # type: ignore[no-untyped-call]
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_load_report)
+
+
+def _is_no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
