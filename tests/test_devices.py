@@ -1,7 +1,7 @@
-"""Names of devices, and what becomes of a device that is not there or lacks an operation.
+"""Names of devices, and errors for devices that are missing or lack an operation.
 
-Where a test needs an accelerator that this machine lacks, it pretends that torch finds one: what
-torch then says of it is torch's own.
+Where a test needs an accelerator that this machine lacks, it pretends that torch finds one; what
+torch then reports is unchanged.
 """
 
 import re
@@ -35,7 +35,7 @@ no_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have torch say that it finds so many accelerators of a kind."""
+    """Make torch report accelerators of a kind."""
 
     def with_accelerators(kind: str, count: int) -> None:
         module = torch.get_device_module(kind)
@@ -57,7 +57,7 @@ def test_without_an_accelerator_it_is_the_cpu() -> None:
 
 @no_gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "xpu", "meta", "gpu", "xla", "cpu:1"])
-def test_a_device_that_is_not_here(name: str, tiny_folder: Path) -> None:
+def test_a_missing_device(name: str, tiny_folder: Path) -> None:
     with pytest.raises(DeviceError, match=f"^device {name}: is not available; use cpu$"):
         resolve_device(name, "auto")
     done = in_process.run(tiny_folder, "generate", "a car", "--model", ".", "--device", name)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from demo_t2v.core.atomic_io import (
 )
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_atomically(tmp_path: Path) -> None:
     def stop_halfway() -> None:
         with atomic_write(tmp_path / "a") as partial:
             partial.write_text("half")
@@ -47,7 +47,7 @@ def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
         pytest.fail("the block runs")
 
 
-def test_a_folder_appears_whole_too(tmp_path: Path) -> None:
+def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a") as partial:
         (partial / "b").mkdir(parents=True)
         (partial / "b" / "c").write_text("whole")
@@ -55,7 +55,7 @@ def test_a_folder_appears_whole_too(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "c").read_text() == "whole"
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+def test_the_temporary_path_of_a_killed_process_is_deleted(tmp_path: Path) -> None:
     left = tmp_path / ".a.partial"
     left.mkdir()
     (left / "half").touch()
@@ -66,7 +66,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_keep_writers_apart(tmp_path: Path) -> None:
+def test_suffixes_separate_writers(tmp_path: Path) -> None:
     with temporary_path(tmp_path / "a", ".1") as one, temporary_path(tmp_path / "a", ".2") as other:
         one.touch()
         assert not other.exists()
@@ -82,7 +82,7 @@ def test_a_digest_is_of_all_the_bytes(tmp_path: Path) -> None:
     assert digest(one) == hashlib.sha256(b"ab").hexdigest()
 
 
-def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+def test_broken_links(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("gone")
     assert describe_broken_link(link) == "is a link to gone, which does not exist"

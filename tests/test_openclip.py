@@ -236,7 +236,7 @@ def test_vit_h_14_says_what_its_own_package_says(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     state = load_file(tmp_path / "weights.safetensors")
-    theirs = load_file(tmp_path / "answers.safetensors")
+    theirs = load_file(tmp_path / "outputs.safetensors")
     with init_empty_weights():
         encoder, both = infer_text_encoder(state).eval(), infer_clip(state).eval()
     encoder.load_state_dict(text_from_openclip(state, encoder), assign=True)

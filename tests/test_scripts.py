@@ -1,4 +1,4 @@
-"""The launchers' scripts: what they tell DeepSpeed's launcher, and a run of one."""
+"""The launchers' scripts: the arguments for DeepSpeed, and a run."""
 
 from __future__ import annotations
 
@@ -43,15 +43,13 @@ def run(script: str, folder: Path, words: list[str], path: str) -> subprocess.Co
     )
 
 
-@pytest.mark.parametrize(("script", "words", "told"), CASES)
-def test_the_options_that_the_launcher_gets(
-    tmp_path: Path, script: str, words: str, told: str
-) -> None:
+@pytest.mark.parametrize(("script", "words", "arguments"), CASES)
+def test_arguments_of_the_launcher(tmp_path: Path, script: str, words: str, arguments: str) -> None:
     launcher = tmp_path / "deepspeed"
     launcher.write_text('#!/bin/sh\necho "$@"\n')
     launcher.chmod(0o755)
     done = run(script, tmp_path, words.split(), f"{tmp_path}:{ENVIRONMENT['PATH']}")
-    assert (done.returncode, done.stdout) == (0, f"{told}\n")
+    assert (done.returncode, done.stdout) == (0, f"{arguments}\n")
 
 
 def test_without_deepspeed(tmp_path: Path) -> None:
@@ -59,8 +57,8 @@ def test_without_deepspeed(tmp_path: Path) -> None:
         (tmp_path / program).symlink_to(str(shutil.which(program)))
     done = run("train", tmp_path, [], str(tmp_path))
     assert done.returncode == 2
-    wanted = "demo-t2v: train: needs DeepSpeed; run pip install 'demo-t2v[train,deepspeed]'\n"
-    assert done.stderr == wanted
+    expected = "demo-t2v: train: needs DeepSpeed; run pip install 'demo-t2v[train,deepspeed]'\n"
+    assert done.stderr == expected
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The command that trains the built-in model from nothing, with a few steps a stage."""
+"""The script that trains the built-in model, with a few steps per stage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_whole_chain_goes_on_where_it_was_stopped_and_ends_with_a_card(tmp_path: Path) -> None:
+def test_the_chain_resumes_after_sigterm_and_ends_with_a_card(tmp_path: Path) -> None:
     out = tmp_path / "sprites"
     with subprocess.Popen(
         command(out, *TINY, "clip.num_steps=2000"), cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -68,7 +68,7 @@ def test_the_whole_chain_goes_on_where_it_was_stopped_and_ends_with_a_card(tmp_p
         (("--minutes", "2", "nonsense=1"), "nonsense"),
     ],
 )
-def test_bad_words_end_with_2_and_one_line(tmp_path: Path, words: tuple, message: str) -> None:
+def test_bad_arguments_end_with_2_and_one_line(tmp_path: Path, words: tuple, message: str) -> None:
     ended = train(tmp_path, *words)
     assert ended.returncode == 2
     assert message in ended.stderr.splitlines()[-1]
@@ -81,7 +81,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("train_sprites")
 
 
-def test_minutes_are_shared_out_by_the_pace(
+def test_the_pace_divides_the_minutes_among_the_stages(
     tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pace = {name: {"seconds_per_step": 0.5, "set_up": 2.0} for name in STAGES}
@@ -100,8 +100,8 @@ def test_minutes_are_shared_out_by_the_pace(
     left = sum(minutes.values()) - 2 * minutes["autoencoder"]
     rest = sum(minutes.values()) - minutes["autoencoder"]
     second = dict(word.split("=") for word in budget.plan(1))
-    wanted = (60 * left * minutes["clip"] / rest - 2) / 0.5
-    assert int(second["num_steps"]) == pytest.approx(wanted, abs=1)
+    expected = (60 * left * minutes["clip"] / rest - 2) / 0.5
+    assert int(second["num_steps"]) == pytest.approx(expected, abs=1)
     # A stage that was stopped goes on with the steps that it had.
     clock[0] += 1000
     again = script.Budget(tmp_path, "cpu", sum(minutes.values()), [])
@@ -114,16 +114,16 @@ def test_minutes_are_shared_out_by_the_pace(
     assert steps == pytest.approx((third - 2) / 0.5, abs=1)
 
 
-def test_every_stage_can_be_told_what_a_gpu_is(tmp_path: Path, script: ModuleType) -> None:
+def test_gpu_overrides_apply_to_every_stage(tmp_path: Path, script: ModuleType) -> None:
     for stage in script.STAGES:
-        told = script.overrides_of(stage, tmp_path, [*script.GPU, "num_workers=14"])
-        config = load(AnyTraining, stage.config, told)
+        overrides = script.overrides_of(stage, tmp_path, [*script.GPU, "num_workers=14"])
+        config = load(AnyTraining, stage.config, overrides)
         assert config.mixed_precision == "bf16"
         assert config.num_workers == 14
     assert sum(stage.gpu_percent for stage in script.STAGES) == 100
 
 
-def test_a_training_over_other_steps_has_its_phases_in_proportion() -> None:
+def test_phases_scale_with_the_number_of_steps() -> None:
     config = load(AnyTraining, ROOT / "configs/sprites/demo.yaml", [])
     short = config.over(1200)
     assert (short.num_steps, short.warmup_steps, short.decay_steps) == (1200, 10, 300)

@@ -1,4 +1,4 @@
-"""Mistakes of newcomers: one line that says what is wrong, and exit code 2."""
+"""Usage errors and bad input end with one line and exit code 2."""
 
 import shutil
 from pathlib import Path
@@ -25,8 +25,8 @@ DENOISER = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A folder of a newcomer: a model, trainings, and files of every wrong kind."""
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with a model, trainings, and invalid files of every kind."""
     folder = tmp_path_factory.mktemp("newcomer")
     shutil.copytree(tiny_folder, folder / "model")
     (folder / "dir").mkdir()
@@ -95,8 +95,8 @@ GENERATE = ("generate", "--model", "model", "--steps", "1", "--frames", "2")
     ],
     ids=lambda value: value[:60],
 )
-def test_a_mistake_ends_with_one_line(place: Path, words: str, line: str) -> None:
-    assert_one_line(in_process.run(place, *words.split()), 2, line)
+def test_an_error_is_one_line(folder: Path, words: str, line: str) -> None:
+    assert_one_line(in_process.run(folder, *words.split()), 2, line)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_a_mistake_ends_with_one_line(place: Path, words: str, line: str) -> Non
         ("Something\nelse", "Something else"),
     ],
 )
-def test_the_words_of_other_versions_of_the_parser(theirs: str, ours: str) -> None:
+def test_messages_of_other_versions_of_typer(theirs: str, ours: str) -> None:
     assert one_line(theirs).startswith(ours)
 
 
-def test_a_command_without_words_shows_its_help(place: Path) -> Any:
-    done = in_process.run(place)
+def test_no_arguments_show_the_help(folder: Path) -> Any:
+    done = in_process.run(folder)
     assert done.returncode == 2
     assert "Usage: " in done.stdout + done.stderr
-    assert in_process.run(place, "--version").returncode == 0
+    assert in_process.run(folder, "--version").returncode == 0

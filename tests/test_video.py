@@ -382,7 +382,7 @@ def test_what_follows_a_damaged_frame_is_damaged_too(tmp_path: Path) -> None:
     texture = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
     file = tmp_path / "a.mp4"
     write_video(np.stack([np.roll(texture, n, axis=1) for n in range(90)]), file, 30, "mp4")
-    damage(file, 10, 10, whole=0.7)
+    damage(file, 10, 10, intact=0.7)
     sampling = Sampling(4, 30.0, 64)
     seeds = range(30)
     starts = [sampling.indices(90, Fraction(30), np.random.default_rng(s))[0] for s in seeds]

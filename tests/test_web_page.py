@@ -50,7 +50,7 @@ def visitor(browser: Browser, address: str) -> Iterator[Visitor]:
 
 def test_from_prompt_to_playing_video(visitor: Visitor) -> None:
     visitor.settings(Steps=8, Frames=6)
-    visitor.ask(PROMPT)
+    visitor.request(PROMPT)
     bar = visitor.bar
     bar.wait_for()
     first = int(bar.get_attribute("value") or 0)
@@ -71,10 +71,10 @@ def test_from_prompt_to_playing_video(visitor: Visitor) -> None:
 def test_a_seed_is_a_video_and_downloads_hold_it(visitor: Visitor) -> None:
     visitor.settings(**QUICK, Videos=2)
     visitor.page.get_by_label("Seed", exact=True).fill("5")
-    visitor.ask(PROMPT)
+    visitor.request(PROMPT)
     first = visitor.videos(2)
     assert first[0] != first[1]
-    visitor.ask(PROMPT)
+    visitor.request(PROMPT)
     assert visitor.videos(2) == first
     for kind, start in (("mp4", first[0][:12]), ("gif", b"GIF89a")):
         with visitor.page.expect_download() as download:
@@ -83,7 +83,7 @@ def test_a_seed_is_a_video_and_downloads_hold_it(visitor: Visitor) -> None:
         assert download.value.suggested_filename.endswith(f"a-balloon-moves-up-in-the-sky-0.{kind}")
     visitor.page.get_by_role("button", name="New seed").click()
     expect(visitor.page.get_by_label("Seed", exact=True)).not_to_have_value("5")
-    visitor.ask(PROMPT)
+    visitor.request(PROMPT)
     assert visitor.videos(2) != first
 
 
@@ -97,31 +97,31 @@ def test_an_example_is_one_click(visitor: Visitor) -> None:
 
 def test_stop_stops(visitor: Visitor) -> None:
     visitor.settings(Steps=100)
-    visitor.ask(PROMPT)
-    visitor.said("of 100")
+    visitor.request(PROMPT)
+    visitor.wait_for_status("of 100")
     visitor.panel.get_by_role("button", name="Stop").click()
-    visitor.said("Stopped.")
+    visitor.wait_for_status("Stopped.")
     visitor.page.wait_for_timeout(1500)
     assert visitor.status() == "Stopped."
     assert visitor.panel.locator("video:visible").count() == 0
     visitor.settings(Steps=1, Frames=2)  # and the pipeline is free again
-    visitor.ask(PROMPT)
+    visitor.request(PROMPT)
     assert visitor.videos(1)
 
 
 def test_videos_resume_after_a_stop_and_a_refusal(visitor: Visitor) -> None:
     player = visitor.panel.locator("video:visible")
     visitor.settings(Steps=1, Frames=6)
-    visitor.ask(PROMPT)
+    visitor.request(PROMPT)
     visitor.videos(1)
     visitor.settings(Steps=100)
-    visitor.ask(PROMPT)
-    visitor.said("of 100")
+    visitor.request(PROMPT)
+    visitor.wait_for_status("of 100")
     assert player.evaluate("video => video.paused")
     visitor.panel.get_by_role("button", name="Stop").click()
-    visitor.said("Stopped.")
+    visitor.wait_for_status("Stopped.")
     plays(visitor)
-    visitor.ask("")
+    visitor.request("")
     visitor.panel.get_by_role("alert").wait_for()
     plays(visitor)
 
@@ -150,11 +150,11 @@ def test_stop_stops_within_two_steps(
     try:
         visitor = Visitor(browser, address)
         visitor.settings(Steps=100, Videos=4)  # so that a step takes longer than the click
-        visitor.ask(PROMPT)
-        visitor.said("of 100")  # not each step updates the page
+        visitor.request(PROMPT)
+        visitor.wait_for_status("of 100")  # not each step updates the page
         visitor.panel.get_by_role("button", name="Stop").click()
         clicked = time.monotonic()
-        visitor.said("Stopped.")
+        visitor.wait_for_status("Stopped.")
         visitor.page.wait_for_timeout(3000)
         visitor.context.close()
     finally:
@@ -173,7 +173,7 @@ def test_stop_stops_within_two_steps(
     ],
 )
 def test_a_refused_prompt_has_a_message(visitor: Visitor, prompt: str, message: str) -> None:
-    visitor.ask(prompt)
+    visitor.request(prompt)
     alert = visitor.panel.get_by_role("alert")
     alert.wait_for()
     assert message in alert.inner_text()
@@ -185,7 +185,7 @@ def test_a_refused_prompt_has_a_message(visitor: Visitor, prompt: str, message: 
 def test_a_prompt_is_text_wherever_it_is_shown(visitor: Visitor) -> None:
     visitor.settings(Steps=1, Frames=2)
     prompt = "a car &lt;b&gt; < 3 **bold** ${1+1} {{x}}"
-    visitor.ask(prompt)
+    visitor.request(prompt)
     visitor.videos(1)
     visitor.tab("History")
     visitor.panel.get_by_text(prompt).first.wait_for()
@@ -194,7 +194,7 @@ def test_a_prompt_is_text_wherever_it_is_shown(visitor: Visitor) -> None:
 def test_compare(visitor: Visitor) -> None:
     visitor.settings(**QUICK)
     visitor.tab("Compare")
-    visitor.ask(PROMPT, "Compare")
+    visitor.request(PROMPT, "Compare")
     off, on = visitor.videos(2)
     assert off != on
     picture = visitor.panel.locator(".picture img")
@@ -211,12 +211,12 @@ def test_compare(visitor: Visitor) -> None:
 def test_take_apart(visitor: Visitor) -> None:
     visitor.settings(**QUICK)
     visitor.tab("Take apart")
-    visitor.ask("a car on the grass", "Take apart")
+    visitor.request("a car on the grass", "Take apart")
     (plain,) = visitor.videos(1)
     visitor.panel.get_by_label("Motion prompt").fill("it moves up quickly")
     visitor.page.get_by_label("number input for Motion strength").fill("1.5")
     visitor.page.get_by_label("number input for Motion strength").press("Tab")
-    visitor.ask("a car on the grass", "Take apart")
+    visitor.request("a car on the grass", "Take apart")
     assert visitor.videos(1) != [plain]
     command = visitor.panel.locator(".command textarea").input_value()
     assert "'--motion-prompt=it moves up quickly' --motion-strength 1.5" in command
@@ -225,7 +225,7 @@ def test_take_apart(visitor: Visitor) -> None:
 def test_look_inside(visitor: Visitor) -> None:
     visitor.settings(**QUICK)
     visitor.tab("Look inside")
-    visitor.ask(PROMPT, "Look inside")
+    visitor.request(PROMPT, "Look inside")
     assert visitor.videos(1)
     assert visitor.panel.locator(".picture img").evaluate("i => i.naturalHeight") > 300
 
@@ -235,11 +235,11 @@ def test_history_loads_results_and_is_private(
 ) -> None:
     visitor.settings(**QUICK)
     visitor.page.get_by_label("Seed", exact=True).fill("11")
-    visitor.ask(PROMPT)
+    visitor.request(PROMPT)
     made = visitor.videos(1)
     visitor.settings(Steps=2)
     visitor.page.get_by_label("Seed", exact=True).fill("12")
-    visitor.ask("a car falls at night")
+    visitor.request("a car falls at night")
     assert visitor.videos(1) != made
     visitor.tab("History")
     entries = visitor.panel.get_by_role("button", name=re.compile("Thumbnail"))
@@ -253,7 +253,7 @@ def test_history_loads_results_and_is_private(
     )
     assert visitor.videos(1) == made
     visitor.settings(Steps=30)
-    visitor.ask("a fish circles")
+    visitor.request("a fish circles")
     visitor.bar.wait_for()
     visitor.tab("History")  # and it ends while this is open
     entries.nth(2).wait_for()
@@ -297,7 +297,7 @@ def test_looks(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> No
     visitor.page.get_by_role("button", name="Settings").click()
     for tab in TABS[:-1]:
         visitor.tab(tab)
-        visitor.ask(PROMPT, tab)
+        visitor.request(PROMPT, tab)
         visitor.videos(2 if tab == "Compare" else 1)
     problems = [
         problem

@@ -1,4 +1,4 @@
-"""The web page as visitors meet it: a real server process, and a real browser."""
+"""The web page in a real browser, served by a real process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FLAGS += ["--disable-background-networking", "--disable-component-update", "--di
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="needs a browser: apt-get install chromium"
 )
-WAIT = 60_000  # milliseconds; only a page that hangs takes so long
+WAIT = 60_000  # milliseconds; only a page that hangs takes longer
 
 
 @contextmanager
 def served(*words: str) -> Iterator[str]:
-    """The address of a page that `demo-t2v web` serves; ends with Ctrl-C, and checks how."""
+    """The address of a page that `demo-t2v web` serves in the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "demo_t2v", "web", "--port", "0", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -53,7 +53,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Visitor:
-    """One person on the page: a browser context of its own, and what went wrong in it."""
+    """A browser context on the page, with its requests and errors."""
 
     def __init__(self, browser: Browser, address: str):
         self.context: BrowserContext = browser.new_context(viewport={"width": 1280, "height": 900})
@@ -61,7 +61,7 @@ class Visitor:
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
         self.errors: list[str] = []
-        self._old: list[str] = []  # the videos that were there when the last was asked for
+        self._old: list[str] = []  # videos before the last request
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
@@ -70,7 +70,7 @@ class Visitor:
 
     @property
     def foreign(self) -> list[str]:
-        """Requests to any other machine."""
+        """Requests to other machines."""
         hosts = {url: urlsplit(url) for url in self.requests}
         return [
             url
@@ -80,16 +80,16 @@ class Visitor:
 
     @property
     def panel(self) -> Locator:
-        """The tab that is open."""
+        """The open tab."""
         return self.page.get_by_role("tabpanel")
 
     @property
     def bar(self) -> Locator:
-        """The progress of what is being made."""
+        """The progress bar."""
         return self.panel.locator(".status progress")
 
     def tab(self, name: str) -> None:
-        """Open a tab; where there is little room, from the list of all that did not fit."""
+        """Open a tab, from the menu of a narrow page if needed."""
         tab = self.page.get_by_role("tab", name=name, exact=True)
         more = self.page.get_by_role("button", name="More tabs")
         tab.or_(more).locator("visible=true").first.wait_for()
@@ -103,7 +103,7 @@ class Visitor:
         )
 
     def settings(self, **values: float) -> None:
-        """Open the settings and write numbers into them, by their labels."""
+        """Open the settings and enter numbers by label."""
         steps = self.page.get_by_label("number input for Steps")
         if not steps.is_visible():
             self.page.get_by_role("button", name="Settings").click()
@@ -118,13 +118,13 @@ class Visitor:
                 if box.input_value() == str(value):
                     break
 
-    def ask(self, prompt: str, button: str = "Generate") -> None:
+    def request(self, prompt: str, button: str = "Generate") -> None:
         self._old = self._sources()
         self.page.get_by_label("Prompt", exact=True).fill(prompt)
         self.page.get_by_role("button", name=button, exact=True).click()
 
     def videos(self, count: int) -> list[bytes]:
-        """Waits until so many videos, new since `ask`, have frames and play; what they are."""
+        """Wait until `count` videos, new since `request`, play; returns their bytes."""
         self.page.wait_for_function(
             """([count, old]) => {
                 const videos = [...document.querySelectorAll('video')].filter(v => v.offsetParent);
@@ -145,6 +145,6 @@ class Visitor:
     def status(self) -> str:
         return self.panel.locator(".block.status").inner_text()
 
-    def said(self, text: str) -> None:
-        """Waits until the status line has `text` in it."""
+    def wait_for_status(self, text: str) -> None:
+        """Wait until the status line contains `text`."""
         self.panel.locator(".block.status").get_by_text(text).first.wait_for()

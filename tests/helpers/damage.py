@@ -1,4 +1,4 @@
-"""Damage for saved models, in tests."""
+"""Damages saved models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small data set of every kind, and trainings on them: real videos, random networks."""
+"""A small data set of every kind, and training configurations for them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Rows:
 
 
 def make_world(folder: Path) -> Path:
-    """Random networks, a data set of real videos, its shards, and a module with a class."""
+    """Random networks, a data set of real videos, its shards, and a custom data-set class."""
     torch.manual_seed(0)
     AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 3,

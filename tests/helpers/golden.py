@@ -1,4 +1,4 @@
-"""Weights and inputs that are made from their names, as the recorded figures in data/ were."""
+"""Weights and inputs generated from their names, as for the recorded tensors in data/."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _normal(name: str, shape: Iterable[int]) -> np.ndarray:
 
 
 def weight(key: str, shape: Iterable[int]) -> Tensor:
-    """The parameter called `key` (its published name) of the given shape."""
+    """The parameter of this published name and shape."""
     shape = tuple(shape)
     values = _normal(key, shape)
     if len(shape) >= 2:
@@ -41,7 +41,7 @@ def manifest(keys_json: str) -> dict[str, tuple[int, ...]]:
 
 
 def make_state(keys_json: str) -> dict[str, Tensor]:
-    """A whole published-layout state dict for a manifest in data/."""
+    """A complete state dict in the published layout for a manifest in data/."""
     return {key: weight(key, shape) for key, shape in manifest(keys_json).items()}
 
 
@@ -56,5 +56,5 @@ def recorded(file: str) -> dict[str, Tensor]:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The norm of the difference over the norm of what is expected."""
+    """The norm of the difference over the norm of `expected`."""
     return ((actual - expected).norm() / expected.norm()).item()

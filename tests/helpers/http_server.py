@@ -1,4 +1,4 @@
-"""A local HTTP server that answers as a test's handler does."""
+"""A local HTTP server with a test's handler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program inside the test's own process, where the start of a new one is tested already."""
+"""Runs the command line in the process of the test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from demo_t2v.cli import app
 
 
 def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run the program in `folder`: as `program.run`, and without importing torch once more."""
+    """Run the program in `folder`; like `program.run`, without a new process."""
     with contextlib.chdir(folder):
         done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)

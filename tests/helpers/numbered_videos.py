@@ -1,4 +1,4 @@
-"""Videos whose frames carry their own number, as black and white stripes that no codec loses."""
+"""Videos whose frames show their number as black and white stripes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BITS = 8
 
 
 def picture(number: int, height: int = 64, width: int = 64) -> NDArray[np.uint8]:
-    """The number's bits as stripes in the middle square, lowest first; red all round it."""
+    """The number's bits as stripes in the central square, lowest first, on red."""
     frame = np.zeros((height, width, 3), dtype=np.uint8)
     frame[:] = (255, 0, 0)
     side = min(height, width)
@@ -63,15 +63,15 @@ def write_numbered(
     return file
 
 
-def damage(file: Path, first: int, last: int, whole: float = 0.0, rate: int = 30) -> Path:
-    """Overwrite the compressed pictures `first` to `last`; a share of each stays `whole`."""
+def damage(file: Path, first: int, last: int, intact: float = 0.0, rate: int = 30) -> Path:
+    """Overwrite the compressed frames `first` to `last`, except the fraction `intact` of each."""
     content = bytearray(file.read_bytes())
     with av.open(str(file)) as container:
         for packet in container.demux(video=0):
             if packet.pts is None or packet.pos is None:
                 continue
             if first <= round(packet.pts * packet.time_base * rate) <= last:
-                begin, end = packet.pos + int(packet.size * whole), packet.pos + packet.size
+                begin, end = packet.pos + int(packet.size * intact), packet.pos + packet.size
                 content[begin:end] = b"\xff" * (end - begin)
     file.write_bytes(content)
     return file

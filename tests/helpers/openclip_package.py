@@ -1,8 +1,8 @@
-"""OpenCLIP ViT-H-14 of random weights, made and asked by its own package.
+"""Reference outputs of the open_clip package for ViT-H-14 with random weights.
 
 As a program: `python openclip_package.py PACKAGES OUT` takes the package from the folder PACKAGES
-and writes `weights.safetensors` and `answers.safetensors` into OUT. It is a process of its own, for
-transformers breaks beside the package's torchvision where torch has no CUDA.
+and writes `weights.safetensors` and `outputs.safetensors` into OUT. It runs in a separate process,
+since transformers fails with the package's torchvision if torch has no CUDA.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PROMPTS = ["A car moves to the left, slowly!", "a café at night: 2 dogs don't r
 
 
 def import_package(packages: Path, operators: torch.library.Library) -> Any:
-    """`open_clip` from this folder; what it needs from there too where it is nowhere else."""
+    """`open_clip` from this folder, with dependencies from there if they are not installed."""
     sys.path.append(str(packages))
     try:
         torch.ops.load_library(packages / "torchvision/_C.so")
-    except OSError:  # built for CUDA; two of its operators are asked for when it is imported
+    except OSError:  # built for CUDA; the import needs two of its operators
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import open_clip
@@ -35,23 +35,23 @@ def import_package(packages: Path, operators: torch.library.Library) -> Any:
 
 @torch.no_grad()
 def main(packages: Path, out: Path) -> None:
-    operators = torch.library.Library("torchvision", "FRAGMENT")  # its operators go when it goes
+    operators = torch.library.Library("torchvision", "FRAGMENT")  # keeps the operators defined
     package = import_package(packages, operators)
     torch.manual_seed(0)
     model = package.create_model("ViT-H-14").eval()
     for weight in model.parameters():
-        if weight.ndim == 1:  # norms and biases begin as ones and zeros, which any mix-up would be
+        if weight.ndim == 1:  # equal ones and zeros would hide a mix-up
             weight += 0.1 * torch.randn_like(weight)
     save_file(model.state_dict(), out / "weights.safetensors")
     tokenize = package.get_tokenizer("ViT-H-14")
     ids: Tensor = tokenize(PROMPTS)
     cleaning = json.loads((DATA / "openclip_cleaning.json").read_text(encoding="utf-8"))
     images = torch.randn(2, 3, 224, 224)
-    heard = model.forward_intermediates(
+    outputs = model.forward_intermediates(
         text=ids, text_indices=[-2], normalize_intermediates=True, intermediates_only=True
     )
-    (states,) = heard["text_intermediates"]
-    answers = {
+    (states,) = outputs["text_intermediates"]
+    reference = {
         "ids": ids,
         "cleaning_ids": tokenize(list(cleaning)),
         "images": images,
@@ -59,8 +59,8 @@ def main(packages: Path, out: Path) -> None:
         "ends": package.transformer.text_global_pool(states, ids),
         "embeddings": model.encode_image(images),
     }
-    contiguous = {name: tensor.contiguous() for name, tensor in answers.items()}
-    save_file(contiguous, out / "answers.safetensors")
+    contiguous = {name: tensor.contiguous() for name, tensor in reference.items()}
+    save_file(contiguous, out / "outputs.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The processes that a process of a test has started, as Linux lists them."""
+"""Child processes, from Linux's /proc."""
 
 from __future__ import annotations
 

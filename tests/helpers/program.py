@@ -1,4 +1,4 @@
-"""The command line as a process of its own: how it is started, and what it writes to stderr."""
+"""Runs the command line as a process and reads its messages on stderr."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "demo_t2v")
-TIMEOUT = 600  # seconds; only a program that hangs takes so long
+TIMEOUT = 600  # seconds; only a program that hangs takes longer
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
-# Launchers stand beside the interpreter, which need not be on the path of who runs the tests.
+# The launchers are in the interpreter's folder, which need not be on the path.
 ENVIRONMENT |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def run(
     folder: Path, *words: object, limit: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program in `folder`; under a limit without coverage, whose files would meet it."""
+    """Run the program in `folder`; `limit` runs in the child and turns coverage off."""
     measured = limit is None
     return subprocess.run(
         [*COMMAND, *map(str, words)],
@@ -36,7 +36,7 @@ def run(
 
 
 def messages(stderr: str) -> list[str]:
-    """The lines for people on stderr; of the events of `--json`, only errors and messages."""
+    """The lines of text on stderr; of the events of `--json`, only errors and messages."""
     prefixes = {"error": "demo-t2v: ", "message": ""}
     lines = []
     for line in stderr.splitlines():
@@ -49,7 +49,7 @@ def messages(stderr: str) -> list[str]:
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    """Assert that the program ended with `code` and one line on stderr that has all `parts`."""
+    """Assert that the program exited with `code` and one line on stderr with all `parts`."""
     assert done.returncode == code, done.stderr
     (line,) = messages(done.stderr)
     assert line.startswith("demo-t2v: ")

@@ -1,6 +1,6 @@
-"""Files of the published layout, in small and in full size, with numbers of no meaning.
+"""Files of the published layout with random weights, in small and in full size.
 
-In small, widths and the depth of the towers are a fraction; the denoiser has all of its layers.
+The small size reduces all widths and the depth of the towers, and keeps the denoiser's layers.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def values(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     pool = (torch.randn(largest + len(state), generator=rng) * 0.03).half()
     numbers = {}
-    for place, (name, w) in enumerate(state.items()):
-        tensor = pool[place : place + w.numel()].reshape(w.shape).clone()
+    for offset, (name, w) in enumerate(state.items()):
+        tensor = pool[offset : offset + w.numel()].reshape(w.shape).clone()
         numbers[name] = tensor + 1 if w.ndim == 1 and name.endswith("weight") else tensor
     return numbers
 
@@ -77,7 +77,7 @@ def clip(full: bool) -> CLIPModel:
 
 
 def write_published(folder: Path, motion: bool, full: bool = False) -> dict[str, dict[str, Tensor]]:
-    """All files of the base model or of DEMO; what they hold, by file name."""
+    """Write all files of the base model or of DEMO; returns their tensors by file name."""
     unet = denoiser(motion, full)
     with torch.device("meta"):
         shapes = autoencoder_shapes(128 if full else 32)

@@ -1,4 +1,4 @@
-"""A checkout of the published code as its users have it, with small weights of no meaning."""
+"""A checkout of the paper's release with small random weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_models(models: Path) -> None:
 
 
 def write_steps(models: Path, checkpoints: Path, *steps: int) -> None:
-    """What the published training writes after so many steps: here, DEMO's own weights."""
+    """Checkpoints in the release's format after these steps, with DEMO's weights."""
     checkpoints.mkdir(parents=True)
     for step in steps:
         for name, end in (("demo", ""), ("motion_encoder", "_motion_encoder")):
@@ -255,8 +255,8 @@ PROMPTS = """id,prompt
 
 
 def write_checkout(folder: Path) -> None:
-    """All that the published code's users have: weights, a training's output, configurations of
-    small videos and few steps, prompts, videos with captions.
+    """Write weights, a training's output, configurations of small videos and few steps, prompts,
+    and videos with captions.
     """
     write_models(folder / "models")
     write_steps(folder / "models", folder / RUN / "checkpoints", 2000)

@@ -1,9 +1,9 @@
-"""The program, its networks sharded by FSDP2 down to layers as small as those of the tests."""
+"""The program with FSDP2 sharding of small layers, too."""
 
 from demo_t2v.cli import main
-from demo_t2v.training.distributed import base as engine
+from demo_t2v.training.distributed import base
 
-engine.SHARD_FROM = 100
+base.SHARD_FROM = 100
 
 if __name__ == "__main__":
     main()

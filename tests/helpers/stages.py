@@ -1,4 +1,4 @@
-"""The stages of training in miniature, for tests: their settings, and how a run is read."""
+"""Small configurations of the training stages, and readers of their results."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ DENOISER = {
 
 def load(folder: Path, stage: dict[str, Any], log_dir: str, *overrides: str) -> Any:
     """A configuration, written as YAML into `folder` and read back."""
-    inside = {"log_dir": str(folder / log_dir)}
+    paths = {"log_dir": str(folder / log_dir)}
     if stage["task"] == "denoiser":
-        inside |= {
+        paths |= {
             "autoencoder": str(folder / "autoencoder/final"),
             "clip": str(folder / "clip/final"),
         }
-        inside |= {"latents": str(folder / "latents")}
+        paths |= {"latents": str(folder / "latents")}
     file = folder / f"{log_dir}.yaml"
-    file.write_text(yaml.safe_dump({**SHARED, **stage, **inside}))
+    file.write_text(yaml.safe_dump({**SHARED, **stage, **paths}))
     return configs.load(AnyTraining, file, overrides)
 
 
@@ -72,7 +72,7 @@ def run(config: Any) -> list[dict[str, float]]:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of the log without what a clock and the memory say."""
+    """The lines of the log without figures of time and memory."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     pace = {"seconds_per_step", "clips_per_second", "data_wait", "memory"}
     return [{k: v for k, v in line.items() if k not in pace} for line in lines]

@@ -22,7 +22,7 @@ from demo_t2v.training.trainer import TrainingStopped, train
 
 
 class TinyConfig(TrainConfig):
-    """What the tiny task can be told: the samples that are not finite, seconds a batch takes."""
+    """Keys of the tiny task: numbers of samples that are not finite, seconds per batch, width."""
 
     poison: tuple[int, ...] = ()
     pause: float = 0.0
@@ -30,7 +30,7 @@ class TinyConfig(TrainConfig):
 
 
 class TinyTask:
-    """A small network learns a line; sample n is the same wherever and whenever it is drawn."""
+    """A small network that learns a linear function. Sample n depends only on n."""
 
     samples = None
 
@@ -55,8 +55,8 @@ class TinyTask:
         return inputs, inputs.cumsum(1)[:, :2]
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        inputs, wanted = batch
-        error = (self.model(inputs) - wanted).square().mean()
+        inputs, target = batch
+        error = (self.model(inputs) - target).square().mean()
         return error, {"size": float(len(inputs))}
 
     def export(self, folder: Path) -> None:
@@ -76,7 +76,7 @@ def main(files: list[str]) -> None:
         settings = TinyConfig.model_validate_json(Path(file).read_text())
         for line in train(TinyTask(settings), settings):
             print(json.dumps({"run": str(settings.log_dir), **line}), flush=True)
-        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the engine
+        AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the engine's settings
 
 
 if __name__ == "__main__":

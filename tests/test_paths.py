@@ -1,4 +1,4 @@
-"""Names of files and folders as people give them: with colons, `~`, slashes, links."""
+"""Names of files and folders: with colons, `~`, slashes, links."""
 
 import shutil
 from pathlib import Path
@@ -11,9 +11,9 @@ from helpers.program import assert_one_line
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A folder with a model, one whose weights are a link to nowhere, and such a link."""
-    folder = tmp_path_factory.mktemp("places")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with a model, one whose weights are a broken link, and a broken link."""
+    folder = tmp_path_factory.mktemp("paths")
     (folder / "model").symlink_to(tiny_folder)
     (folder / "lost").symlink_to("gone")
     shutil.copytree(tiny_folder, folder / "broken")
@@ -23,25 +23,25 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     return folder
 
 
-def test_places_with_colons_links_and_homes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(place / "home"))
+def test_paths_with_colons_links_and_homes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
     words = ("--steps", "1", "--frames", "2", "--device", "cpu")
     done = in_process.run(
-        place, "generate", "a car", "--model", "model", "--out", "at 12:30:05", *words
+        folder, "generate", "a car", "--model", "model", "--out", "at 12:30:05", *words
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "at 12:30:05/1-a-car-0.mp4\n"
-    assert read_video(place / "at 12:30:05/1-a-car-0.mp4")[0].shape == (2, 32, 32, 3)
-    (place / "home").mkdir()
-    for model in ("model/", "./model", str(place / "model"), str((place / "model").resolve())):
+    assert read_video(folder / "at 12:30:05/1-a-car-0.mp4")[0].shape == (2, 32, 32, 3)
+    (folder / "home").mkdir()
+    for model in ("model/", "./model", str(folder / "model"), str((folder / "model").resolve())):
         done = in_process.run(
-            place, "generate", "a car", "--model", model, "out=at 12:30:05", *words
+            folder, "generate", "a car", "--model", model, "out=at 12:30:05", *words
         )
         assert "0 made, 1 were there already" in done.stderr
-    done = in_process.run(place, "generate", "a car", "pretrained=model", "out=~/a", *words)
+    done = in_process.run(folder, "generate", "a car", "pretrained=model", "out=~/a", *words)
     assert done.returncode == 0, done.stderr
-    assert (place / "home/a/1-a-car-0.mp4").is_file()
-    assert not (place / "~").exists()
+    assert (folder / "home/a/1-a-car-0.mp4").is_file()
+    assert not (folder / "~").exists()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,6 @@ def test_places_with_colons_links_and_homes(place: Path, monkeypatch: pytest.Mon
     ],
     ids=" ".join,
 )
-def test_links_that_lead_nowhere(place: Path, words: list[str]) -> None:
-    done = in_process.run(place, *words)
+def test_broken_links(folder: Path, words: list[str]) -> None:
+    done = in_process.run(folder, *words)
     assert_one_line(done, 2, "is a link to gone, which does not exist")
