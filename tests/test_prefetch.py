@@ -104,7 +104,7 @@ def test_what_workers_cannot_make_is_refused(
     shards = configure(world, tmp_path, "shards", "latents=null", "num_workers=2")
     with pytest.raises(ConfigError, match="num_workers: a stream of shards has one reader"):
         prepared_task(shards)
-    monkeypatch.setattr(samples, "own", lambda: "cuda:0")
+    monkeypatch.setattr(samples, "process_device", lambda: "cuda:0")
     words = ["latents=null", "encode_text=false", "num_workers=2", "model.motion=false"]
     with pytest.raises(ConfigError, match="cannot use the GPU, which computes latents; write"):
         prepared_task(configure(world, tmp_path, "sprites", *words))
