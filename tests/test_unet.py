@@ -305,3 +305,21 @@ def test_a_frame_attends_to_its_own_states() -> None:
             alone, alone_map = block.attn2.with_map(rows, own, ends[sample, frame][None])
             torch.testing.assert_close(attended[3 * sample : 3 * sample + 3, frame], alone[0])
             torch.testing.assert_close(token_map.view(2, 3, 4)[sample, :, frame], alone_map[0])
+
+
+def test_hooks_may_copy_the_lists_that_blocks_get() -> None:
+    """As those of DeepSpeed (ZeRO-3) and FSDP2 do."""
+    unet = small_network()
+    inputs = (
+        make_input("x", (1, 4, 2, 16, 16)),
+        10,
+        make_input("content", (1, 77, 1024)),
+        make_input("motion", (1, 77, 1024)),
+    )
+    with torch.no_grad():
+        expected = unet(*inputs).sample
+        for block in unet.blocks:
+            block.register_forward_pre_hook(
+                lambda _, args: tuple(list(a) if isinstance(a, list) else a for a in args)
+            )
+        assert torch.equal(unet(*inputs).sample, expected)

@@ -186,15 +186,16 @@ class UpBlock(Block):
             self.upsamplers = nn.ModuleList([Upsample(channels[-1][1])])
 
     def forward(
-        self, features: list[Tensor], run: ForwardPass, conditioning: BlockConditioning
+        self, inputs: list[Tensor], run: ForwardPass, conditioning: BlockConditioning
     ) -> Tensor:
-        """The output (B*F, C', H', W') from a stack of features.
+        """The output (B*F, C', H', W').
 
-        Pops the input (B*F, C, H, W), and then the skip connection of each layer.
+        `inputs` are the input (B*F, C, H, W) and the skip connection of each layer. They are
+        taken off the list, so that none is in memory longer than needed.
         """
-        x = features.pop()
+        x = inputs.pop(0)
         for index in range(len(self.resnets)):
-            x = self.run_layer(index, torch.cat([x, features.pop()], dim=1), run, conditioning)
+            x = self.run_layer(index, torch.cat([x, inputs.pop(0)], dim=1), run, conditioning)
         for upsample in getattr(self, "upsamplers", ()):
             x = upsample(x)
         return x

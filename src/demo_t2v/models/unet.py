@@ -176,7 +176,9 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             features += down_block(features[-1], run, next(block_conditioning))
         features.append(self.mid_block(features[-1], run, next(block_conditioning)))
         for up_block in self.up_blocks:
-            features.append(up_block(features, run, next(block_conditioning)))
+            # A list that nothing else reads: hooks of DeepSpeed and FSDP2 pass a copy of it on.
+            inputs = [features.pop() for _ in range(len(up_block.resnets) + 1)]
+            features.append(up_block(inputs, run, next(block_conditioning)))
         x = self.conv_out(F.silu(self.conv_norm_out(features.pop())))
 
         prediction = rearrange(x, "(b f) c h w -> b c f h w", f=num_frames)
