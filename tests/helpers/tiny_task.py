@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
-from torch import distributed, Tensor, nn
+from torch import Tensor, distributed, nn
 
 from demo_t2v.training.config import TrainConfig
 from demo_t2v.training.trainer import TrainingStopped, train
