@@ -43,9 +43,7 @@ from demo_t2v.evaluation.sprites.scene import read_scene
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.inference.runner import Runner
 
-DIRECTIONS = [motion for motion in MOTIONS if motion in ("left", "right", "up", "down")] + [
-    motion for motion in MOTIONS if "-" in motion and "spins" not in motion
-]
+DIRECTIONS = list(MOTIONS)[:8]  # left, right, up, down and the diagonals
 ALL = [motion for motion in MOTIONS if "spins" not in motion]
 
 
@@ -58,9 +56,14 @@ class Case:
     motions: tuple[str, ...]
 
     @property
+    def noun(self) -> str:
+        """The thing with its article."""
+        return f"{'an' if self.thing[0] in 'aeiou' else 'a'} {self.thing}"
+
+    @property
     def content(self) -> str:
-        article = "an" if self.thing[0] in "aeiou" else "a"
-        return f"{article} {self.thing} {self.background}"
+        """The content prompt, without a motion."""
+        return f"{self.noun} {self.background}"
 
     def timeline(self, starts: Sequence[int]) -> str:
         """The column `motion`: each segment's prompt is a whole caption."""
@@ -70,9 +73,8 @@ class Case:
     @property
     def in_one_prompt(self) -> str:
         """The same motions in one sentence."""
-        article = "an" if self.thing[0] in "aeiou" else "a"
         actions = ", then ".join(MOTIONS[motion][0] for motion in self.motions)
-        return f"{article} {self.thing} {actions} {self.background}"
+        return f"{self.noun} {actions} {self.background}"
 
 
 def draw_cases(motions: Sequence[str], count: int, segments: int) -> list[Case]:

@@ -264,9 +264,9 @@ def test_the_example_of_the_documentation(tmp_path: Path, videos: Path) -> None:
 
 
 def test_sprites_as_real_videos(tmp_path: Path) -> None:
-    heard: list[None] = []
-    captions = write_sprite_dataset(tmp_path, 3, seed=4, on_clip=lambda: heard.append(None))
-    assert len(heard) == 3
+    calls: list[None] = []
+    captions = write_sprite_dataset(tmp_path, 3, seed=4, on_clip=lambda: calls.append(None))
+    assert len(calls) == 3
     files = {file: file.read_bytes() for file in (tmp_path / "videos").iterdir()}
     assert sorted(file.suffix for file in files) == [".mp4"] * 3
     clips = VideoClips(captions, tmp_path / "videos", resolution=64)

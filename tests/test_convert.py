@@ -191,10 +191,10 @@ def test_a_folder_of_diffusers(tmp_path: Path) -> None:
     expected = unet(noisy, torch.tensor([3, 700]), states).sample
     answer = loaded.unet(noisy, torch.tensor([3, 700]), states).sample
     assert relative_error(answer, expected) < 1e-4
-    # Their encoder ends where ours is heard: behind the last but one of our layers.
+    # Their encoder ends at the states that we read: after the last but one of our layers.
     ids = loaded.tokenizer(["a dog runs"], padding="max_length", return_tensors="pt").input_ids
-    heard = penultimate_states(loaded.content_encoder, ids)
-    assert relative_error(heard, text(input_ids=ids).last_hidden_state) < 1e-5
+    states = penultimate_states(loaded.content_encoder, ids)
+    assert relative_error(states, text(input_ids=ids).last_hidden_state) < 1e-5
     assert same(loaded.vae.state_dict(), vae.state_dict())
 
 

@@ -49,13 +49,13 @@ def test_every_epoch_has_each_clip_once_and_an_order_of_its_own(stages: Path) ->
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_caption_is_heard_as_the_content_encoder_says_it(stages: Path, kept: bool) -> None:
+def test_the_content_states_are_those_of_the_content_encoder(stages: Path, kept: bool) -> None:
     config = load(stages, DENOISER, "base", f"encode_text={kept}", "p_zero=0.5", "batch_size=6")
     task = prepared_task(config)
     batch = task.batch(range(6))
     assert (batch.content is not None) is kept
-    heard = task.condition.states(batch.content_ids).content
-    assert torch.allclose(task.content_states(batch), heard, atol=2e-3 if kept else 1e-6)
+    expected = task.condition.states(batch.content_ids).content
+    assert torch.allclose(task.content_states(batch), expected, atol=2e-3 if kept else 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_what_is_frozen_is_not_trained(stages: Path) -> None:
     unet = {name for name in trained if name.startswith("unet.")}
     assert unet
     assert all(".motion_attentions." in name for name in unet)
-    # Two layers: the first is below stop_grad_index, what comes behind the second is not heard.
+    # Two layers: the first is below stop_grad_index, the states after the second are not read.
     assert trained == unet
     (group,) = task.parameter_groups()
     assert len(group["params"]) == len(trained)

@@ -30,7 +30,7 @@ class Background(Generic[R]):
         self._pool.shutdown(cancel_futures=True)
 
     def submit(self, call: Callable[[], Iterable[R]]) -> Iterator[R]:
-        """Add a call; yields what the calls before it have returned by now."""
+        """Add a call; yields the results of earlier calls that have returned."""
         if self._limit < 1:
             yield from call()
             return
