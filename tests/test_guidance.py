@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from demo_t2v.checkpoints.original.importer import modelscope_scheduler
-from demo_t2v.diffusion.guidance import classifier_free_guidance
+from demo_t2v.diffusion.guidance import Condition, ContentMotionGuidance, make_guidance
 from helpers.golden import make_input, recorded, relative_error
 
 
-def toy_denoiser(latents: Tensor, timestep: Tensor) -> Tensor:
-    """The denoiser of the recorded figures; it answers the first half, unconditional, with 0.6."""
-    answer = torch.sin(0.7 * latents + 0.001 * timestep)
-    gain = torch.tensor([0.6, 1.0]).repeat_interleave(len(latents) // 2)
-    return gain.view(-1, 1, 1, 1, 1) * answer
+def toy_predictions(
+    latents: Tensor, timestep: Tensor, conditions: Sequence[Condition]
+) -> list[Tensor]:
+    """The denoiser of the recorded figures; the unconditional prediction is 0.6 of the other."""
+    sine = torch.sin(0.7 * latents + 0.001 * timestep)
+    return [sine * (1.0 if condition.content else 0.6) for condition in conditions]
 
 
 def sample(steps: int) -> Tensor:
     """The published sampler's latents from the recorded noise, under guidance 9."""
     sampler = modelscope_scheduler()
     sampler.set_timesteps(steps)
-    denoise = classifier_free_guidance(toy_denoiser, 9.0)
+    guider = make_guidance(9.0)
     latents = make_input("noise", (2, 4, 8, 16, 16))
     for timestep in sampler.timesteps:
-        latents = sampler.step(denoise(latents, timestep), timestep, latents).prev_sample
+        guided = guider(partial(toy_predictions, latents, timestep), 0.5)
+        latents = sampler.step(guided, timestep, latents).prev_sample
     return latents
 
 
@@ -87,25 +95,96 @@ def test_guided_ddim_matches_the_recorded_figures(steps: int) -> None:
     assert relative_error(sample(steps), recorded("ddim.safetensors")[f"ddim_{steps}"]) < 1e-5
 
 
-def test_guidance_by_hand() -> None:
-    """Unconditional 1 and 2, conditional 4 and -2: 1 + 3 (4 - 1) = 10, 2 + 3 (-2 - 2) = -10."""
-    answers = torch.tensor([1.0, 2.0, 4.0, -2.0]).view(4, 1, 1, 1, 1)
-    heard: list[Tensor] = []
-
-    def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-        assert timestep == 7
-        heard.append(latents)
-        return answers
-
-    latents = torch.tensor([5.0, 6.0]).view(2, 1, 1, 1, 1)
-    guided = classifier_free_guidance(denoise, 3.0)(latents, torch.tensor(7))
-    assert guided.flatten().tolist() == [10.0, -10.0]
-    assert [batch.flatten().tolist() for batch in heard] == [[5.0, 6.0, 5.0, 6.0]]
+NEGATIVE, CONTENT, MOTION, POSITIVE = (
+    Condition(content, motion)
+    for content, motion in ((False, False), (True, False), (False, True), (True, True))
+)
+BYPASS = Condition(True, True, bypass=True)
+PREDICTIONS = {NEGATIVE: 1.0, CONTENT: 4.0, MOTION: 3.0, POSITIVE: 6.0, BYPASS: 5.5}
 
 
-def test_scale_one_is_the_conditional_prediction_and_zero_the_unconditional() -> None:
-    latents, timestep = make_input("latents", (3, 4, 2, 4, 4)), torch.tensor(300)
-    answer = torch.sin(0.7 * latents + 0.3)
-    for scale, expected in ((1.0, answer), (0.0, 0.6 * answer)):
-        guided = classifier_free_guidance(toy_denoiser, scale)(latents, timestep)
-        torch.testing.assert_close(guided, expected)
+def guide(guider: ContentMotionGuidance, noise_level: float = 0.5) -> tuple[float, list[Condition]]:
+    """The guided value of PREDICTIONS, and the conditions that were predicted."""
+    asked: list[Condition] = []
+
+    def predict(conditions: Sequence[Condition]) -> list[Tensor]:
+        asked.extend(conditions)
+        return [torch.tensor(PREDICTIONS[condition]) for condition in conditions]
+
+    return float(guider(predict, noise_level)), asked
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "conditions"),
+    [
+        ({"guidance_scale": 3}, 1 + 3 * 5, [NEGATIVE, POSITIVE]),
+        ({"guidance_scale": 1}, 6, [POSITIVE]),
+        ({"guidance_scale": 0.5}, 6, [POSITIVE]),  # as in diffusers: no guidance
+        (
+            {"guidance_scale": 2, "motion_guidance_scale": 4},
+            1 + 2 * 3 + 4 * 2,
+            [NEGATIVE, CONTENT, POSITIVE],
+        ),
+        (
+            {"guidance_scale": 2, "motion_guidance_scale": 4, "guidance_order": "motion"},
+            1 + 4 * 2 + 2 * 3,
+            [NEGATIVE, MOTION, POSITIVE],
+        ),
+        ({"guidance_scale": 4, "content_guidance_scale": 1}, 4 + 4 * 2, [CONTENT, POSITIVE]),
+        (
+            {"guidance_scale": 3, "motion_guidance_scale": 0},
+            1 + 3 * 3,
+            [NEGATIVE, CONTENT, POSITIVE],
+        ),
+        (
+            {"guidance_scale": 2, "bypass_guidance_scale": 0.5},
+            1 + 2 * 5 + 0.5 * 0.5,
+            [NEGATIVE, POSITIVE, BYPASS],
+        ),
+        ({"guidance_scale": 1, "bypass_guidance_scale": 2}, 6 + 2 * 0.5, [POSITIVE, BYPASS]),
+    ],
+)
+def test_guidance_by_hand(
+    options: dict[str, Any], expected: float, conditions: list[Condition]
+) -> None:
+    assert guide(make_guidance(**options)) == (expected, conditions)
+
+
+def test_a_scale_acts_in_its_interval() -> None:
+    guider = make_guidance(
+        2.0,
+        motion_guidance_scale=4.0,
+        bypass_guidance_scale=1.0,
+        content_guidance_interval=(0.0, 0.6),
+        motion_guidance_interval=(0.3, 1.0),
+        bypass_guidance_interval=(0.0, 0.1),
+    )
+    assert guide(guider, 0.05) == (1 + 2 * 3 + 2 + 0.5, [NEGATIVE, CONTENT, POSITIVE, BYPASS])
+    assert guide(guider, 0.2)[0] == 1 + 2 * 3 + 2
+    assert guide(guider, 0.3)[0] == guide(guider, 0.6)[0] == 1 + 2 * 3 + 4 * 2
+    assert guide(guider, 0.7) == (4 + 4 * 2, [CONTENT, POSITIVE])
+
+
+@given(st.floats(0, 20), st.floats(0, 20), st.sampled_from(["content", "motion"]))
+def test_the_sum_is_that_of_the_equation(content: float, motion: float, order: Any) -> None:
+    between = PREDICTIONS[CONTENT if order == "content" else MOTION]
+    first, second = (content, motion) if order == "content" else (motion, content)
+    expected = 1 + first * (between - 1) + second * (6 - between)
+    guided, _ = guide(make_guidance(2.0, content, motion, guidance_order=order))
+    assert guided == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name",
+    ["guidance_scale", "content_guidance_scale", "motion_guidance_scale", "bypass_guidance_scale"],
+)
+def test_scales_that_cannot_be(name: str, scale: float) -> None:
+    with pytest.raises(ValueError, match=f"guidance scale {scale}: must be finite, and 0 or more"):
+        make_guidance(**{"guidance_scale": 2.0, name: scale})
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 1.0), (0.0, 1.1), (math.nan, 1.0)])
+def test_intervals_that_cannot_be(interval: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="must be two noise levels from 0 to 1"):
+        make_guidance(2.0, motion_guidance_interval=interval)

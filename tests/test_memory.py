@@ -152,7 +152,7 @@ def test_the_denoiser_takes_what_is_estimated(
     config: dict[str, Any], frames: int, height: int, width: int, batch: int
 ) -> None:
     parts, pixels = parts_of(unet=config), factor(SPRITES_VAE)
-    request = Request(batch, frames, height * pixels, width * pixels, guided=True, item=4)
+    request = Request(batch, frames, height * pixels, width * pixels, predictions=2, item=4)
     estimate = activation_bytes(parts, request, Plan(1))["unet"]
     estimate += conditioning_bytes(parts, request)
     assert within(estimate, count_denoiser(config, 2 * batch, frames, height, width))
@@ -162,7 +162,7 @@ def test_the_denoiser_takes_what_is_estimated(
 @pytest.mark.parametrize(("rows", "frames", "side"), [(2, 16, 32), (2, 16, 64), (8, 24, 32)])
 def test_the_full_denoiser_takes_what_is_estimated(rows: int, frames: int, side: int) -> None:
     parts, pixels = parts_of(unet=FULL), factor(SPRITES_VAE) * side
-    request = Request(rows // 2, frames, pixels, pixels, guided=True, item=4)
+    request = Request(rows // 2, frames, pixels, pixels, predictions=2, item=4)
     estimate = activation_bytes(parts, request, Plan(1))["unet"]
     estimate += conditioning_bytes(parts, request)
     assert within(estimate, count_denoiser(FULL, rows, frames, side, side))
@@ -175,7 +175,7 @@ def test_decoding_takes_what_is_estimated(
     tiny_pipeline: DemoPipeline, config: dict[str, Any], batch: int, chunk: int
 ) -> None:
     parts = parts_of(vae=config)
-    request = Request(batch, 16, 64, 128, guided=False, item=4)
+    request = Request(batch, 16, 64, 128, predictions=1, item=4)
     with torch.device("meta"):
         vae = AutoencoderKL(**own(config)).eval()
         pipeline = DemoPipeline(**{**tiny_pipeline.components, "vae": vae})
@@ -196,7 +196,7 @@ def test_the_text_encoder_takes_what_is_estimated(rows: int) -> None:
         ids = torch.zeros(rows, 77, dtype=torch.long)
         with LiveBytes() as counted, FusedAttention():
             penultimate_states(encoder, ids)
-    request = Request(rows // 2, 4, 32, 32, guided=True, item=4)
+    request = Request(rows // 2, 4, 32, 32, predictions=2, item=4)
     estimate = activation_bytes(parts_of(), request, Plan(1))["content_encoder"]
     assert within(estimate, counted.peak)
 
@@ -238,7 +238,7 @@ def test_shards_count_together(tiny_folder: Path, tmp_path: Path) -> None:
         read_networks(folder)
 
 
-REQUEST = Request(batch=1, frames=16, height=256, width=256, guided=True, item=2)
+REQUEST = Request(batch=1, frames=16, height=256, width=256, predictions=2, item=2)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_more_of_anything_takes_more(published: dict[str, Network]) -> None:
         before = peak(published, REQUEST, plan, "cuda")
         for name, value in more.items():
             assert peak(published, replace(REQUEST, **{name: value}), plan, "cuda") >= before
-    assert peak(published, replace(REQUEST, guided=False), Plan(1), "cuda") < peak(
+    assert peak(published, replace(REQUEST, predictions=1), Plan(1), "cuda") < peak(
         published, REQUEST, Plan(1), "cuda"
     )
 

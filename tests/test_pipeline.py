@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from demo_t2v.checkpoints.resolve import read_defaults
+from demo_t2v.diffusion.guidance import make_guidance
 from demo_t2v.pipeline import DemoPipeline
 from helpers.pipelines import differ, latents_of, seeded, with_scheduler
 from helpers.tiny_networks import tiny_unet
@@ -280,6 +282,72 @@ def test_guidance_runs_the_network_once_a_step(
     with inputs_of(tiny_pipeline.unet) as seen:
         latents_of(tiny_pipeline, PROMPTS, guidance_scale=scale)
     assert [len(latents) for latents in seen] == [batch] * 3
+
+
+@pytest.mark.parametrize(
+    ("scales", "batches"),
+    [
+        ({"content_guidance_scale": 3.0}, [4]),
+        ({"motion_guidance_scale": 5.0}, [6]),
+        ({"content_guidance_scale": 1.0}, [4]),
+        ({"bypass_guidance_scale": 0.5}, [4, 2]),
+        ({"guidance_scale": 1.0, "bypass_guidance_scale": 0.5}, [2, 2]),
+    ],
+)
+def test_samples_in_each_run_of_the_network(
+    tiny_pipeline: DemoPipeline, scales: dict[str, float], batches: list[int]
+) -> None:
+    with inputs_of(tiny_pipeline.unet) as seen:
+        latents_of(tiny_pipeline, PROMPTS, **scales)
+    assert [len(latents) for latents in seen] == batches * 3
+
+
+def test_equal_scales_are_plain_guidance(tiny_pipeline: DemoPipeline) -> None:
+    plain = latents_of(tiny_pipeline, PROMPTS, guidance_scale=4.0)
+    equal = latents_of(
+        tiny_pipeline, PROMPTS, content_guidance_scale=4.0, motion_guidance_scale=4.0
+    )
+    assert torch.equal(equal, plain)
+    nearly = latents_of(
+        tiny_pipeline, PROMPTS, content_guidance_scale=4.0, motion_guidance_scale=4.0 + 1e-6
+    )
+    torch.testing.assert_close(nearly, plain, rtol=0, atol=1e-4)
+    assert differ(
+        latents_of(tiny_pipeline, PROMPTS, guidance_scale=4.0, motion_guidance_scale=6.0), plain
+    )
+
+
+def test_a_motion_scale_of_zero_ignores_the_motion_prompt(tiny_pipeline: DemoPipeline) -> None:
+    falls, grows = (
+        latents_of(tiny_pipeline, motion_prompt=motion, motion_guidance_scale=0.0)
+        for motion in ("a car falls", "a car grows")
+    )
+    torch.testing.assert_close(falls, grows)
+
+
+def test_bypass_guidance_steers_away_from_the_base_network(
+    tiny_pipeline: DemoPipeline, base_pipeline: DemoPipeline
+) -> None:
+    """In one step from the same noise, the prediction is c + 2 (c - base)."""
+    tiny_pipeline.scheduler.set_timesteps(3)
+    positive, _ = tiny_pipeline.encode_prompt("a car falls")
+    noise, timestep = torch.randn(1, 4, 4, 8, 8, generator=seeded(0)[0]), torch.tensor(500)
+
+    def predict(pipeline: DemoPipeline, **scales: float) -> Tensor:
+        states = replace(positive, motion=positive.motion if pipeline.motion_encoder else None)
+        guider = make_guidance(1.0, **scales)
+        return pipeline.prepare_denoiser(states, None, guider)(noise, timestep)
+
+    complete, base = predict(tiny_pipeline), predict(base_pipeline)
+    assert differ(complete, base)
+    guided = predict(tiny_pipeline, bypass_guidance_scale=2.0)
+    torch.testing.assert_close(guided, complete + 2 * (complete - base), rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_model_has_no_motion_to_guide(base_pipeline: DemoPipeline) -> None:
+    for scales in ({"motion_guidance_scale": 5.0}, {"bypass_guidance_scale": 1.0}):
+        with pytest.raises(ValueError, match="the model has no motion branch"):
+            latents_of(base_pipeline, **scales)
 
 
 def test_the_guidance_scale_matters(tiny_pipeline: DemoPipeline) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,12 @@ from demo_t2v.conditioning.timeline import (
     as_motion_prompts,
     encode_timelines,
 )
-from demo_t2v.diffusion.guidance import Denoiser, classifier_free_guidance
+from demo_t2v.diffusion.guidance import (
+    Condition,
+    ContentMotionGuidance,
+    Denoiser,
+    make_guidance,
+)
 from demo_t2v.diffusion.noise import latents_and_noise
 from demo_t2v.diffusion.schedulers import (
     check_scheduler,
@@ -37,8 +43,9 @@ from demo_t2v.diffusion.schedulers import (
 from demo_t2v.lora import LoraMixin
 from demo_t2v.model_folder import FolderMixin, check_fit, register_classes
 from demo_t2v.models.text import TextConditioner, TextStates
-from demo_t2v.models.unet import DemoUNet
+from demo_t2v.models.unet import Conditioning, DemoUNet
 from demo_t2v.pipeline_inputs import (
+    NO_MOTION_BRANCH,
     as_list,
     check_at_least_one,
     check_choices,
@@ -175,6 +182,10 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         guidance_scale: float | None = None,
+        content_guidance_scale: float | None = None,
+        motion_guidance_scale: float | None = None,
+        bypass_guidance_scale: float = 0.0,
+        guider: ContentMotionGuidance | None = None,
         motion_strength: float = 1.0,
         num_videos_per_prompt: int = 1,
         eta: float | None = None,
@@ -196,8 +207,10 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         (`conditioning.timeline`). Sizes are frames and pixels; the defaults are those that the
         weights were trained for.
         `generator` may be a list with one for each video, so that no video depends on its batch.
-        `guidance_scale` 1 or less means no guidance. `negative_prompt` is the unconditional prompt
-        of both encoders, by default the model's own. `motion_strength` scales the motion
+        `guidance_scale` 1 or less means no guidance; content and motion may have scales of their
+        own, and `bypass_guidance_scale` steers away from the network without its motion branch
+        (`diffusion.guidance`). `guider` replaces all scales. `negative_prompt` is the unconditional
+        prompt of both encoders, by default the model's own. `motion_strength` scales the motion
         transformers; 0 is the base network. `prompt_embeds` and `negative_prompt_embeds`, made by
         `encode_prompt`, replace the prompts. `decode_chunk_size` frames are decoded at once (None:
         all). `timesteps` and `eta` are options of the scheduler, where it has them. `return_dict`
@@ -208,7 +221,12 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         side = self.unet.config.sample_size * self.vae_scale_factor
         num_frames = default_to(num_frames, self.unet.config.sample_frames)
         height, width = default_to(height, side), default_to(width, side)
-        guidance_scale = default_to(guidance_scale, self.config.guidance_scale)
+        guider = guider or make_guidance(
+            default_to(guidance_scale, self.config.guidance_scale),
+            content_guidance_scale,
+            motion_guidance_scale,
+            bypass_guidance_scale,
+        )
         num_prompts = self.check_inputs(
             prompt=prompt,
             motion_prompt=motion_prompt,
@@ -220,7 +238,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             width=width,
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
-            guidance_scale=guidance_scale,
+            guider=guider,
             num_videos_per_prompt=num_videos_per_prompt,
             generator=generator,
             output_type=output_type,
@@ -235,14 +253,14 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(
                 prompt or "",
                 motion_prompt,
-                negative if guidance_scale > 1 else None,
+                negative if guider.uses_negative else None,
                 num_frames=num_frames,
                 motion_crossfade=motion_crossfade,
             )
         denoise = self.prepare_denoiser(
             prompt_embeds.repeat(num_videos_per_prompt),
             negative_prompt_embeds and negative_prompt_embeds.repeat(num_videos_per_prompt),
-            guidance_scale,
+            guider,
             motion_strength,
         )
         batch_size = num_prompts * num_videos_per_prompt
@@ -285,7 +303,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         width: int,
         num_inference_steps: int | None,
         timesteps: Sequence[int] | None,
-        guidance_scale: float,
+        guider: ContentMotionGuidance,
         num_videos_per_prompt: int,
         generator: torch.Generator | list[torch.Generator] | None,
         output_type: str,
@@ -299,8 +317,10 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
-            guided=guidance_scale > 1,
+            guided=guider.uses_negative,
         )
+        if guider.separates and not self.unet.config.motion:
+            raise ValueError(NO_MOTION_BRANCH)
         check_length(num_prompts * num_videos_per_prompt, "generator", generator, "videos")
         check_choices("output_type", [output_type], ["np", "pt", "pil", "latent"])
         check_choices("callback tensor", callback_tensors, self._callback_tensor_inputs)
@@ -339,29 +359,43 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         self,
         prompt_embeds: TextStates,
         negative_prompt_embeds: TextStates | None,
-        guidance_scale: float,
+        guider: ContentMotionGuidance,
         motion_strength: float = 1.0,
     ) -> Denoiser:
-        """The network under guidance; keys and values of the prompts are computed here, once."""
-        guided = guidance_scale > 1
-        states = prompt_embeds
-        if guided and negative_prompt_embeds is not None:
-            states = negative_prompt_embeds.join(prompt_embeds)  # guidance expects this order
+        """The network under guidance. Keys and values are computed when the conditions change."""
         device, dtype = self._execution_device, self.unet.dtype
-        motion = None if states.motion is None else states.motion.to(device, dtype)
-        conditioning = self.unet.prepare_conditioning(states.content.to(device, dtype), motion)
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+
+        @lru_cache(maxsize=2)  # those with and without the motion branch
+        def prepare(conditions: tuple[Condition, ...]) -> Conditioning:
+            states = _conditioned(prompt_embeds, negative_prompt_embeds, conditions)
+            motion = None if states.motion is None else states.motion.to(device, dtype)
+            content = states.content.to(device, dtype)
+            prepared: Conditioning = self.unet.prepare_conditioning(content, motion)
+            return prepared
+
+        def run(
+            latents: Tensor, timestep: Tensor, conditions: tuple[Condition, ...], strength: float
+        ) -> list[Tensor]:
+            output = self.unet(
+                torch.cat([latents] * len(conditions)).to(dtype),
+                timestep,
+                conditioning=prepare(conditions),
+                motion_strength=strength,
+            )
+            return list(output.sample.float().chunk(len(conditions)))
 
         def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-            output = self.unet(
-                latents.to(dtype),
-                timestep,
-                conditioning=conditioning,
-                motion_strength=motion_strength,
-            )
-            prediction: Tensor = output.sample.float()
-            return prediction
+            def predict(conditions: Sequence[Condition]) -> list[Tensor]:
+                complete = tuple(each for each in conditions if not each.bypass)
+                predictions = run(latents, timestep, complete, motion_strength)
+                if len(complete) < len(conditions):
+                    predictions += run(latents, timestep, (Condition(True, True),), 0.0)
+                return predictions
 
-        return classifier_free_guidance(denoise, guidance_scale) if guided else denoise
+            return guider(predict, float(timestep) / num_train_timesteps)
+
+        return denoise
 
     def decode_latents(self, latents: Tensor, decode_chunk_size: int | None = None) -> Tensor:
         """Latents (B, C, F, h, w) -> float32 frames (B, F, H, W, 3) in [0, 1].
@@ -396,3 +430,19 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             self.scheduler.config.prediction_type,
         )
         return clean
+
+
+def _conditioned(
+    prompt_embeds: TextStates,
+    negative_prompt_embeds: TextStates | None,
+    conditions: Sequence[Condition],
+) -> TextStates:
+    """The states of all conditions along the batch axis, in their order."""
+    rows = []
+    for condition in conditions:
+        content = prompt_embeds if condition.content else negative_prompt_embeds
+        motion = prompt_embeds if condition.motion else negative_prompt_embeds
+        assert content is not None
+        assert motion is not None
+        rows.append(replace(motion, content=content.content))
+    return reduce(TextStates.join, rows)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from demo_t2v.conditioning.timeline import MotionPrompts, as_motion_prompts
 from demo_t2v.models.text import TextStates
+
+NO_MOTION_BRANCH: Final = (
+    "motion_guidance_scale, bypass_guidance_scale: the model has no motion branch; use "
+    "guidance_scale"
+)
 
 
 def as_list(prompt: str | Sequence[str]) -> list[str]:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from demo_t2v.training.config import TrainConfig
+from demo_t2v.training.distributed.engines import leave_process_group
 from demo_t2v.training.trainer import TrainingStopped, train
 
 
@@ -77,13 +78,14 @@ def main(files: list[str]) -> None:
         for line in train(TinyTask(settings), settings):
             print(json.dumps({"run": str(settings.log_dir), **line}), flush=True)
         AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the engine's settings
-    if distributed.is_initialized():  # its threads can abort a program that ends before them
-        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
+    code = 0
     try:
         main(sys.argv[1:])
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
-        sys.exit(stopped.code)
+        code = stopped.code
+    leave_process_group()
+    sys.exit(code)

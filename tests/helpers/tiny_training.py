@@ -36,13 +36,16 @@ def launch(*wanted: TinyConfig) -> list[list[dict[str, float]]]:
         file.write_text(each.model_dump_json())
     done = subprocess.run(
         [*TORCHRUN, str(free_port()), str(WORKER), *map(str, files)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+        | ({"LD_PRELOAD": "/work/wt/me/abrt/bt.so"}),
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    workers, _, _ = done.stderr.partition("torch/distributed/run.py")  # torchrun's own traceback
+    assert done.returncode == 0, workers
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return [[line for line in lines if line["run"] == str(each.log_dir)] for each in wanted]
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from demo_t2v.checkpoints.resolve import ResolvedModel, read_defaults
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.core.devices import SHARED_MEMORY, resolve_device
+from demo_t2v.diffusion.guidance import make_guidance
 from demo_t2v.model_folder import ModelError, only_variant, weight_files
 
 Offload = Literal["none", "model", "sequential"]
@@ -53,13 +54,16 @@ Networks = Mapping[str, Network]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be made at once: `batch` videos, sizes in pixels, `item` bytes a number."""
+    """What is to be made at once: `batch` videos, sizes in pixels, `item` bytes a number.
+
+    The network makes `predictions` for each video in a step: 2 with guidance.
+    """
 
     batch: int
     frames: int
     height: int
     width: int
-    guided: bool
+    predictions: int
     item: int
 
 
@@ -173,13 +177,12 @@ def requested(model: ResolvedModel, config: InferenceConfig, videos: int) -> Req
     assert complete.num_frames
     assert complete.height
     assert complete.width
-    assert complete.guidance_scale is not None
     return Request(
         batch=min(complete.batch_size, videos),
         frames=complete.num_frames,
         height=complete.height,
         width=complete.width,
-        guided=complete.guidance_scale > 1,
+        predictions=make_guidance(**complete.guidance).max_predictions,
         item=ITEM_BYTES[resolve_device(config.device, config.dtype)[1]],
     )
 
@@ -228,8 +231,8 @@ def show(size: int) -> str:
 
 
 def _rows(request: Request) -> int:
-    """Samples that a network sees at once; guidance doubles them."""
-    return request.batch * (2 if request.guided else 1)
+    """Samples that a network processes at once."""
+    return request.batch * request.predictions
 
 
 def _denoiser_width(config: Mapping[str, Any]) -> int:

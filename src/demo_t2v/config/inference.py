@@ -51,6 +51,29 @@ def _timeline_entries(value: Any) -> Any:
     return value
 
 
+def _interval(value: Any) -> Any:
+    """Two numbers of a text such as `0.3-1`, or of a list with one such text."""
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        (value,) = value
+    if not isinstance(value, str):
+        return value
+    low, dash, high = value.partition("-")
+    if not dash:
+        raise PydanticCustomError("interval", "should be two noise levels, as in 0.3-1")
+    return [low.strip(), high.strip()]
+
+
+def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"should have the lower noise level first, not {interval[0]:g}")
+    return interval
+
+
+NoiseLevel = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[
+    tuple[NoiseLevel, NoiseLevel], BeforeValidator(_interval), AfterValidator(_check_interval)
+]
+"""Lowest and highest noise level, as fractions of the training's timesteps."""
 Side = Annotated[int, Field(ge=8, le=8192)]
 """Height or width of a video in pixels."""
 SchedulerName = Literal["dpm++", "ddim", "unipc", "euler", "euler_a", "heun", "lcm", "ddpm"]
@@ -114,6 +137,47 @@ class InferenceConfig(Strict):
         Option("Guidance scale; 1 or less is no guidance.", "guidance", shapes_video=True),
         Aliases("guide_scale"),
     ] = None
+    content_guidance_scale: Annotated[
+        Annotated[float, Field(ge=0)] | None,
+        Option(
+            "Guidance scale of the content prompt (default: that of --guidance).",
+            "content-guidance",
+            shapes_video=True,
+        ),
+    ] = None
+    motion_guidance_scale: Annotated[
+        Annotated[float, Field(ge=0)] | None,
+        Option(
+            "Guidance scale of the motion prompt (default: that of --guidance).",
+            "motion-guidance",
+            shapes_video=True,
+        ),
+    ] = None
+    bypass_guidance_scale: Annotated[
+        float,
+        Field(ge=0),
+        Option(
+            "Guidance away from the network without its motion branch.",
+            "bypass-guidance",
+            shapes_video=True,
+        ),
+    ] = 0.0
+    guidance_order: Annotated[
+        Literal["content", "motion"],
+        Option("The prompt that is guided first, where the scales differ.", shapes_video=True),
+    ] = "content"
+    content_guidance_interval: Annotated[
+        Interval,
+        Option("Noise levels of content guidance.", metavar="LOW-HIGH", shapes_video=True),
+    ] = (0.0, 1.0)
+    motion_guidance_interval: Annotated[
+        Interval,
+        Option("Noise levels of motion guidance.", metavar="LOW-HIGH", shapes_video=True),
+    ] = (0.0, 1.0)
+    bypass_guidance_interval: Annotated[
+        Interval,
+        Option("Noise levels of bypass guidance.", metavar="LOW-HIGH", shapes_video=True),
+    ] = (0.0, 1.0)
     negative_prompt: Annotated[
         str | None,
         Option("Prompt of both encoders on the unconditional side.", "negative", shapes_video=True),
@@ -193,6 +257,11 @@ class InferenceConfig(Strict):
     ] = None
 
     pairs: ClassVar = {"resolution": ("height", "width")}
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """The arguments of `demo_t2v.diffusion.guidance.make_guidance`."""
+        return {key: getattr(self, key) for key in type(self).model_fields if "guidance_" in key}
 
 
 def inference_options() -> dict[str, tuple[FieldInfo, Option]]:

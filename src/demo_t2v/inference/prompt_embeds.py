@@ -13,6 +13,7 @@ from demo_t2v.conditioning.timeline import (
     parse_timeline,
 )
 from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.diffusion.guidance import make_guidance
 from demo_t2v.inference.jobs import Job, split_batches
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def encode_prompts(
 
     `config` has the model's own values where needed.
     """
-    assert config.guidance_scale is not None
-    negative = config.negative_prompt if config.guidance_scale > 1 else None
+    guided = make_guidance(**config.guidance).uses_negative
+    negative = config.negative_prompt if guided else None
     embeds: dict[tuple[str, str], PromptEmbeds] = {}
     distinct = list({job.texts: job for job in jobs}.values())
     for batch in split_batches(distinct, config.batch_size):

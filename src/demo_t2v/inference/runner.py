@@ -26,10 +26,12 @@ from demo_t2v.checkpoints.resolve import ModelDefaults, ResolvedModel
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.core.devices import as_device_error, name_and_memory
 from demo_t2v.core.devices import free_memory as free_device_memory
+from demo_t2v.diffusion.guidance import make_guidance
 from demo_t2v.diffusion.schedulers import make_scheduler
 from demo_t2v.inference.background import Background
 from demo_t2v.inference.jobs import Failure, Job, Video, split_batches
 from demo_t2v.inference.prompt_embeds import encode_prompts, prompt_arguments
+from demo_t2v.pipeline_inputs import NO_MOTION_BRANCH
 
 if TYPE_CHECKING:
     from demo_t2v.inference.prompt_embeds import PromptEmbeds
@@ -84,7 +86,8 @@ class DenoisedBatch:
 class Runner:
     """A loaded pipeline with the settings of its videos.
 
-    Raises ConfigError for a size that the network cannot take.
+    Raises ConfigError for a size that the network cannot take, and for guidance of the motion
+    where it has no motion branch.
     """
 
     pipeline: DemoPipeline
@@ -106,6 +109,8 @@ class Runner:
             self.pipeline.check_size(self.config.num_frames, self.config.height, self.config.width)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if make_guidance(**self.config.guidance).separates and not self.pipeline.unet.config.motion:
+            raise ConfigError(NO_MOTION_BRANCH)
 
     @classmethod
     def load(
@@ -205,7 +210,7 @@ class Runner:
                 height=self.config.height,
                 width=self.config.width,
                 num_inference_steps=requested,
-                guidance_scale=self.config.guidance_scale,
+                guider=make_guidance(**self.config.guidance),
                 motion_strength=self.config.motion_strength,
                 generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
                 output_type="latent",
