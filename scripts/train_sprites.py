@@ -45,6 +45,8 @@ from demo_t2v.training.trainer import train as train_stage
 CONFIGS: Final = Path(__file__).parent.parent / "configs" / "sprites"
 RUNS: Final = "runs/sprites/"
 """The folder of the configurations' paths, which `--out` replaces."""
+SECONDS_PER_CHECKPOINT: Final = 300
+"""Of training, with --minutes."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Budget:
         fraction = sum(map(self._weight, left)) / sum(map(self._weight, STAGES))
         self._end = time.monotonic() + 60 * minutes * fraction
         self._pace = self._measure() if left else {}
+        self._slowdown = 1.0
 
     def _weight(self, stage: Stage) -> float:
         return stage.gpu_percent if self._device == "cuda" else stage.minutes
@@ -191,25 +194,36 @@ class Budget:
             left = self._end - time.monotonic()
             fraction = self._weight(stage) / sum(map(self._weight, STAGES[number:]))
             pace = self._pace[stage.name]
-            steps = max(1, int((fraction * left - pace["set_up"]) / pace["seconds_per_step"]))
+            seconds_per_step = pace["seconds_per_step"] * self._slowdown
+            steps = max(1, int((fraction * left - pace["set_up"]) / seconds_per_step))
             overrides = overrides_of(stage, self._out, self._overrides)
             config: TrainConfig = load(AnyTraining, stage.config, overrides)
             scaled = config.over(steps).model_dump()
             phases = ("num_steps", "warmup_steps", "decay_steps", "crop_steps")
             self.plans[stage.name] = [f"{key}={scaled[key]}" for key in phases if key in scaled]
             interval = min(config.log_interval, max(1, steps // 20))
-            self.plans[stage.name] += [f"log_interval={interval}", f"save_ckp_interval={steps}"]
+            save_interval = max(1, int(SECONDS_PER_CHECKPOINT / seconds_per_step))
+            self.plans[stage.name] += [
+                f"log_interval={interval}",
+                f"save_ckp_interval={min(steps, save_interval)}",
+            ]
             write_json(self._file, self.plans)
         return self.plans[stage.name]
 
-    @staticmethod
-    def lines_of(stage: Stage, overrides: Sequence[str]) -> Iterator[dict[str, float]]:
-        """Train a stage in this process; yields its log lines. Exits if the training is stopped."""
+    def lines_of(self, stage: Stage, overrides: Sequence[str]) -> Iterator[dict[str, float]]:
+        """Train a stage in this process; yields its log lines. Exits if the training is stopped.
+
+        Later stages are planned with the pace of the last line, which other programs may have
+        slowed down.
+        """
         config: TrainConfig = load(AnyTraining, stage.config, overrides)
         gc.collect()  # frees the previous stage
         try:
             prepare(config)
-            yield from train_stage(make_task(config), config)
+            for line in train_stage(make_task(config), config):
+                measured = self._pace[stage.name]["seconds_per_step"]
+                self._slowdown = max(1.0, line["seconds_per_step"] / measured)
+                yield line
         except TrainingStopped as stopped:
             log(str(stopped))
             raise SystemExit(stopped.code) from None

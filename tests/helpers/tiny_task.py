@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from demo_t2v.core.launch import exit_process
 from demo_t2v.training.config import TrainConfig
-from demo_t2v.training.distributed.engines import leave_process_group
 from demo_t2v.training.trainer import TrainingStopped, train
 
 
@@ -87,5 +87,4 @@ if __name__ == "__main__":
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         code = stopped.code
-    leave_process_group()
-    sys.exit(code)
+    exit_process(code)

@@ -23,6 +23,7 @@ from demo_t2v.cli.train import train
 from demo_t2v.cli.usage import OneLineGroup
 from demo_t2v.cli.web import web
 from demo_t2v.cli.weights import weights
+from demo_t2v.core.launch import exit_process
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -45,8 +46,11 @@ def main() -> None:
     """Run the program. The entry point of `demo-t2v` and `python -m demo_t2v`."""
     # Starts here because usage errors and imports print lines on stderr, too.
     events = sys.argv[1:2] == ["generate"] and "--json" in sys.argv
-    with events_on_stderr() if events else nullcontext():
-        app(prog_name="demo-t2v")
+    try:
+        with events_on_stderr() if events else nullcontext():
+            app(prog_name="demo-t2v")
+    except SystemExit as end:
+        exit_process(int(end.code or 0))
 
 
 def _print_version(requested: bool) -> None:

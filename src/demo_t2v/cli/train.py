@@ -34,7 +34,6 @@ def train(
         source: Any = resume if resume in ("auto", "none") else Path(resume)
         from demo_t2v.training.data.feature_cache import prepare
         from demo_t2v.training.distributed.deepspeed_config import apply_deepspeed_config
-        from demo_t2v.training.distributed.engines import leave_process_group
         from demo_t2v.training.logging import RunLogger
         from demo_t2v.training.tasks import make_task
         from demo_t2v.training.trainer import TrainingStopped
@@ -58,6 +57,4 @@ def train(
                         )
                     bar.update(int(line["step"]))
         except TrainingStopped as stopped:
-            leave_process_group()
             exit_with(str(stopped), stopped.code)
-        leave_process_group()

@@ -127,7 +127,7 @@ _EXPECTED: Final = {
     "union_tag_invalid": "one of {expected_tags}",
     "union_tag_not_found": "keys of its own, as in {{key: value}}",
 }
-"""Expected values by the beginning of a pydantic error type; the longest match counts."""
+"""Expected values by the first words of a pydantic error type; the longest match counts."""
 
 
 def describe_error(problem: ErrorDetails) -> str:
@@ -136,7 +136,7 @@ def describe_error(problem: ErrorDetails) -> str:
     if problem["type"] == "value_error":  # raised by one of our validators
         return str(context["error"])
     right = problem["msg"]
-    if names := [name for name in _EXPECTED if problem["type"].startswith(name)]:
+    if names := [name for name in _EXPECTED if f"{problem['type']}_".startswith(f"{name}_")]:
         texts = {k: str(v).replace("'", "").removesuffix(".0") for k, v in context.items()}
         right = "should be " + _EXPECTED[max(names, key=len)].format_map(texts)
     return f"{right}, not {_shorten(context.get('tag', problem['input']))}"

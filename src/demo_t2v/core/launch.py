@@ -1,9 +1,11 @@
-"""The environment variables that a launcher (torchrun, accelerate, DeepSpeed) sets."""
+"""Processes of a launcher (torchrun, accelerate, DeepSpeed): its variables, and their end."""
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Final
+import sys
+from typing import Final, NoReturn
 
 _SINGLE_PROCESS: Final = {
     "RANK": "0",
@@ -38,3 +40,18 @@ def set_default_environment() -> None:
     """Set missing variables to those of a single process; DeepSpeed requires them."""
     for name, value in _SINGLE_PROCESS.items():
         os.environ.setdefault(name, value)
+
+
+def exit_process(code: int) -> NoReturn:
+    """End this process, one of several at once.
+
+    Threads of the process group may still hold tensors. When one releases a tensor while the
+    interpreter ends, the program aborts (pytorch/pytorch#179291), and its launcher reports a
+    failure.
+    """
+    if world_size() == 1:
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,11 +1,10 @@
-"""The choice of the engine, and the end of its process group."""
+"""The choice of the engine."""
 
 from __future__ import annotations
 
 import os
 
 import torch
-from torch import distributed
 
 from demo_t2v.config import ConfigError
 from demo_t2v.core.devices import trains_on_cpu
@@ -40,13 +39,3 @@ def make_engine(task: Task, config: TrainConfig) -> Engine:
     if config.mixed_precision == "fp16":
         raise ConfigError("mixed_precision: fp16 does not work with fsdp; write bf16 or no")
     return ShardedEngine(task, config, accelerator)
-
-
-def leave_process_group() -> None:
-    """Wait for the other processes and leave the group, if there is one. Collective.
-
-    Gloo's and NCCL's threads abort a program that ends while another process communicates with it.
-    """
-    if distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
