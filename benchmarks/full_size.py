@@ -110,7 +110,7 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
     done = runner.denoise(jobs, lambda _: times.append(since(started)))
     if done.latents is None:
         raise RuntimeError("the batch could not be denoised") from done.error
-    frames = runner.decode(done.latents)
+    videos = runner.decode(done.latents)
     seconds = since(started)
     steps = [b - a for a, b in pairwise([0.0, *times])]
     process_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
@@ -126,8 +126,8 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
         "seconds_to_decode": round(seconds - times[-1], 3),
         "peak_gib": round(peak / 2**30, 2),
         "of": "GPU tensors" if cuda else "the process",
-        "frames": list(frames.shape),
-        "all_finite": bool(np.isfinite(frames).all()),
+        "frames": [len(videos), *np.shape(videos[0])],
+        "all_finite": not any(isinstance(video, ArithmeticError) for video in videos),
     }
 
 

@@ -92,14 +92,22 @@ def draw_cases(motions: Sequence[str], count: int, segments: int) -> list[Case]:
     return cases
 
 
-def judge(frames: NDArray[np.uint8], starts: Sequence[int]) -> list[str | None]:
-    """The motion in the frames of each segment."""
-    match, _ = find_things(read_scene(frames))
-    visible = match.fitted_path[1] >= MIN_SHARE
+def judge(frames: NDArray[np.uint8], starts: Sequence[int], clip: int) -> list[str | None]:
+    """The motion in the frames of each segment, at the speeds of clips of `clip` frames.
+
+    Of a longer video, each segment is judged in the `clip` frames from its start on.
+    """
     motions: list[str | None] = []
+    begun = -1
     for start, end in zip(starts, [*starts[1:], len(frames)], strict=True):
-        segment = np.zeros(len(frames), dtype=bool)
-        segment[start:end] = visible[start:end]
+        first = max(0, min(start, len(frames) - clip))
+        if first != begun:
+            begun = first
+            match, _ = find_things(read_scene(frames[first : first + clip]))
+        visible = match.fitted_path[1] >= MIN_SHARE
+        segment = np.zeros(len(visible), dtype=bool)
+        part = slice(start - first, end - first)
+        segment[part] = visible[part]
         motions.append(classify_motion(match, segment)[0] if segment.sum() > 2 else None)
     return motions
 
@@ -108,11 +116,12 @@ def measure(
     runner: Runner, cases: Sequence[Case], rows: Sequence[tuple[str, ...]], starts: Sequence[int]
 ) -> Iterator[tuple[Case, list[str | None], bool]]:
     """Each case with its segments' motions, and whether thing and background are right."""
+    clip = runner.pipeline.unet.config.sample_frames
     jobs = make_jobs([(str(number), *row) for number, row in enumerate(rows)], 1, 0)
     for case, video in zip(cases, runner.videos(jobs), strict=True):
         whole = classify_video(video.frames)
         content = (whole.thing, whole.background) == (case.thing, case.background)
-        yield case, judge(video.frames, starts), content
+        yield case, judge(video.frames, starts, clip), content
 
 
 def count(results: list[tuple[Case, list[str | None], bool]]) -> dict[str, str]:
@@ -139,7 +148,7 @@ def judge_real_clips(motions: Sequence[str], starts: Sequence[int], frames: int)
         for speed in SPEEDS:
             path = trajectory(motion, speed, rng, frames)
             clip = render(str(rng.choice(THINGS)), str(rng.choice(list(BACKGROUNDS))), path, 128)
-            right += [found == motion for found in judge(clip, starts)]
+            right += [found == motion for found in judge(clip, starts, frames)]
     return str(Proportion(sum(right), len(right)))
 
 
@@ -156,6 +165,8 @@ def main() -> None:
     config = InferenceConfig(device="cpu", num_frames=options.frames, batch_size=8)
     runner = Runner.load(resolve(options.model), config)
     starts = [round(n * options.frames / options.segments) for n in range(options.segments)]
+    real_frames = min(options.frames, runner.pipeline.unet.config.sample_frames)
+    real_starts = [start for start in starts if start < real_frames]
     figures: dict[str, dict[str, object]] = {}
     for name, motions in (("directions", DIRECTIONS), ("all but spins", ALL)):
         cases = draw_cases(motions, options.pairs, options.segments)
@@ -164,7 +175,7 @@ def main() -> None:
         figures[name] = {
             "timeline": count(list(measure(runner, cases, rows, starts))),
             "one prompt": count(list(measure(runner, cases, plain, starts))),
-            "real clips, single segments": judge_real_clips(motions, starts, options.frames),
+            "real clips, single segments": judge_real_clips(motions, real_starts, real_frames),
         }
         print(name, json.dumps(figures[name], indent=1), flush=True)
     if options.out:

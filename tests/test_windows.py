@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from demo_t2v.data.video import read_video
 from demo_t2v.diffusion.windows import (
     fuse_windows,
     reschedule_noise,
     split_windows,
     window_weights,
 )
+from demo_t2v.inference.outputs import read_manifest
+from demo_t2v.pipeline import DemoPipeline
+from helpers import in_process
+from helpers.program import assert_one_line
 
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20)).map(lambda pair: (max(pair), min(pair)))
 """A window's frames and the stride, which is at most as long."""
@@ -126,3 +135,146 @@ def test_no_noise_depends_on_its_batch() -> None:
     assert torch.equal(together[1:2], alone)
     one = reschedule_noise(noise, 13, 2, torch.Generator().manual_seed(1))
     assert torch.equal(one, reschedule_noise(noise, 13, 2, torch.Generator().manual_seed(1)))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline: DemoPipeline) -> DemoPipeline:
+    """Its motion transformers have an effect; new ones are the identity."""
+    torch.manual_seed(0)
+    copied = deepcopy(tiny_pipeline)
+    for name, weight in copied.unet.named_parameters():
+        if "motion_attentions" in name and "proj_out.weight" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    return copied
+
+
+def latents(pipeline: DemoPipeline, num_frames: int, **options: Any) -> Tensor:
+    """Two videos of one batch; the network is trained for 4 frames."""
+    result: Tensor = pipeline(
+        **{"prompt": ["a car", "a pear"], "generator": generators(1, 2)} | options,
+        num_frames=num_frames,
+        num_inference_steps=2,
+        output_type="latent",
+    ).frames
+    return result
+
+
+@pytest.fixture
+def seen(pipeline: DemoPipeline) -> Iterator[list[int]]:
+    """The numbers of frames that the network gets."""
+    frames: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(
+        lambda _, given: frames.append(given[0].shape[2])
+    )
+    yield frames
+    hook.remove()
+
+
+@pytest.fixture
+def prepared(pipeline: DemoPipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the motion states whose keys and values are computed."""
+    shapes: list[tuple[int, ...]] = []
+    prepare = pipeline.unet.prepare_conditioning
+
+    def record(content: Tensor, motion: Tensor) -> Any:
+        shapes.append(tuple(motion.shape))
+        return prepare(content, motion)
+
+    monkeypatch.setattr(pipeline.unet, "prepare_conditioning", record)
+    return shapes
+
+
+def test_a_clip_of_one_window_is_the_same(pipeline: DemoPipeline, seen: list[int]) -> None:
+    plain = latents(pipeline, 4)
+    assert seen == [4, 4]
+    assert torch.equal(latents(pipeline, 4, window_frames=9, window_stride=1), plain)
+
+
+def test_a_long_video_is_denoised_in_windows(
+    pipeline: DemoPipeline, seen: list[int], prepared: list[tuple[int, ...]]
+) -> None:
+    video = latents(pipeline, 9)
+    assert video.shape == (2, 4, 9, 4, 4)
+    assert seen == [4] * 4 * 2  # windows from 0, 2, 4, 5; two steps
+    assert len(prepared) == 1
+    seen.clear()
+    latents(pipeline, 9, window_frames=6, window_stride=3)
+    assert seen == [6] * 2 * 2
+
+
+def test_no_long_video_depends_on_its_batch(pipeline: DemoPipeline) -> None:
+    together = latents(pipeline, 9)
+    alone = latents(pipeline, 9, prompt="a pear", generator=generators(2))
+    torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_timeline_runs_over_all_windows(
+    pipeline: DemoPipeline, seen: list[int], prepared: list[tuple[int, ...]]
+) -> None:
+    rises, falls = "a car moves up", "a fish falls"
+    plain = latents(pipeline, 40, motion_prompt=[rises, falls])
+    seen.clear()
+    prepared.clear()
+    changed = latents(pipeline, 40, motion_prompt=[[(0, rises), (36, falls)], falls])
+    assert seen == [4] * 19 * 2
+    assert {shape[1] for shape in prepared} == {4}  # of the frames of one window
+    assert (changed[0] - plain[0])[:, 36:].abs().max() > 1e-3
+    torch.testing.assert_close(changed[0, :, :32], plain[0, :, :32], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(changed[1], plain[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_callback_gets_all_frames(pipeline: DemoPipeline) -> None:
+    shapes = []
+
+    def look(_: Any, _step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        shapes.append((tensors["latents"].shape, tensors["clean"].shape))
+        return tensors
+
+    video = latents(
+        pipeline,
+        9,
+        callback_on_step_end=look,
+        callback_on_step_end_tensor_inputs=["latents", "clean"],
+    )
+    assert shapes == [(video.shape, video.shape)] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"window_frames": 0}, "window_frames 0: must be at least 1"),
+        ({"window_stride": 5}, "window_stride 5: must be at least 1, and at most"),
+    ],
+)
+def test_what_a_call_refuses(pipeline: DemoPipeline, options: dict[str, int], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        latents(pipeline, 9, **options)
+
+
+def test_the_command_line(tmp_path: Path, tiny_folder: Path) -> None:
+    words = ("generate", "a car", "--model", tiny_folder, "--steps", "1", "--frames", "9")
+    done = in_process.run(tmp_path, *words, "--window-frames", "5", "--window-stride", "3")
+    assert done.returncode == 0, done.stderr
+    (entry,) = read_manifest(tmp_path / "outputs").values()
+    settings = entry["settings"]
+    assert (settings["window_frames"], settings["window_stride"]) == (5, 3)
+    assert len(read_video(tmp_path / "outputs" / entry["file"])[0]) == 9
+    other = in_process.run(tmp_path, *words)
+    assert other.returncode == 2
+    assert "made with window_frames 5, not None" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--window-stride", "5"), "window_stride: should be at most the window's 4 frames, not 5"),
+        (("--window-frames", "3", "--window-stride", "4"), "at most the window's 3 frames, not 4"),
+        (("--window-frames", "0"), "window_frames: should be at least 1, not 0"),
+        (("--window-stride", "0"), "window_stride: should be at least 1, not 0"),
+        (("--frames", "257"), "num_frames: should be at most 256, not 257"),
+    ],
+)
+def test_bad_input(tmp_path: Path, tiny_folder: Path, words: tuple[str, ...], line: str) -> None:
+    done = in_process.run(tmp_path, "generate", "a car", "--model", tiny_folder, *words)
+    assert_one_line(done, 2, line)
+    assert not (tmp_path / "outputs").exists()

@@ -40,6 +40,7 @@ from demo_t2v.diffusion.schedulers import (
     set_timesteps,
     step_options,
 )
+from demo_t2v.diffusion.windows import fuse_windows, reschedule_noise, split_windows
 from demo_t2v.lora import LoraMixin
 from demo_t2v.model_folder import FolderMixin, check_fit, register_classes
 from demo_t2v.models.text import TextConditioner, TextStates
@@ -177,6 +178,8 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         motion_crossfade: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
+        window_frames: int | None = None,
+        window_stride: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -205,7 +208,9 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         be a timeline, (frame, prompt) pairs such as `[(0, "rises"), (8, "falls")]`: each frame
         then follows the last prompt that has begun, with cross-fades of `motion_crossfade` frames
         (`conditioning.timeline`). Sizes are frames and pixels; the defaults are those that the
-        weights were trained for.
+        weights were trained for. More frames than `window_frames` (default: those of the training)
+        are denoised in windows, `window_stride` frames apart (default: half a window), whose
+        predictions are averaged (`diffusion.windows`).
         `generator` may be a list with one for each video, so that no video depends on its batch.
         `guidance_scale` 1 or less means no guidance; content and motion may have scales of their
         own, and `bypass_guidance_scale` steers away from the network without its motion branch
@@ -220,6 +225,8 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         """
         side = self.unet.config.sample_size * self.vae_scale_factor
         num_frames = default_to(num_frames, self.unet.config.sample_frames)
+        window_frames = default_to(window_frames, self.unet.config.sample_frames)
+        window_stride = default_to(window_stride, max(1, window_frames // 2))
         height, width = default_to(height, side), default_to(width, side)
         guider = guider or make_guidance(
             default_to(guidance_scale, self.config.guidance_scale),
@@ -244,6 +251,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             output_type=output_type,
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
+        windows = split_windows(num_frames, window_frames, window_stride)
         step_kwargs = step_options(self.scheduler, generator, eta)
         steps = default_to(num_inference_steps, self.config.num_inference_steps)
         set_timesteps(self.scheduler, steps, timesteps, self._execution_device)
@@ -257,15 +265,32 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
                 num_frames=num_frames,
                 motion_crossfade=motion_crossfade,
             )
-        denoise = self.prepare_denoiser(
-            prompt_embeds.repeat(num_videos_per_prompt),
-            negative_prompt_embeds and negative_prompt_embeds.repeat(num_videos_per_prompt),
-            guider,
-            motion_strength,
-        )
-        batch_size = num_prompts * num_videos_per_prompt
+        prompt_embeds = prompt_embeds.repeat(num_videos_per_prompt)
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = negative_prompt_embeds.repeat(num_videos_per_prompt)
+
+        def denoiser_of(window: slice) -> Denoiser:
+            return self.prepare_denoiser(
+                prompt_embeds.frames(window),
+                negative_prompt_embeds and negative_prompt_embeds.frames(window),
+                guider,
+                motion_strength,
+            )
+
+        denoise = shared = denoiser_of(windows[0])
+        if len(windows) > 1:  # without a timeline, all have the same keys and values
+            denoise = fuse_windows(
+                denoiser_of if prompt_embeds.per_frame else lambda _: shared, windows
+            )
         latents = self.prepare_latents(
-            batch_size, num_frames, height, width, generator=generator, latents=latents
+            num_prompts * num_videos_per_prompt,
+            num_frames,
+            height,
+            width,
+            window_frames=window_frames,
+            window_stride=window_stride,
+            generator=generator,
+            latents=latents,
         )
 
         self._interrupt = False
@@ -338,18 +363,30 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         height: int,
         width: int,
         *,
+        window_frames: int | None = None,
+        window_stride: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
     ) -> Tensor:
         """Standard normal noise or `latents`, (B, C, F, h, w), scaled for the scheduler's start.
 
-        Raises ValueError for `latents` of another shape than that of the video.
+        Behind the first `window_frames` (None: all) the noise is that of earlier frames, shuffled
+        within units of `window_stride` frames (`diffusion.windows.reschedule_noise`). Raises
+        ValueError for `latents` of another shape than that of the video.
         """
         factor, channels = self.vae_scale_factor, self.unet.config.in_channels
         shape = (batch_size, channels, num_frames, height // factor, width // factor)
         device = self._execution_device
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            drawn = min(num_frames, default_to(window_frames, num_frames))
+            latents = randn_tensor(
+                (*shape[:2], drawn, *shape[3:]),
+                generator=generator,
+                device=device,
+                dtype=torch.float32,
+            )
+            if drawn < num_frames:
+                latents = reschedule_noise(latents, num_frames, window_stride, generator)
         elif latents.shape != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}: must be {shape}")
         scaled: Tensor = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma

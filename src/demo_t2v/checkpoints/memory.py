@@ -56,7 +56,8 @@ Networks = Mapping[str, Network]
 class Request:
     """What is to be made at once: `batch` videos, sizes in pixels, `item` bytes a number.
 
-    The network makes `predictions` for each video in a step: 2 with guidance.
+    The network makes `predictions` for each video in a step: 2 with guidance. It
+    gets at most `window` of the frames at once (None: all).
     """
 
     batch: int
@@ -65,6 +66,7 @@ class Request:
     width: int
     predictions: int
     item: int
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def requested(model: ResolvedModel, config: InferenceConfig, videos: int) -> Req
         width=complete.width,
         predictions=make_guidance(**complete.guidance).max_predictions,
         item=ITEM_BYTES[resolve_device(config.device, config.dtype)[1]],
+        window=complete.window_frames or model.defaults.frames,
     )
 
 
@@ -199,13 +202,15 @@ def activation_bytes(networks: Networks, request: Request, plan: Plan) -> dict[s
             active[name] = _rows(request) * config["max_position_embeddings"] * per_token
     unet, vae = (networks[name].config for name in DENOISING)
     positions = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
-    active["unet"] = _rows(request) * request.frames * positions * _denoiser_width(unet)
+    window = min(request.window or request.frames, request.frames)
+    active["unet"] = _rows(request) * window * positions * _denoiser_width(unet)
     first, second = _first_two(vae)
     chunk = min(plan.decode_chunk_size, request.batch * request.frames)
     active["vae"] = chunk * pixels * (4 * first + second + 1)
     sizes = {name: count * request.item for name, count in active.items()}
-    # The finished frames: in the network's precision twice, in float32 twice.
-    sizes["vae"] += request.batch * request.frames * pixels * 3 * (2 * request.item + 8)
+    # The chunk's frames: in the network's precision twice, in float32 twice. All frames: as bytes.
+    sizes["vae"] += chunk * pixels * 3 * (2 * request.item + 8)
+    sizes["vae"] += request.batch * request.frames * pixels * 3
     return sizes
 
 

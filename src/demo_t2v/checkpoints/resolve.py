@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 from demo_t2v.checkpoints.fingerprint import MODEL_FILES, cache, fingerprint
 from demo_t2v.checkpoints.readers import PUBLISHED, read_object
-from demo_t2v.config import InferenceConfig, load
+from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.core.atomic_io import describe_broken_link, path_exists
 from demo_t2v.core.devices import SHARED_MEMORY, check_dtype, resolve_device
 from demo_t2v.model_folder import ModelError, class_name, first_line, only_variant, weight_files
@@ -55,7 +55,10 @@ class ModelDefaults:
         )
 
     def complete(self, config: InferenceConfig) -> InferenceConfig:
-        """The configuration with these values where it has none."""
+        """The configuration with these values where it has none.
+
+        Raises ConfigError for windows that leave frames out.
+        """
         own = {
             "height": self.side,
             "width": self.side,
@@ -66,6 +69,12 @@ class ModelDefaults:
         }
         missing = {key: value for key, value in own.items() if getattr(config, key) is None}
         complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | missing)
+        window = complete.window_frames or self.frames
+        if complete.window_stride is not None and complete.window_stride > window:
+            raise ConfigError(
+                f"window_stride: should be at most the window's {window} frames, "
+                f"not {complete.window_stride}"
+            )
         return complete
 
 

@@ -16,7 +16,9 @@ from demo_t2v.config import InferenceConfig, load
 from demo_t2v.core.devices import name_and_memory, resolve_device
 
 
-@takes_options("model", "num_frames", "height", "width", "device", "dtype", batch_size=1)
+@takes_options(
+    "model", "num_frames", "window_frames", "height", "width", "device", "dtype", batch_size=1
+)
 def info(
     *,
     options: Mapping[str, Any],

@@ -211,6 +211,14 @@ class InferenceConfig(Strict):
         Option("Frames in a video.", "frames", shapes_video=True),
         Aliases("max_frames"),
     ] = None
+    window_frames: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | None,
+        Option("Frames that the network denoises at once (default: MODEL's).", shapes_video=True),
+    ] = None
+    window_stride: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | None,
+        Option("Frames from one window to the next (default: half a window).", shapes_video=True),
+    ] = None
     height: Annotated[Side | None, Option("Height in pixels.", shapes_video=True)] = None
     width: Annotated[Side | None, Option("Width in pixels.", shapes_video=True)] = None
     fps: Annotated[

@@ -29,8 +29,11 @@ def split_windows(num_frames: int, window_frames: int, window_stride: int) -> li
     """The frames of each window: at most `window_frames`, `window_stride` apart.
 
     The last window ends with the video, so that its stride may be shorter. A video of at most
-    `window_frames` is one window. Raises ValueError for a stride that leaves frames out.
+    `window_frames` is one window. Raises ValueError for an empty window, and for a stride that
+    leaves frames out.
     """
+    if window_frames < 1:
+        raise ValueError(f"window_frames {window_frames}: must be at least 1")
     if not 1 <= window_stride <= window_frames:
         raise ValueError(
             f"window_stride {window_stride}: must be at least 1, and at most the window's "

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -207,6 +208,8 @@ class Runner:
             latents: Any = self.pipeline(
                 **prompt_arguments(jobs, self.config, self.prompt_embeds),
                 num_frames=self.config.num_frames,
+                window_frames=self.config.window_frames,
+                window_stride=self.config.window_stride,
                 height=self.config.height,
                 width=self.config.width,
                 num_inference_steps=requested,
@@ -237,27 +240,25 @@ class Runner:
             failed = _survivable(error)
             return [finish(Failure(job, failed)) for job in done.jobs]
         seconds = (done.seconds + time.monotonic() - started) / len(done.jobs)
-        results = []
-        for job, video in zip(done.jobs, videos, strict=True):
-            try:
-                result: Video | Failure = Video(job, to_bytes(video), seconds)
-            except ArithmeticError as error:
-                result = Failure(job, error)
-            results.append(finish(result))
-        return results
+        return [
+            finish(
+                Failure(job, video)
+                if isinstance(video, ArithmeticError)
+                else Video(job, video, seconds)
+            )
+            for job, video in zip(done.jobs, videos, strict=True)
+        ]
 
-    def decode(self, latents: Tensor) -> NDArray[np.float32]:
-        """Latents (B, C, F, h, w) to frames (B, F, H, W, 3) in [0, 1].
+    def decode(self, latents: Tensor) -> list[NDArray[np.uint8] | ArithmeticError]:
+        """Latents (B, C, F, h, w) to the frames (F, H, W, 3) of each video.
 
-        `decode_chunk_size` frames are decoded at once, and fewer where memory is short.
+        A video with numbers that are not finite is an ArithmeticError. `decode_chunk_size` frames
+        are decoded at once, and fewer where memory is short; only these are in memory as floats.
         """
         size = self.config.decode_chunk_size
         while True:
             try:
-                with torch.no_grad():  # per thread, and this may be another one
-                    frames: NDArray[np.float32] = (
-                        self.pipeline.decode_latents(latents, size).cpu().numpy()
-                    )
+                videos = self._decode(latents, size)
                 break
             except Exception as error:
                 if size == 1 or not out_of_memory(error):
@@ -265,7 +266,24 @@ class Runner:
             free_memory()
             size //= 2
         self.pipeline.maybe_free_model_hooks()
-        return frames
+        return videos
+
+    @torch.no_grad()  # per thread, and this may be another one than that of the denoising
+    def _decode(self, latents: Tensor, size: int) -> list[NDArray[np.uint8] | ArithmeticError]:
+        """As `decode`, `size` frames at once; the first of a video follow the last of another."""
+        videos, _, length, *sides = latents.shape
+        height, width = (side * self.pipeline.vae_scale_factor for side in sides)
+        frames = np.empty((videos, length, height, width, 3), dtype=np.uint8)
+        errors: dict[int, ArithmeticError] = {}
+        indices = np.ndindex(videos, length)
+        for chunk in rearrange(latents, "b c f h w -> 1 c (b f) h w").split(size, dim=2):
+            for frame in self.pipeline.decode_latents(chunk).flatten(0, 1).cpu().numpy():
+                video, index = next(indices)
+                try:
+                    frames[video, index] = to_bytes(frame)
+                except ArithmeticError as error:
+                    errors[video] = error
+        return [errors.get(number, video) for number, video in enumerate(frames)]
 
     @property
     def dtype(self) -> str:

@@ -31,6 +31,18 @@ class TextStates:
         motion = None if self.motion is None else change(self.motion)
         return TextStates(change(self.content), motion, change(self.eot_index))
 
+    @property
+    def per_frame(self) -> bool:
+        """Whether the motion states are those of each frame."""
+        return self.motion is not None and self.motion.ndim == 4
+
+    def frames(self, window: slice) -> TextStates:
+        """The states of some frames; the same where there are none for each frame."""
+        if not self.per_frame:
+            return self
+        assert self.motion is not None
+        return TextStates(self.content, self.motion[:, window], self.eot_index[:, window])
+
     def repeat(self, count: int) -> TextStates:
         """Each row `count` times; copies of a row are adjacent."""
         return self.map(lambda tensor: tensor.repeat_interleave(count, dim=0))
