@@ -56,8 +56,8 @@ Networks = Mapping[str, Network]
 class Request:
     """What is to be made at once: `batch` videos, sizes in pixels, `item` bytes a number.
 
-    The network makes `predictions` for each video in a step: 2 with guidance. It
-    gets at most `window` of the frames at once (None: all).
+    The network makes `predictions` for each video in a step: 2 with guidance. It gets at
+    most `window` of the frames at once (None: all).
     """
 
     batch: int
