@@ -16,6 +16,7 @@ from torch import Tensor
 
 from demo_t2v.data.video import read_video
 from demo_t2v.diffusion.windows import (
+    average_windows,
     fuse_windows,
     reschedule_noise,
     split_windows,
@@ -67,6 +68,15 @@ def test_the_weights_of_a_frame_sum_to_one(num_frames: int, sizes: tuple[int, in
         assert weight.min() > 0
         total[window] += weight
     torch.testing.assert_close(total, torch.ones(num_frames))
+
+
+def test_an_average_by_hand() -> None:
+    """Of maps (B, F, h, w), as those of attention."""
+    windows = [slice(0, 2), slice(1, 3)]
+    parts = [torch.full((1, 2, 3, 3), 4.0), torch.full((1, 2, 3, 3), 6.0)]
+    average = average_windows(parts, windows, dim=1)
+    assert average.shape == (1, 3, 3, 3)
+    assert average[0, :, 0, 0].tolist() == [4, 5, 6]
 
 
 def test_equal_predictions_fuse_to_themselves() -> None:

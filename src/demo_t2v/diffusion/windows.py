@@ -60,20 +60,31 @@ def window_weights(windows: Sequence[slice]) -> list[Tensor]:
     return [weight / total[window] for window, weight in zip(windows, weights, strict=True)]
 
 
+def average_windows(parts: Sequence[Tensor], windows: Sequence[slice], dim: int) -> Tensor:
+    """One tensor of all frames from one for each window, by `window_weights`.
+
+    `dim` is the axis of the frames.
+    """
+    shape = list(parts[0].shape)
+    shape[dim] = windows[-1].stop
+    average = parts[0].new_zeros(shape)
+    trailing = [1] * (len(shape) - 1 - dim)
+    for part, window, weight in zip(parts, windows, window_weights(windows), strict=True):
+        frames = average.narrow(dim, window.start, part.shape[dim])
+        frames += part * weight.to(part).view(-1, *trailing)
+    return average
+
+
 def fuse_windows(denoiser_of: Callable[[slice], Denoiser], windows: Sequence[slice]) -> Denoiser:
     """The denoiser of all frames whose prediction is the weighted average over the windows.
 
     `denoiser_of(window)` is the denoiser of these frames; it is called for one window after
     another in each step.
     """
-    shares = [share[:, None, None] for share in window_weights(windows)]  # (N, 1, 1)
 
     def fused(latents: Tensor, timestep: Tensor) -> Tensor:
-        total = torch.zeros_like(latents)
-        for window, share in zip(windows, shares, strict=True):
-            prediction = denoiser_of(window)(latents[:, :, window], timestep)
-            total[:, :, window] += prediction * share.to(latents.device)
-        return total
+        parts = [denoiser_of(window)(latents[:, :, window], timestep) for window in windows]
+        return average_windows(parts, windows, dim=2)
 
     return fused
 
