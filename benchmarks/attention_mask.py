@@ -6,8 +6,8 @@
 Rendered sprite clips have a true mask of the thing. Each clip is encoded, noised to 3 timesteps,
 and denoised once at each with its own caption. The attention to the [eot] token of the motion
 transformers, and that of the content transformers, is averaged over layers and timesteps and
-resized to the latents. Everything above a threshold, a quantile of the clip's attention, is the
-mask. Threshold and sign (bright or dark) are chosen on as many other clips, separately for both
+resized to the latents. The mask is what is bright, dark, or far from the clip's median, beyond a
+quantile. Which of these, and the quantile, are chosen on as many other clips, separately for both
 kinds of attention. The intersection over union with the true mask is compared with that of a mask
 at random places and of one square in the middle, both of the chosen size.
 """
@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,10 +32,12 @@ from torch.nn import functional as F
 from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import Clip, draw_clip, render_sprite
+from demo_t2v.diffusion.guidance import ContentMotionGuidance
 from demo_t2v.models.attention import Attention, KeysValues
 from demo_t2v.pipeline import DemoPipeline
 
 LEVELS = (0.25, 0.5, 0.75)
+Side = Literal["bright", "dark", "far"]
 QUANTILES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
@@ -96,7 +98,7 @@ def attend(pipeline: DemoPipeline, clip: Clip, seed: int) -> Example:
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     states, _ = pipeline.encode_prompt(clip.caption)
     motion: list[Tensor] = []
-    denoise = pipeline.prepare_denoiser(states, None, 1.0, attention=motion)
+    denoise = pipeline.prepare_denoiser(states, None, ContentMotionGuidance(), attention=motion)
     content = ContentMaps(pipeline, states.eot_index)
     alphas = pipeline.scheduler.alphas_cumprod
     for level in LEVELS:
@@ -117,21 +119,25 @@ def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return float((first & second).sum() / max((first | second).sum(), 1))
 
 
-def threshold(attention: NDArray[np.float32], quantile: float, sign: int) -> NDArray[np.bool_]:
-    """The brightest positions of a clip (sign 1) or the darkest (-1) beyond a quantile."""
-    signed = sign * attention
-    return signed >= np.quantile(signed, quantile)
+def threshold(attention: NDArray[np.float32], quantile: float, side: Side) -> NDArray[np.bool_]:
+    """The positions of a clip that are the brightest, the darkest or farthest from the median."""
+    level = {
+        "bright": attention,
+        "dark": -attention,
+        "far": np.abs(attention - np.median(attention)),
+    }[side]
+    return level >= np.quantile(level, quantile)
 
 
-def choose(examples: Sequence[Example], kind: str) -> tuple[float, int]:
-    """The quantile and the sign with the highest mean IoU."""
-    choices = [(quantile, sign) for quantile in QUANTILES for sign in (1, -1)]
-    return max(
-        choices,
-        key=lambda choice: np.mean(
-            [iou(threshold(e.attention[kind], *choice), e.mask) for e in examples]
-        ),
-    )
+def choose(examples: Sequence[Example], kind: str) -> tuple[float, Side]:
+    """The quantile and the side with the highest mean IoU."""
+
+    def score(choice: tuple[float, Side]) -> float:
+        masks = [(threshold(each.attention[kind], *choice), each.mask) for each in examples]
+        return float(np.mean([iou(*pair) for pair in masks]))
+
+    choices = [(quantile, side) for quantile in QUANTILES for side in get_args(Side)]
+    return max(choices, key=score)
 
 
 def interval(values: Sequence[float]) -> str:
@@ -150,8 +156,8 @@ def chance(example: Example, quantile: float, rng: np.random.Generator) -> dict[
     distance = np.maximum(abs(rows - (height - 1) / 2), abs(columns - (width - 1) / 2))
     middle = np.broadcast_to(-distance.astype(np.float32), (frames, height, width))
     return {
-        "random places": iou(threshold(noise, quantile, 1), example.mask),
-        "square in the middle": iou(threshold(middle, quantile, 1), example.mask),
+        "random places": iou(threshold(noise, quantile, "bright"), example.mask),
+        "square in the middle": iou(threshold(middle, quantile, "bright"), example.mask),
     }
 
 
@@ -184,21 +190,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()
     pipeline = resolve(options.model).load("cpu")
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    pixels = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     rng = np.random.default_rng(0)
     clips = [
-        draw_clip(rng, side, pipeline.unet.config.sample_frames) for _ in range(2 * options.clips)
+        draw_clip(rng, pixels, pipeline.unet.config.sample_frames) for _ in range(2 * options.clips)
     ]
     examples = [attend(pipeline, clip, number) for number, clip in enumerate(clips)]
     chosen_on, measured_on = examples[: options.clips], examples[options.clips :]
     figures: dict[str, Any] = {}
     for kind in ("motion attention", "content attention"):
-        quantile, sign = choose(chosen_on, kind)
-        found = [iou(threshold(e.attention[kind], quantile, sign), e.mask) for e in measured_on]
+        quantile, side = choose(chosen_on, kind)
+        found = [iou(threshold(e.attention[kind], quantile, side), e.mask) for e in measured_on]
         figures[kind] = {
             "IoU": interval(found),
             "quantile": quantile,
-            "sign": "bright" if sign == 1 else "dark",
+            "side": side,
         }
         others = [chance(example, quantile, rng) for example in measured_on]
         for name in others[0]:

@@ -58,11 +58,19 @@ def test_a_map_for_each_video_step_and_frame(pipeline: DemoPipeline, guidance_sc
     torch.testing.assert_close(output.frames, plain.frames, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_it_is_that_of_the_prompt(pipeline: DemoPipeline, guidance_scale: float) -> None:
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 3.0},
+        {"content_guidance_scale": 2.0, "motion_guidance_scale": 4.0},
+        {"guidance_scale": 3.0, "bypass_guidance_scale": 1.0},
+    ],
+)
+def test_it_is_that_of_the_prompt(pipeline: DemoPipeline, guidance: dict[str, float]) -> None:
     """The first step's is that of one forward pass on the initial noise, without guidance."""
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    found = attention(pipeline, guidance_scale=guidance_scale, negative_prompt="snow")
+    found = attention(pipeline, negative_prompt="snow", **guidance)
     side = pipeline.unet.config.sample_size
     frames = pipeline.unet.config.sample_frames
     noise = pipeline.prepare_latents(

@@ -13,17 +13,21 @@ from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
+from demo_t2v.config.inference import inference_options
 from demo_t2v.inference.jobs import PromptError, check_prompt, make_jobs
 
 _VIDEOS: Final = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-_OPTIONS: Final = (
-    *("model", "lora", "lora_strength", "seed", "scheduler", "num_inference_steps"),
-    *("guidance_scale", "negative_prompt", "motion_prompt", "motion", "motion_crossfade"),
-    *("motion_strength", "num_frames", "fps", "device", "dtype"),
+_FIXED: Final = {"height", "width", "format"}
+
+
+@takes_options(
+    *("model", "lora_strength", "device"),
+    *(
+        key
+        for key, (_, option) in inference_options().items()
+        if option.shapes_video and key not in _FIXED
+    ),
 )
-
-
-@takes_options(*_OPTIONS)
 def explain(
     source: Annotated[
         str, typer.Argument(metavar="PROMPT|VIDEO", help="A prompt in quotes, or a video file.")
@@ -65,8 +69,10 @@ def explain(
         else:
             found = explanation.explain_video(runner, frames, job, against)
         other = config.negative_prompt if against is None else against
+        motion = "; ".join(config.motion or ()) or config.motion_prompt
+        title = f"{text}, with the motion prompt: {motion}" if motion else text
         with atomic_write(out) as partial:
-            draw_explanation(found, text, other or "").save(partial, "PNG")
+            draw_explanation(found, title, other or "").save(partial, "PNG")
         typer.echo(out)
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from demo_t2v.checkpoints.resolve import ResolvedModel
 from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.core.atomic_io import reason
 from demo_t2v.data.video import Sampling, VideoError, sample_video
-from demo_t2v.diffusion.guidance import Denoiser
+from demo_t2v.diffusion.guidance import ContentMotionGuidance, Denoiser
 from demo_t2v.diffusion.noise import latents_and_noise
 from demo_t2v.inference.jobs import Job
 from demo_t2v.inference.prompt_embeds import check_motion, prompt_arguments
@@ -67,7 +68,7 @@ def read_clip(file: Path, config: InferenceConfig) -> Frames:
     """A clip of a video file in the size and length of the model's videos, `fps` frames a second.
 
     A longer video gives a clip at a place that the seed selects, a shorter one repeats frames.
-    Raises VideoError, OSError.
+    Raises VideoError.
     """
     assert config.num_frames is not None
     assert config.height is not None
@@ -76,6 +77,8 @@ def read_clip(file: Path, config: InferenceConfig) -> Frames:
         return sample_video(file, sampling, np.random.default_rng(config.seed))
     except VideoError as error:
         raise VideoError(f"{file}: {error}") from None
+    except OSError as error:
+        raise VideoError(f"{file}: cannot be read ({reason(error, file)})") from None
 
 
 def explain_prompt(runner: Runner, job: Job, against: str | None) -> Explanation:
@@ -161,5 +164,5 @@ def _denoiser(
     texts = prompt_arguments([job], runner.config, {}) | {"negative_prompt": None}
     states, _ = runner.pipeline.encode_prompt(**texts, num_frames=num_frames)
     return runner.pipeline.prepare_denoiser(
-        states, None, 1.0, runner.config.motion_strength, attention
+        states, None, ContentMotionGuidance(), runner.config.motion_strength, attention
     )
