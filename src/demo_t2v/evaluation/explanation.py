@@ -149,12 +149,11 @@ def _encode(runner: Runner, frames: Frames) -> Tensor:
     """The latents (1, C, F, h, w) of a video."""
     vae = runner.pipeline.vae
     pixels = torch.from_numpy(frames).to(vae.device, vae.dtype).movedim(-1, 1) / 127.5 - 1
-    means = [
-        vae.encode(chunk).latent_dist.mean
-        for chunk in pixels.split(runner.config.decode_chunk_size)
-    ]
-    latents = torch.cat(means).float() * vae.config.scaling_factor
-    return rearrange(latents, "f c h w -> 1 c f h w")
+    size = runner.config.decode_chunk_size
+    chunks = (pixels[start : start + size] for start in range(0, len(pixels), size))
+    means = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in chunks])
+    latents: Tensor = rearrange(means.float(), "f c h w -> 1 c f h w") * vae.config.scaling_factor
+    return latents
 
 
 def _denoiser(
