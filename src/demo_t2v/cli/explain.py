@@ -11,7 +11,7 @@ import typer
 
 from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.cli.options import takes_options
-from demo_t2v.cli.terminal import one_line_errors
+from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.config.inference import inference_options
 from demo_t2v.inference.jobs import PromptError, check_prompt, make_jobs
@@ -65,7 +65,8 @@ def explain(
         check_writable(out)
         runner = Runner.load(model, config)
         if frames is None:
-            found = explanation.explain_prompt(runner, job, against)
+            with progress("steps", 2 * (config.num_inference_steps or 1)) as bar:
+                found = explanation.explain_prompt(runner, job, against, bar.advance)
         else:
             found = explanation.explain_video(runner, frames, job, against)
         other = config.negative_prompt if against is None else against

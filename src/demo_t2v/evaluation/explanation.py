@@ -24,7 +24,7 @@ from demo_t2v.diffusion.guidance import ContentMotionGuidance, Denoiser
 from demo_t2v.diffusion.noise import latents_and_noise
 from demo_t2v.inference.jobs import Job
 from demo_t2v.inference.prompt_embeds import check_motion, prompt_arguments
-from demo_t2v.inference.runner import Runner, to_bytes
+from demo_t2v.inference.runner import OnProgress, Runner, to_bytes
 from demo_t2v.model_folder import ModelError
 
 LEVELS: Final = (0.25, 0.5, 0.75)
@@ -81,14 +81,16 @@ def read_clip(file: Path, config: InferenceConfig) -> Frames:
         raise VideoError(f"{file}: cannot be read ({reason(error, file)})") from None
 
 
-def explain_prompt(runner: Runner, job: Job, against: str | None) -> Explanation:
+def explain_prompt(
+    runner: Runner, job: Job, against: str | None, on_progress: OnProgress | None = None
+) -> Explanation:
     """Make the job's video, and that of the same prompt and seed with the motion prompt `against`.
 
     `against` may be a timeline as one text; None is the negative prompt. The difference is that of
     the frames, as a mean over the colours in [0, 1]. Raises the error of a video that fails.
     """
-    frames, attention = _make(runner, job)
-    other, _ = _make(*with_motion(runner, job, against))
+    frames, attention = _make(runner, job, on_progress)
+    other, _ = _make(*with_motion(runner, job, against), on_progress)
     difference = np.abs(frames.astype(np.float32) - other).mean(axis=-1) / 255
     return Explanation(frames, attention, difference, other)
 
@@ -134,9 +136,11 @@ def with_motion(runner: Runner, job: Job, against: str | None) -> tuple[Runner, 
     return replace(runner, config=runner.config.model_copy(update=motion)), replace(job, motion="")
 
 
-def _make(runner: Runner, job: Job) -> tuple[Frames, NDArray[np.float32]]:
+def _make(
+    runner: Runner, job: Job, on_progress: OnProgress | None
+) -> tuple[Frames, NDArray[np.float32]]:
     """The job's frames, and its attention (F, h, w)."""
-    done = runner.denoise([job], output_attention=True)
+    done = runner.denoise([job], on_progress, output_attention=True)
     if done.error is not None:
         raise done.error
     assert done.latents is not None
