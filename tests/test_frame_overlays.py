@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from demo_t2v.evaluation.frame_grids import spread_indices
-from demo_t2v.web.frame_overlays import draw_attention, draw_flow
+from demo_t2v.evaluation.frame_overlays import draw_attention, draw_flow
 
 
 def test_arrows_point_along_the_motion() -> None:

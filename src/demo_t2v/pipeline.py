@@ -65,6 +65,10 @@ class DemoPipelineOutput(BaseOutput):
     frames: NDArray[np.float32] | Tensor | list[list[Image]]
     """numpy or torch (B, F, H, W, 3) in [0, 1], PIL images video by video, or latents
     (B, C, F, h, w)."""
+    attention: Tensor | None = None
+    """(B, T, F, h, w) in [0, 1], with `output_attention`: attention of the latents' positions to
+    the motion prompt's [eot] token (DEMO, eq. 3) at each of T timesteps, on the CPU. It is the mean
+    over the heads and the motion transformers, whose maps are resized to h and w."""
 
 
 class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
@@ -198,6 +202,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         negative_prompt_embeds: TextStates | None = None,
         decode_chunk_size: int | None = None,
         output_type: Literal["np", "pt", "pil", "latent"] = "np",
+        output_attention: bool = False,
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -218,10 +223,13 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         prompt of both encoders, by default the model's own. `motion_strength` scales the motion
         transformers; 0 is the base network. `prompt_embeds` and `negative_prompt_embeds`, made by
         `encode_prompt`, replace the prompts. `decode_chunk_size` frames are decoded at once (None:
-        all). `timesteps` and `eta` are options of the scheduler, where it has them. `return_dict`
-        False returns the frames in a tuple. The tensors of a callback are `latents` and `clean`,
+        all). `timesteps` and `eta` are options of the scheduler, where it has them.
+        `output_attention` adds the motion attention of the same forward passes to the output;
+        frames then differ by rounding, since the fused attention of torch gives no maps.
+        `return_dict` False returns a tuple. The tensors of a callback are `latents` and `clean`,
         the estimate of the noise-free latents. Raises ValueError for unsuitable sizes, lists of
-        wrong length, a prompt given twice or not at all, and an unsuitable scheduler.
+        wrong length, a prompt given twice or not at all, an unsuitable scheduler, and for
+        `output_attention` without motion transformers.
         """
         side = self.unet.config.sample_size * self.vae_scale_factor
         num_frames = default_to(num_frames, self.unet.config.sample_frames)
@@ -252,6 +260,10 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
         windows = split_windows(num_frames, window_frames, window_stride)
+        if output_attention and len(windows) > 1:
+            raise ValueError(
+                f"output_attention: needs at most {window_frames} frames (window_frames)"
+            )
         step_kwargs = step_options(self.scheduler, generator, eta)
         steps = default_to(num_inference_steps, self.config.num_inference_steps)
         set_timesteps(self.scheduler, steps, timesteps, self._execution_device)
@@ -269,12 +281,15 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         if negative_prompt_embeds is not None:
             negative_prompt_embeds = negative_prompt_embeds.repeat(num_videos_per_prompt)
 
+        attention: list[Tensor] | None = [] if output_attention else None
+
         def denoiser_of(window: slice) -> Denoiser:
             return self.prepare_denoiser(
                 prompt_embeds.frames(window),
                 negative_prompt_embeds and negative_prompt_embeds.frames(window),
                 guider,
                 motion_strength,
+                attention,
             )
 
         denoise = shared = denoiser_of(windows[0])
@@ -313,7 +328,8 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
 
         frames = self._postprocess(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
-        return DemoPipelineOutput(frames=frames) if return_dict else (frames,)
+        output = DemoPipelineOutput(frames, torch.stack(attention, dim=1) if attention else None)
+        return output if return_dict else output.to_tuple()
 
     def check_inputs(
         self,
@@ -398,28 +414,40 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         negative_prompt_embeds: TextStates | None,
         guider: ContentMotionGuidance,
         motion_strength: float = 1.0,
+        attention: list[Tensor] | None = None,
     ) -> Denoiser:
-        """The network under guidance. Keys and values are computed when the conditions change."""
+        """The network under guidance. Keys and values are computed when the conditions change.
+
+        Each call appends the motion attention (B, F, h, w) of the prompts to `attention`, if given.
+        Raises ValueError for that without motion transformers.
+        """
+        if attention is not None and not (self.unet.config.motion and motion_strength):
+            raise ValueError("output_attention: needs motion transformers, and motion_strength > 0")
         device, dtype = self._execution_device, self.unet.dtype
         num_train_timesteps = self.scheduler.config.num_train_timesteps
 
         @lru_cache(maxsize=2)  # those with and without the motion branch
-        def prepare(conditions: tuple[Condition, ...]) -> Conditioning:
+        def prepare(conditions: tuple[Condition, ...]) -> tuple[Conditioning, Tensor]:
             states = _conditioned(prompt_embeds, negative_prompt_embeds, conditions)
             motion = None if states.motion is None else states.motion.to(device, dtype)
             content = states.content.to(device, dtype)
             prepared: Conditioning = self.unet.prepare_conditioning(content, motion)
-            return prepared
+            return prepared, states.eot_index.to(device)
 
         def run(
             latents: Tensor, timestep: Tensor, conditions: tuple[Condition, ...], strength: float
         ) -> list[Tensor]:
+            conditioning, eot_index = prepare(conditions)
             output = self.unet(
                 torch.cat([latents] * len(conditions)).to(dtype),
                 timestep,
-                conditioning=prepare(conditions),
+                conditioning=conditioning,
                 motion_strength=strength,
+                eot_index=eot_index if attention is not None and strength else None,
             )
+            if attention is not None and strength:
+                maps = output.mean_eot_attention.chunk(len(conditions))
+                attention.append(maps[conditions.index(Condition(True, True))].cpu())
             return list(output.sample.float().chunk(len(conditions)))
 
         def denoise(latents: Tensor, timestep: Tensor) -> Tensor:

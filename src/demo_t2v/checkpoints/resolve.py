@@ -95,6 +95,11 @@ class ResolvedModel:
         """Sixteen hexadecimal digits that identify the model's files. Raises ModelError."""
         return fingerprint(self.folder)
 
+    @cached_property
+    def has_motion(self) -> bool:
+        """Whether the denoiser has motion transformers. Raises ModelError."""
+        return bool(read_object(self.folder / "unet" / "config.json").get("motion", True))
+
     def load(
         self,
         device: str = "auto",

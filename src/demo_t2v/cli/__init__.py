@@ -16,7 +16,9 @@ import typer
 from demo_t2v.cli.card import card
 from demo_t2v.cli.data import data
 from demo_t2v.cli.evaluate import evaluate
+from demo_t2v.cli.explain import explain
 from demo_t2v.cli.generate import generate
+from demo_t2v.cli.grid import grid
 from demo_t2v.cli.info import info
 from demo_t2v.cli.terminal import events_on_stderr
 from demo_t2v.cli.train import train
@@ -36,6 +38,8 @@ app.add_typer(evaluate, name="evaluate")
 app.add_typer(data, name="data")
 app.add_typer(weights)
 app.command()(generate)
+app.command()(grid)
+app.command()(explain)
 app.command()(info)
 app.command()(web)
 app.command()(card)
@@ -45,7 +49,7 @@ app.command()(train)
 def main() -> None:
     """Run the program. The entry point of `demo-t2v` and `python -m demo_t2v`."""
     # Starts here because usage errors and imports print lines on stderr, too.
-    events = sys.argv[1:2] == ["generate"] and "--json" in sys.argv
+    events = sys.argv[1:2] in (["generate"], ["grid"]) and "--json" in sys.argv
     try:
         with events_on_stderr() if events else nullcontext():
             app(prog_name="demo-t2v")

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,19 +69,30 @@ def generate(
         if text is not None and prompts is not None:
             raise PromptError(f"a prompt and --prompts {prompts} are both given: give one of them")
         settings = load(InferenceConfig, config, overrides, options)
-        work = Workload.prepare(settings, _jobs(text, settings), overwrite)
-        videos, steps = len(work.missing), work.config.num_inference_steps or 1
-        title = f"{videos} video{'s' * (videos != 1)}"
-        try:
-            # Libraries print to stdout, which is for the report.
-            with redirect_stdout(sys.stderr), progress(title, videos * steps) as bar:
-                work.run(_Display(bar, as_json, videos, steps))
-        finally:
-            if work.coordinator.is_main:
-                summary = work.summary()
-                _report(settings.model, summary, as_json)
-        if work.coordinator.is_main and summary.problem:
-            exit_with(summary.problem, 1)
+        make_videos(Workload.prepare(settings, _jobs(text, settings), overwrite), as_json)
+
+
+def make_videos(
+    work: Workload, as_json: bool, finish: Callable[[], Mapping[str, str]] = dict
+) -> None:
+    """Make the videos of a command and print a report.
+
+    `finish` is called in the first process when all videos are there. It makes further files and
+    returns their paths by their key in the report.
+    """
+    videos, steps = len(work.missing), work.config.num_inference_steps or 1
+    title = f"{videos} video{'s' * (videos != 1)}"
+    try:
+        # Libraries print to stdout, which is for the report.
+        with redirect_stdout(sys.stderr), progress(title, videos * steps) as bar:
+            work.run(_Display(bar, as_json, videos, steps))
+    finally:
+        if work.coordinator.is_main:
+            summary = work.summary()
+            files = {} if summary.failed else finish()
+            _report(work.config.model, summary, files, as_json)
+    if work.coordinator.is_main and summary.problem:
+        exit_with(summary.problem, 1)
 
 
 @dataclass
@@ -159,15 +170,15 @@ def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
     return make_jobs(prompts, source.repeat_times, config.seed)
 
 
-def _report(model: str, summary: Summary, as_json: bool) -> None:
+def _report(model: str, summary: Summary, files: Mapping[str, str], as_json: bool) -> None:
     """Print what a run did."""
     if as_json:
         report = asdict(summary)
         del report["problem"]
-        typer.echo(json.dumps({"model": model, **report}))
+        typer.echo(json.dumps({"model": model, **report, **files}))
         return
-    for video in summary.videos:
-        typer.echo(video["file"])
+    for file in (*(video["file"] for video in summary.videos), *files.values()):
+        typer.echo(file)
     if not summary.failed:
         there = f", {summary.skipped} were there already" if summary.skipped else ""
         typer.echo(f"{len(summary.videos)} made{there}", err=True)

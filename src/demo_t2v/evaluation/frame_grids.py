@@ -53,7 +53,10 @@ def contact_sheet(videos: Iterable[tuple[Path, str]]) -> Image.Image:
     OSError.
     """
     return image_grid(
-        [[_caption(" ".join(prompt.split())), *_cells(_read(file))] for file, prompt in videos]
+        [
+            [_caption(" ".join(prompt.split())), *_cells(read_frames(file))]
+            for file, prompt in videos
+        ]
     )
 
 
@@ -73,8 +76,11 @@ def _cells(frames: NDArray[np.uint8]) -> list[Image.Image]:
     ]
 
 
-def _read(file: Path) -> NDArray[np.uint8]:
-    """The frames (F, H, W, 3)."""
+def read_frames(file: Path) -> NDArray[np.uint8]:
+    """The frames (F, H, W, 3) of a video file or of a folder of PNG frames.
+
+    Raises data.video.VideoError, OSError.
+    """
     if not file.is_dir():
         return read_video(file)[0]
     return np.stack([np.asarray(Image.open(frame)) for frame in sorted(file.glob("*.png"))])

@@ -81,6 +81,8 @@ class DenoisedBatch:
     latents: Tensor | None
     error: Exception | None
     seconds: float
+    attention: Tensor | None = None
+    """(B, T, F, h, w): the pipeline's motion attention, if requested."""
 
 
 @dataclass
@@ -182,6 +184,7 @@ class Runner:
         jobs: Sequence[Job],
         on_progress: OnProgress | None = None,
         on_step: OnStep | None = None,
+        output_attention: bool = False,
     ) -> DenoisedBatch:
         """Denoise the jobs at once.
 
@@ -205,7 +208,7 @@ class Runner:
             return tensors
 
         try:
-            latents: Any = self.pipeline(
+            output: Any = self.pipeline(
                 **prompt_arguments(jobs, self.config, self.prompt_embeds),
                 num_frames=self.config.num_frames,
                 window_frames=self.config.window_frames,
@@ -219,14 +222,16 @@ class Runner:
                 output_type="latent",
                 callback_on_step_end=after_step,
                 callback_on_step_end_tensor_inputs=inputs,
-            ).frames
+                output_attention=output_attention,
+            )
         except Exception as error:
             if self.lockstep:
                 raise
             if on_progress:
                 on_progress(-counted)
             return DenoisedBatch(jobs, None, _survivable(error), 0.0)
-        return DenoisedBatch(jobs, latents, None, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return DenoisedBatch(jobs, output.frames, None, seconds, output.attention)
 
     def _finish(self, done: DenoisedBatch, finish: Callable[[Video | Failure], R]) -> list[R]:
         """Decode a batch, and call `finish` with each of its videos and failures."""

@@ -37,6 +37,22 @@ class DemoUNetOutput:
     sample: Tensor
     eot_attention: tuple[Tensor, ...] | None = None
 
+    @property
+    def mean_eot_attention(self) -> Tensor:
+        """The mean of the maps over the layers, each resized to `sample`: (B, F, H, W) in [0, 1].
+
+        Raises ValueError where there are no maps: without `eot_index`, or without motion
+        transformers.
+        """
+        if not self.eot_attention:
+            raise ValueError("eot_attention: the forward pass had none")
+        size = self.sample.shape[3:]
+        resized = [
+            F.interpolate(rearrange(one.float(), "b h w f -> b f h w"), size, mode="bilinear")
+            for one in self.eot_attention
+        ]
+        return torch.stack(resized).mean(dim=0)
+
 
 class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Latent video denoiser; the default sizes are those of the release (1,684.86 M parameters).

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
-
-from demo_t2v.losses.optical_flow import resize
 
 if TYPE_CHECKING:
     from demo_t2v.inference.runner import Step
@@ -38,14 +35,12 @@ def motion_attention(pipeline: DemoPipeline, step: Step, states: TextStates) -> 
     noisy = pipeline.scheduler.scale_model_input(step.latents[:1], timestep)
     unet, device = pipeline.unet, step.latents.device
     assert states.motion is not None
-    maps = unet(
+    output = unet(
         noisy.to(unet.dtype),
         timestep,
         states.content.to(device, unet.dtype),
         states.motion.to(device, unet.dtype),
         eot_index=states.eot_index.to(device),
-    ).eot_attention
-    size = (noisy.shape[3], noisy.shape[4])
-    layers = [resize(rearrange(layer.float(), "1 h w f -> f 1 h w"), size) for layer in maps]
-    attention: NDArray[np.float32] = torch.stack(layers).mean(dim=0)[:, 0].cpu().numpy()
+    )
+    attention: NDArray[np.float32] = output.mean_eot_attention[0].cpu().numpy()
     return attention

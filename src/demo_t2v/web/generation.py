@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.video import write_video
+from demo_t2v.evaluation.frame_overlays import draw_attention, draw_flow, gif_data_uri
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.inference.outputs import file_name
 from demo_t2v.inference.runner import CancelledError, Runner, Step
 from demo_t2v.web.attention_maps import motion_attention, recorded_steps
-from demo_t2v.web.frame_overlays import draw_attention, draw_flow, gif_data_uri
 from demo_t2v.web.history import GenerationResult, VideoFiles
 from demo_t2v.web.request import GenerationRequest
 

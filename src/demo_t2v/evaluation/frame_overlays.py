@@ -18,7 +18,8 @@ from demo_t2v.data.video import gif_bytes
 from demo_t2v.evaluation.frame_grids import COLUMNS, image_grid, spread_indices
 from demo_t2v.losses.optical_flow import lucas_kanade, video_flow
 
-_HEIGHT: Final = 160  # of a frame, in pixels
+HEIGHT: Final = 160
+"""Height of an enlarged frame in pixels."""
 _GAP: Final = 4
 _ARROWS: Final = 8  # along the shorter side of a frame
 _ARROW_SCALE: Final = 3.0  # length of an arrow per displacement between two frames
@@ -42,6 +43,13 @@ def gif_data_uri(frames: Frames, fps: float) -> str:
     return f"data:image/gif;base64,{base64.b64encode(gif_bytes(small, fps)).decode()}"
 
 
+def optical_flow(frames: Frames) -> NDArray[np.float32]:
+    """The flow (F-1, 2, H, W) from each frame to the next, in pixels; at least two frames."""
+    clip = rearrange(torch.from_numpy(frames), "f h w c -> 1 c f h w").float() / 127.5 - 1
+    flow: NDArray[np.float32] = video_flow(lucas_kanade, clip)[0].numpy()
+    return flow
+
+
 def draw_flow(videos: Sequence[Frames]) -> Image.Image:
     """A row of frames for each video, with arrows along the optical flow to the next frame.
 
@@ -50,9 +58,8 @@ def draw_flow(videos: Sequence[Frames]) -> Image.Image:
     """
     rows = []
     for frames in videos:
-        clip = rearrange(torch.from_numpy(frames), "f h w c -> 1 c f h w").float() / 127.5 - 1
-        flow = video_flow(lucas_kanade, clip)[0].numpy()  # (F-1, 2, H, W)
-        rows.append([_with_arrows(_enlarged(frames[i]), flow[i]) for i in _columns(len(flow))])
+        flow = optical_flow(frames)
+        rows.append([with_arrows(enlarged(frames[i]), flow[i]) for i in _columns(len(flow))])
     return _grid(rows)
 
 
@@ -64,10 +71,15 @@ def draw_attention(frames: Frames, attention: Sequence[NDArray[np.float32]]) -> 
     """
     rows = []
     for maps in attention:
-        span = float(np.ptp(maps))
-        level = (maps - maps.min()) / span if span else np.zeros_like(maps)
-        rows.append([_with_heat(_enlarged(frames[i]), level[i]) for i in _columns(len(frames))])
+        level = normalized(maps)
+        rows.append([with_heat(enlarged(frames[i]), level[i]) for i in _columns(len(frames))])
     return _grid(rows)
+
+
+def normalized(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The maps on a scale from their minimum, 0, to their maximum, 1; all 0 where they are even."""
+    span = float(np.ptp(maps))
+    return (maps - maps.min()) / span if span else np.zeros_like(maps)
 
 
 def _columns(frames: int) -> list[int]:
@@ -79,12 +91,13 @@ def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     return image_grid(rows, _GAP, "RGBA", "#0000")
 
 
-def _enlarged(frame: NDArray[np.uint8]) -> Image.Image:
+def enlarged(frame: NDArray[np.uint8]) -> Image.Image:
+    """A frame (H, W, 3) as a picture HEIGHT pixels high."""
     height, width = frame.shape[:2]
-    return Image.fromarray(frame).resize((max(1, round(_HEIGHT * width / height)), _HEIGHT))
+    return Image.fromarray(frame).resize((max(1, round(HEIGHT * width / height)), HEIGHT))
 
 
-def _with_arrows(picture: Image.Image, flow: NDArray[np.float32]) -> Image.Image:
+def with_arrows(picture: Image.Image, flow: NDArray[np.float32]) -> Image.Image:
     """The enlarged frame with arrows of its flow (2, H, W), in pixels of the original frame."""
     height, width = flow.shape[1:]
     scale, spacing = picture.height / height, max(1, min(height, width) // _ARROWS)
@@ -120,7 +133,7 @@ def _draw_arrow(
         draw.line([barbs[0], tip, barbs[1]], fill, line)
 
 
-def _with_heat(picture: Image.Image, level: NDArray[np.float32]) -> Image.Image:
+def with_heat(picture: Image.Image, level: NDArray[np.float32]) -> Image.Image:
     """The frame in grey under the heat map of `level` (h, w) in [0, 1]."""
     positions = np.linspace(0, 1, len(_COLOUR_MAP))
     fine = Image.fromarray(np.ascontiguousarray(level, np.float32)).resize(
