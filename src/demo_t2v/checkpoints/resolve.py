@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 from demo_t2v.checkpoints.fingerprint import MODEL_FILES, cache, fingerprint
 from demo_t2v.checkpoints.readers import PUBLISHED, read_object
+from demo_t2v.conditioning.speed import FILE as SPEED_FILE
+from demo_t2v.conditioning.speed import SpeedCalibration
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.core.atomic_io import describe_broken_link, path_exists
 from demo_t2v.core.devices import SHARED_MEMORY, check_dtype, resolve_device
@@ -85,6 +87,11 @@ class ResolvedModel:
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the model's files. Raises ModelError."""
         return fingerprint(self.folder)
+
+    @cached_property
+    def speed_calibration(self) -> SpeedCalibration | None:
+        """The calibration of `speed`, if the model has one. Raises SpeedError."""
+        return SpeedCalibration.read(self.folder)
 
     def load(
         self,
@@ -185,7 +192,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, SPEED_FILE]))
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             f"{name}: is neither a folder here nor a repository on the hub that you may read"

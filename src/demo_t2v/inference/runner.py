@@ -205,7 +205,9 @@ class Runner:
 
         try:
             latents: Any = self.pipeline(
-                **prompt_arguments(jobs, self.config, self.prompt_embeds),
+                **prompt_arguments(
+                    jobs, self.config, self.prompt_embeds, self.pipeline.speed_calibration
+                ),
                 num_frames=self.config.num_frames,
                 height=self.config.height,
                 width=self.config.width,
