@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Weight = float | tuple[float, float]
 """A weight, or those of the first and of the last frame; between them it is linear."""
 
-_PLUS: Final = re.compile(r"(?:^|\s+|(?<=\d))\+(?:\s+|$|(?=\w))")
+_PLUS: Final = re.compile(r"(?:^|\s+|(?<=\d))\+(?=\s|\w|$)")
 _PART: Final = re.compile(
     r"(?P<prompt>.*):\s*(?P<first>[^\s:]+?)(?:\s*->\s*(?P<last>\S*))?", re.DOTALL
 )

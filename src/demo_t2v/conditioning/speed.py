@@ -25,6 +25,9 @@ FILE: Final = "speed.json"
 """The calibration's file in a model folder."""
 _SPEED: Final = re.compile(r"(\d+\.?\d*|\.\d+)\s*(px|sides/s|x)", re.ASCII)
 
+_ROUNDED: Final = 0.005
+"""Share by which a number of three digits may differ: the ends of a range are named by three."""
+
 
 class SpeedError(UserError):
     """A speed that cannot be had; the message is one line."""
@@ -132,7 +135,7 @@ class SpeedCalibration:
             "x": (self.factors, 1.0),
         }[unit]
         low, high = curve[0] * scale, curve[-1] * scale
-        if not low <= number <= high:
+        if not low * (1 - _ROUNDED) <= number <= high * (1 + _ROUNDED):
             raise SpeedError(
                 f"speed: {speed.strip()} is outside the calibrated range; "
                 f"choose from {low:.3g}{unit} to {high:.3g}{unit}"
