@@ -153,7 +153,7 @@ def test_a_segment_of_a_timeline_has_its_own_blend() -> None:
 def test_weights_of_equal_segments_are_those_of_the_blend(
     lengths: list[int], ends: list[tuple[float, float]]
 ) -> None:
-    blend = Blend(("x",) * len(ends), tuple((a, a) for a, _ in ends[:-1]) + ((1, ends[-1][1]),))
+    blend = Blend(("x",) * len(ends), (*((a, a) for a, _ in ends[:-1]), (1, ends[-1][1])))
     starts = tuple(sum(lengths[:number]) for number in range(len(lengths)))
     _, weights = Timeline(starts, (blend,) * len(starts)).text_weights(sum(lengths))
     summed = weights.reshape(sum(lengths), len(starts), len(ends)).sum(1)

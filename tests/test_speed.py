@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,11 +15,21 @@ from hypothesis import strategies as st
 
 from demo_t2v.checkpoints.fingerprint import fingerprint
 from demo_t2v.checkpoints.resolve import BUILT_IN, resolve
-from demo_t2v.conditioning.blend import Blend
+from demo_t2v.conditioning.blend import Blend, parse_blend
 from demo_t2v.conditioning.speed import SpeedCalibration, SpeedError, SpeedWords
 from demo_t2v.conditioning.timeline import Timeline
+from demo_t2v.config import InferenceConfig
 from demo_t2v.data.sprites import SPEEDS, Trajectory, caption, render, trajectory
-from demo_t2v.evaluation.sprites.speed import WORDS, SpeedCase, draw_cases, measure, path_speed
+from demo_t2v.evaluation.sprites.speed import (
+    OTHERS,
+    WORDS,
+    SpeedCase,
+    calibrate,
+    draw_cases,
+    measure,
+    path_speed,
+)
+from demo_t2v.inference.jobs import Job, Video
 from demo_t2v.inference.outputs import read_manifest
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process
@@ -221,3 +233,32 @@ def test_cases_have_the_motions_in_turn() -> None:
     cases = draw_cases(("left", "up"), 5, seed=3)
     assert [case.motion for case in cases] == ["left", "up", "left", "up", "left"]
     assert cases == draw_cases(("left", "up"), 5, seed=3)
+
+
+class SpriteWorld:
+    """A runner whose videos are drawn: things go 0.02 + 0.01 knob sides a frame, up to knob 1."""
+
+    config = InferenceConfig()
+    cases: ClassVar = {
+        case.prompt: case for case in draw_cases(("left",), 1, 0) + draw_cases(OTHERS, 1, 1)
+    }
+
+    def videos(self, jobs: Sequence[Job]) -> Iterator[Video]:
+        for job in jobs:
+            case, blend = self.cases[job.prompt], parse_blend(job.motion)
+            share = blend.ends[1][0]
+            knob = min(-share if "slowly" in blend.prompts[1] else share, 1)
+            steps = (0.02 + 0.01 * knob) * (np.arange(16) - 7.5)
+            still = np.zeros(16)
+            moves = case.motion == "left"
+            x = 0.5 - (steps if moves else still)
+            path = Trajectory(x, still + 0.5, 0.43 + (still if moves else steps / 2), still)
+            yield Video(job, render(case.thing, case.background, path, 64), 0.0)
+
+
+def test_a_calibration_finds_the_speeds_and_leaves_out_where_they_do_not_rise() -> None:
+    runner: Any = SpriteWorld()
+    found = calibrate(runner, 1, 1, (-1, 1, 2))
+    assert found.knobs == (-1, 0, 1)
+    assert found.sides_per_frame == pytest.approx((0.01, 0.02, 0.03), rel=0.05)
+    assert found.factors == pytest.approx((0.5, 1, 1.5), rel=0.1)

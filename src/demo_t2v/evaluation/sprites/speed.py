@@ -21,9 +21,10 @@ ACROSS: Final = tuple(MOTIONS)[:8]
 """The motions along a straight line at a constant speed."""
 OTHERS: Final = ("grows", "shrinks", "circles", "bounces")
 """Motions whose speed is another one, for the calibration of factors."""
-KNOBS: Final = (-2.0, -1.0, 0.0, 1.0, 2.0)
-MIN_RECOGNIZED: Final = 0.75
-"""Share of the videos at a knob in which the thing must be recognized."""
+KNOBS: Final = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+"""Knobs at which a calibration measures, by default."""
+MIN_RIGHT: Final = 0.75
+"""Right videos at a knob, as a share of those at knob 0, that a calibration needs."""
 
 
 @dataclass(frozen=True)
@@ -107,32 +108,49 @@ def calibrate(
     """Measure a model of the sprite world: `num_across + num_others` videos at each knob.
 
     A speed is the median over videos with the right thing and background. A factor is the median
-    of speeds relative to those of the same cases at knob 0. Knobs at which fewer than
-    `MIN_RECOGNIZED` of the videos are right are left out. Raises SpeedError for speeds that do not
-    rise.
+    of speeds relative to those of the same cases at knob 0. From 0 outwards, knobs count as long as
+    speeds rise and the right videos are at least `MIN_RIGHT` of those at 0. Raises SpeedError where
+    fewer than two knobs count.
     """
     across, others = draw_cases(ACROSS[::2], num_across, 0), draw_cases(OTHERS, num_others, 1)
-    cases, measured = across + others, {}
+    cases = across + others
+    usual: list[SpeedMeasurement] = []
+    curves: dict[float, tuple[float, float]] = {}
+    ended: set[bool] = set()  # the sides of 0 on which no further knob counts
     for knob in sorted({0.0, *knobs}, key=abs):
-        measured[knob] = measure_all(runner, cases, [knob] * len(cases))
-        if on_knob:
-            on_knob(knob, measured[knob])
-    kept, speeds, factors = [], [], []
-    for knob, results in sorted(measured.items()):
-        right = [result.content for result in results]
-        if np.mean(right) < MIN_RECOGNIZED:
+        if (knob > 0) in ended:
             continue
-        kept.append(knob)
-        speeds.append(_median([one.speed for one in results[:num_across] if one.content]))
-        pairs = list(zip(results, measured[0.0], strict=True))[num_across:]
-        both = [(one, usual) for one, usual in pairs if one.content and usual.content]
-        factors.append(_median([one.speed / usual.speed for one, usual in both]))
+        results = measure_all(runner, cases, [knob] * len(cases))
+        if on_knob:
+            on_knob(knob, results)
+        usual = usual or results
+        point = _speeds(results, usual, num_across)
+        inner = curves[max(curves) if knob > 0 else min(curves)] if curves else point
+        sign = 1 if knob > 0 else -1
+        rises = all(sign * own > sign * other for own, other in zip(point, inner, strict=True))
+        right, usually_right = (sum(one.content for one in row) for row in (results, usual))
+        if knob == 0 or (rises and right >= MIN_RIGHT * usually_right):
+            curves[knob] = point
+        else:
+            ended.add(knob > 0)
     try:
-        return SpeedCalibration(WORDS, tuple(kept), tuple(speeds), tuple(factors))
+        kept = sorted(curves)
+        speeds, factors = zip(*(curves[knob] for knob in kept), strict=True)
+        return SpeedCalibration(WORDS, tuple(kept), speeds, factors)
     except SpeedError as error:
         raise SpeedError(f"speed: the model cannot be calibrated: {error}") from None
 
 
+def _speeds(
+    results: Sequence[SpeedMeasurement], usual: Sequence[SpeedMeasurement], num_across: int
+) -> tuple[float, float]:
+    """The speed across in frame sides a frame, and the factor, at one knob."""
+    speeds = [one.speed for one in results[:num_across] if one.content]
+    pairs = list(zip(results, usual, strict=True))[num_across:]
+    factors = [one.speed / own.speed for one, own in pairs if one.content and own.content]
+    return _median(speeds), _median(factors)
+
+
 def _median(values: list[float]) -> float:
-    """The median; nan of none."""
-    return float(np.median(values)) if values else float("nan")
+    """The median to five digits behind the point; nan of none."""
+    return round(float(np.median(values)), 5) if values else float("nan")
