@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
+from demo_t2v.conditioning.speed import FILE as SPEED_FILE
+from demo_t2v.conditioning.speed import SpeedCalibration
 from demo_t2v.core.errors import UserError
 
 OWN_CLASSES: Final[Mapping[str, str]] = {
@@ -47,6 +49,9 @@ class FolderMixin:
     pipeline's own `from_pretrained` runs no file of the folder.
     """
 
+    speed_calibration: SpeedCalibration | None = None
+    """The speeds at which the model's things move, where they were measured."""
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """As in diffusers. If all weights of a network are of one variant, it is the default.
@@ -67,7 +72,16 @@ class FolderMixin:
                 if component not in options and hasattr(network, "state_dict"):
                     check_weights(folder / component, network, options["variant"])
         loaded: Self = pipeline
+        loaded.speed_calibration = SpeedCalibration.read(folder)
         return loaded
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """As in diffusers, with the speed calibration. An older one in the folder is removed."""
+        super().save_pretrained(save_directory, **options)  # type: ignore[misc]
+        folder = Path(save_directory)
+        (folder / SPEED_FILE).unlink(missing_ok=True)
+        if self.speed_calibration is not None:
+            self.speed_calibration.write(folder)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:

@@ -23,7 +23,6 @@ import demo_t2v.diffusion.schedulers
 import demo_t2v.models.tokenizer  # noqa: F401
 from demo_t2v.conditioning.timeline import (
     MotionPrompts,
-    Timeline,
     as_motion_prompts,
     encode_timelines,
 )
@@ -147,9 +146,9 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         """States of both text encoders: `prompt_embeds` and `negative_prompt_embeds` of a call.
 
         `negative_prompt` is one for all prompts or one for each; without it the second result is
-        None. `motion_prompt` may be a timeline, as in `__call__`, for clips of `num_frames`
-        (default: the model's). Raises ValueError for a pipeline without text encoders, and
-        TimelineError.
+        None. `motion_prompt` may be a blend or a timeline, as in `__call__`, for clips of
+        `num_frames` (default: the model's). Raises ValueError for a pipeline without text encoders,
+        and MotionPromptError.
         """
         if self.content_encoder is None:
             raise ValueError("prompt: this pipeline has no text encoders; give prompt_embeds")
@@ -163,12 +162,12 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         )
         texts = None
         if motion_prompts is not None:
-            first = [one if isinstance(one, str) else one.prompts[0] for one in motion_prompts]
-            texts = negatives + first
+            pairs = zip(prompts, motion_prompts, strict=True)
+            texts = negatives + [own if isinstance(own, str) else one for one, own in pairs]
         states = encode(negatives + prompts, texts)
         count = len(negatives)
         positive = states.map(lambda t: t[count:])
-        if motion_prompts and any(isinstance(one, Timeline) for one in motion_prompts):
+        if motion_prompts and not all(isinstance(one, str) for one in motion_prompts):
             length = default_to(num_frames, self.unet and self.unet.config.sample_frames)
             positive = encode_timelines(positive, motion_prompts, encode, length, motion_crossfade)
         return positive, states.map(lambda t: t[:count]) if count else None
@@ -212,7 +211,8 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         `motion_prompt` is the prompt of the motion encoder, by default the prompt itself. It may
         be a timeline, (frame, prompt) pairs such as `[(0, "rises"), (8, "falls")]`: each frame
         then follows the last prompt that has begun, with cross-fades of `motion_crossfade` frames
-        (`conditioning.timeline`). Sizes are frames and pixels; the defaults are those that the
+        (`conditioning.timeline`). Each text may be a blend, such as `falls:0.7 + rises:0.3`
+        (`conditioning.blend`). Sizes are frames and pixels; the defaults are those that the
         weights were trained for. More frames than `window_frames` (default: those of the training)
         are denoised in windows, `window_stride` frames apart (default: half a window), whose
         predictions are averaged (`diffusion.windows`).

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 from demo_t2v.checkpoints.fingerprint import MODEL_FILES, cache, fingerprint
 from demo_t2v.checkpoints.readers import PUBLISHED, read_object
+from demo_t2v.conditioning.speed import FILE as SPEED_FILE
+from demo_t2v.conditioning.speed import SpeedCalibration
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.core.atomic_io import describe_broken_link, path_exists
 from demo_t2v.core.devices import SHARED_MEMORY, check_dtype, resolve_device
@@ -99,6 +101,11 @@ class ResolvedModel:
     def has_motion(self) -> bool:
         """Whether the denoiser has motion transformers. Raises ModelError."""
         return bool(read_object(self.folder / "unet" / "config.json").get("motion", True))
+
+    @cached_property
+    def speed_calibration(self) -> SpeedCalibration | None:
+        """The calibration of `speed`, if the model has one. Raises SpeedError."""
+        return SpeedCalibration.read(self.folder)
 
     def load(
         self,
@@ -199,7 +206,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, SPEED_FILE]))
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             f"{name}: is neither a folder here nor a repository on the hub that you may read"

@@ -206,6 +206,15 @@ class InferenceConfig(Strict):
             "Scale of the motion branch: 0 is the base network, 1 as trained.", shapes_video=True
         ),
     ] = 1.0
+    speed: Annotated[
+        str | None,
+        Option(
+            "Speed of the motion: pixels a frame (2.5px), frame sides a second (0.4sides/s), "
+            "or times the usual speed (1.5x).",
+            metavar="SPEED",
+            shapes_video=True,
+        ),
+    ] = None
     num_frames: Annotated[
         Annotated[int, Field(ge=1, le=256)] | None,
         Option("Frames in a video.", "frames", shapes_video=True),

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
-from demo_t2v.conditioning.timeline import (
-    Timeline,
-    TimelineError,
-    parse_motion,
-    parse_timeline,
-)
+from demo_t2v.conditioning.blend import Blend, MotionPromptError, parse_blend
+from demo_t2v.conditioning.speed import FILE, SpeedCalibration, SpeedError
+from demo_t2v.conditioning.timeline import MotionPrompt, Timeline, parse_motion, parse_timeline
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.diffusion.guidance import make_guidance
 from demo_t2v.inference.jobs import Job, split_batches
@@ -40,7 +37,7 @@ def encode_prompts(
     for batch in split_batches(distinct, config.batch_size):
         states, negatives = pipeline.encode_prompt(
             [job.prompt for job in batch],
-            _motion_prompts(batch, config),
+            _motion_prompts(batch, config, pipeline.speed_calibration),
             negative,
             num_frames=config.num_frames,
             motion_crossfade=config.motion_crossfade,
@@ -56,12 +53,13 @@ def prompt_arguments(
     jobs: Sequence[Job],
     config: InferenceConfig,
     embeds: Mapping[tuple[str, str], PromptEmbeds],
+    calibration: SpeedCalibration | None = None,
 ) -> dict[str, Any]:
     """The pipeline's arguments for the jobs' prompts: the embeddings if there are any."""
     if not embeds:
         return {
             "prompt": [job.prompt for job in jobs],
-            "motion_prompt": _motion_prompts(jobs, config),
+            "motion_prompt": _motion_prompts(jobs, config, calibration),
             "motion_crossfade": config.motion_crossfade,
             "negative_prompt": config.negative_prompt,
         }
@@ -74,35 +72,58 @@ def prompt_arguments(
     }
 
 
-def check_motion(jobs: Sequence[Job], config: InferenceConfig) -> None:
-    """Raise ConfigError or TimelineError for motion prompts that cannot be.
+def check_motion(
+    jobs: Sequence[Job], config: InferenceConfig, calibration: SpeedCalibration | None
+) -> None:
+    """Raise ConfigError, MotionPromptError or SpeedError for motion prompts and speeds that cannot
+    be.
 
-    `config` has the model's own number of frames.
+    `config` has the model's own size and number of frames.
     """
     if config.motion and config.motion_prompt is not None:
         raise ConfigError("motion and motion_prompt are both given: give one of them")
     assert config.num_frames is not None
     for job in {job.texts: job for job in jobs}.values():
-        motion = _motion_prompt(job, config)
+        motion = _motion_prompt(job, config, calibration)
         if isinstance(motion, Timeline):
             try:
                 motion.frame_weights(config.num_frames, config.motion_crossfade)
-            except TimelineError as error:
+            except MotionPromptError as error:
                 source = f"id {job.id!r}: " if job.motion else ""
-                raise TimelineError(f"{source}{error}") from None
+                raise type(error)(f"{source}{error}") from None
 
 
-def _motion_prompt(job: Job, config: InferenceConfig) -> str | Timeline | None:
-    """The job's own motion prompt or timeline, else that of the configuration.
+def _motion_prompt(
+    job: Job, config: InferenceConfig, calibration: SpeedCalibration | None
+) -> MotionPrompt | None:
+    """The job's own motion prompt or timeline, else that of the configuration, at its speed.
 
-    Raises TimelineError, which names the job whose text is wrong.
+    Raises MotionPromptError, which names the job whose text is wrong, and SpeedError.
     """
-    if not job.motion:
-        return parse_timeline(config.motion, config.fps) if config.motion else config.motion_prompt
-    try:
-        return parse_motion(job.motion, config.fps)
-    except TimelineError as error:
-        raise TimelineError(f"id {job.id!r}: {error}") from None
+    motion: MotionPrompt | None = config.motion_prompt and parse_blend(config.motion_prompt)
+    if job.motion:
+        try:
+            motion = parse_motion(job.motion, config.fps)
+        except MotionPromptError as error:
+            raise type(error)(f"id {job.id!r}: {error}") from None
+    elif config.motion:
+        motion = parse_timeline(config.motion, config.fps)
+    if config.speed is None:
+        return motion
+    if calibration is None:
+        raise SpeedError(
+            f"speed: {config.model} has no speed calibration ({FILE}); leave speed out, or measure "
+            "one by scripts/calibrate_speed.py"
+        )
+    assert config.height
+    assert config.width
+    knob = calibration.knob(config.speed, min(config.height, config.width), config.fps)
+    return calibration.words.steer(_plain(job.prompt) if motion is None else motion, knob)
+
+
+def _plain(prompt: str) -> Blend:
+    """A content prompt as a motion prompt: its text is not read as a blend."""
+    return Blend((prompt,), (1.0,))
 
 
 def _row(row: int, states: Tensor) -> Tensor:
@@ -110,9 +131,12 @@ def _row(row: int, states: Tensor) -> Tensor:
     return states[row : row + 1].cpu().clone()
 
 
-def _motion_prompts(jobs: Sequence[Job], config: InferenceConfig) -> list[str | Timeline] | None:
+def _motion_prompts(
+    jobs: Sequence[Job], config: InferenceConfig, calibration: SpeedCalibration | None
+) -> list[MotionPrompt] | None:
     """The jobs' motion prompts; None where all are the prompts themselves."""
-    given = [_motion_prompt(job, config) for job in jobs]
+    given = [_motion_prompt(job, config, calibration) for job in jobs]
     if all(motion is None for motion in given):
         return None
-    return [job.prompt if one is None else one for job, one in zip(jobs, given, strict=True)]
+    pairs = zip(jobs, given, strict=True)
+    return [_plain(job.prompt) if one is None else one for job, one in pairs]

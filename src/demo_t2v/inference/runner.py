@@ -209,7 +209,9 @@ class Runner:
 
         try:
             output: Any = self.pipeline(
-                **prompt_arguments(jobs, self.config, self.prompt_embeds),
+                **prompt_arguments(
+                    jobs, self.config, self.prompt_embeds, self.pipeline.speed_calibration
+                ),
                 num_frames=self.config.num_frames,
                 window_frames=self.config.window_frames,
                 window_stride=self.config.window_stride,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from demo_t2v.checkpoints.memory import pick
 from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
+from demo_t2v.conditioning.speed import FILE as SPEED_FILE
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest
@@ -80,8 +81,8 @@ class Workload:
         """
         model = resolve(config.model)
         config = model.defaults.complete(config)
-        check_motion(jobs, config)
-        folder = open_folder(config.out, config.model, _settings(config), model.fingerprint)
+        check_motion(jobs, config, model.speed_calibration)
+        folder = open_folder(config.out, config.model, _settings(config, model), model.fingerprint)
         if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
             raise ConfigError(
                 f"out: {config.out}: several processes need a folder; or use engine=ray"
@@ -186,9 +187,11 @@ class Workload:
             observer.progress(self.coordinator.counts())
 
 
-def _settings(config: InferenceConfig) -> dict[str, Any]:
+def _settings(config: InferenceConfig, model: ResolvedModel) -> dict[str, Any]:
     """What shapes the videos, for the manifest. Raises LoraError."""
     settings = video_settings(config)
+    if config.speed is not None:  # the model's fingerprint does not cover the calibration
+        settings["speed_calibration"] = digest(model.folder / SPEED_FILE)[:16]
     if config.lora is None:
         return settings
     from demo_t2v.lora import adapter_file  # diffusers loads slowly

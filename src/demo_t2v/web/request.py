@@ -9,7 +9,8 @@ from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from demo_t2v.checkpoints.resolve import ModelDefaults
-from demo_t2v.conditioning.timeline import Timeline, TimelineError, parse_motion
+from demo_t2v.conditioning.blend import MotionPromptError
+from demo_t2v.conditioning.timeline import Timeline, parse_motion
 from demo_t2v.config import InferenceConfig
 from demo_t2v.config.inference import flag, label
 from demo_t2v.core.errors import UserError
@@ -109,7 +110,7 @@ class Limits:
         try:
             if request.timeline:
                 request.timeline.frame_weights(request.num_frames)
-        except TimelineError as error:
+        except MotionPromptError as error:
             raise RequestError(str(error)) from None
         return request
 
@@ -123,7 +124,8 @@ def option_key(name: str) -> str:
 class GenerationRequest:
     """The checked values of the form; sizes in pixels.
 
-    The motion prompt may be a timeline, as in `0: rises; 8: falls`; empty is the prompt.
+    The motion prompt may be a timeline, as in `0: rises; 8: falls`, or a blend, as in
+    `falls:0.7 + rises:0.3`; empty is the prompt.
     """
 
     tab: Tab
@@ -141,7 +143,7 @@ class GenerationRequest:
 
     @property
     def timeline(self) -> Timeline | None:
-        """The motion prompt's timeline, if it is one. Raises TimelineError."""
+        """The motion prompt's timeline, if it is one. Raises MotionPromptError."""
         motion = parse_motion(self.motion_prompt, self.fps)
         return motion if isinstance(motion, Timeline) else None
 
