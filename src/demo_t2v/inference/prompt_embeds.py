@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
+from demo_t2v.conditioning.motion_words import MotionWord, MotionWordError, check_words
 from demo_t2v.conditioning.timeline import (
     Timeline,
     TimelineError,
@@ -75,15 +76,20 @@ def prompt_arguments(
 
 
 def check_motion(jobs: Sequence[Job], config: InferenceConfig) -> None:
-    """Raise ConfigError or TimelineError for motion prompts that cannot be.
+    """Raise ConfigError, TimelineError or MotionWordError for motion prompts that cannot be.
 
     `config` has the model's own number of frames.
     """
     if config.motion and config.motion_prompt is not None:
         raise ConfigError("motion and motion_prompt are both given: give one of them")
     assert config.num_frames is not None
+    words = [MotionWord.read(source).name for source in config.motion_word or ()]
     for job in {job.texts: job for job in jobs}.values():
         motion = _motion_prompt(job, config)
+        try:
+            check_words([job.prompt], [] if motion is None else [motion], words)
+        except MotionWordError as error:
+            raise MotionWordError(f"id {job.id!r}: {error}") from None
         if isinstance(motion, Timeline):
             try:
                 motion.frame_weights(config.num_frames, config.motion_crossfade)
