@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command line imports this file, and torch loads slowly
+    from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[["Tensor", "Tensor"], "Tensor"]
 """(latents (B, C, F, H, W), timestep) -> a prediction of the same shape."""
 GuidanceOrder = Literal["content", "motion"]
 Interval = tuple[float, float]

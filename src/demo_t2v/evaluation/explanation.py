@@ -24,7 +24,7 @@ from demo_t2v.diffusion.guidance import ContentMotionGuidance, Denoiser
 from demo_t2v.diffusion.noise import latents_and_noise
 from demo_t2v.inference.jobs import Job
 from demo_t2v.inference.prompt_embeds import check_motion, prompt_arguments
-from demo_t2v.inference.runner import OnProgress, Runner, to_bytes
+from demo_t2v.inference.runner import OnProgress, Runner
 from demo_t2v.model_folder import ModelError
 
 LEVELS: Final = (0.25, 0.5, 0.75)
@@ -61,7 +61,9 @@ def check_explainable(
         raise ConfigError("motion_strength: 0 switches the motion branch off; give more")
     if config.num_frames < 2:
         raise ConfigError(f"num_frames: should be at least 2, not {config.num_frames}")
-    check_motion([job, replace(job, id="--against", motion=against or "")], config)
+    check_motion(
+        [job, replace(job, id="--against", motion=against or "")], config, model.speed_calibration
+    )
 
 
 def read_clip(file: Path, config: InferenceConfig) -> Frames:
@@ -146,7 +148,10 @@ def _make(
     assert done.latents is not None
     assert done.attention is not None
     attention: NDArray[np.float32] = done.attention[0].mean(dim=0).numpy()
-    return to_bytes(runner.decode(done.latents)[0]), attention
+    (frames,) = runner.decode(done.latents)
+    if isinstance(frames, ArithmeticError):
+        raise frames
+    return frames, attention
 
 
 def _encode(runner: Runner, frames: Frames) -> Tensor:

@@ -283,7 +283,7 @@ class Runner:
         frames = np.empty((videos, length, height, width, 3), dtype=np.uint8)
         errors: dict[int, ArithmeticError] = {}
         indices = np.ndindex(videos, length)
-        for chunk in rearrange(latents, "b c f h w -> 1 c (b f) h w").split(size, dim=2):
+        for chunk in rearrange(latents, "b c f h w -> 1 c (b f) h w").split(size, dim=2):  # type: ignore[no-untyped-call]
             for frame in self.pipeline.decode_latents(chunk).flatten(0, 1).cpu().numpy():
                 video, index = next(indices)
                 try:
@@ -309,6 +309,9 @@ def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> Demo
     pipeline = model.load(config.device, config.dtype, **options)
     if config.scheduler is not None:
         pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    if pipeline.content_encoder is not None:
+        for source in config.motion_word or ():
+            pipeline.load_motion_word(source)
     return pipeline
 
 
