@@ -168,8 +168,13 @@ def test_the_timeline_editor_writes_the_motion_prompt(visitor: Visitor) -> None:
     expect(motion_prompt).to_have_value("0: a frog falls")
     expect(rows).to_have_count(1)
     motion_prompt.fill("0: a frog falls; 4: a frog grows; 12: a frog falls")
+    motion_prompt.press("Tab")
     expect(rows).to_have_count(3)
     expect(page.get_by_label("Frame 3")).to_have_value("12")
+    motion_prompt.fill("it moves up")
+    motion_prompt.press("Tab")
+    expect(rows).to_have_count(0)
+    expect(motion_prompt).to_have_value("it moves up")
 
 
 # Elements of a column that leave it to the left or right, those that are clipped aside.

@@ -57,7 +57,7 @@ class PageLayout:
                 self.settings = _settings(limits, first)
             with gr.Column(elem_id="result", min_width=0):
                 command = first.request(limits).command(config) if first else ""
-                self.results = ResultsPanel(first and VideoFiles(first.file), command)
+                self.results = ResultsPanel(VideoFiles(first.file) if first else None, command)
             with gr.Column(elem_id="examples", min_width=0):
                 if examples:
                     self.example_videos = _example_videos(examples)

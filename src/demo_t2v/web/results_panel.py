@@ -25,7 +25,7 @@ class _VideoOutput:
     """A video and its downloads; hidden without a video."""
 
     def __init__(self, example: VideoFiles | None) -> None:
-        file = example and str(example.mp4)
+        file = str(example.mp4) if example else None
         with gr.Column(visible=bool(file), min_width=0, elem_classes="result") as self.column:
             self.video = gr.Video(
                 file,

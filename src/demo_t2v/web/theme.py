@@ -54,6 +54,8 @@ def _theme() -> gr.themes.Base:
         body_text_color_subdued_dark="*neutral_300",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
         input_border_width="1px",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",

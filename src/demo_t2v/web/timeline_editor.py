@@ -13,11 +13,12 @@ from demo_t2v.conditioning.timeline import Timeline, TimelineError, parse_motion
 
 MAX_ROWS: Final = 6
 
-# The browser writes the text, so that a start right after the last key has it.
-_WRITE_TEXT: Final = """(...cells) => cells.flatMap((frame, i) => {
+# The browser writes the text, so that a start right after the last key has it. Without rows the
+# motion prompt is no timeline, and stays.
+_WRITE_TEXT: Final = """(text, ...cells) => cells.flatMap((frame, i) => {
     const motion = cells[i + 1];
     return i % 2 || (frame === null && !motion) ? [] : [`${frame ?? ''}: ${motion ?? ''}`];
-}).join('; ')"""
+}).join('; ') || text"""
 _AT_ONCE: Final[dict[str, Any]] = {
     "queue": False,
     "show_progress": "hidden",
@@ -38,9 +39,12 @@ class TimelineEditor:
         self._errors: list[gr.HTML] = []
         for number in range(1, MAX_ROWS + 1):
             with gr.Row(visible=False, elem_classes="timeline-row") as row:
-                named = {"show_label": number == 1}
-                frame = gr.Number(label=f"Frame {number}", precision=0, min_width=70, **named)
-                motion = gr.Textbox(label=f"Motion {number}", min_width=120, scale=5, **named)
+                frame = gr.Number(
+                    label=f"Frame {number}", show_label=number == 1, precision=0, min_width=70
+                )
+                motion = gr.Textbox(
+                    label=f"Motion {number}", show_label=number == 1, min_width=120, scale=5
+                )
                 self._cells += [frame, motion]
                 self._removals.append(gr.Button("Remove", size="sm", min_width=70, scale=0))
                 self._errors.append(gr.HTML(visible=False, elem_classes="row-error"))
@@ -56,26 +60,22 @@ class TimelineEditor:
         self,
         prompt: gr.Textbox,
         motion_prompt: gr.Textbox,
-        frames: gr.Slider,
-        fps: gr.Slider,
+        frames: gr.Number | gr.Slider,
+        fps: gr.Number | gr.Slider,
         crossfade: gr.Slider,
     ) -> None:
         """Write the rows to the motion prompt and back, and name what is wrong in its row."""
-        typed = motion_prompt.input(self.show, [motion_prompt, fps], self.outputs, **_AT_ONCE)
-        texts = [prompt, motion_prompt]
-        added = self._add.click(
-            self._add_row, [*texts, frames, *self._cells], self.outputs, **_AT_ONCE
-        )
-        edits = [added.then]
+        cells, edited = self._cells, [*self.outputs, motion_prompt]
+        self._add.click(self._add_row, [prompt, motion_prompt, frames, *cells], edited, **_AT_ONCE)
         for number, button in enumerate(self._removals):
-            removed = partial(self._remove_row, number)
-            edits.append(button.click(removed, self._cells, self.outputs, **_AT_ONCE).then)
-        for edited in [*edits, *(cell.input for cell in self._cells)]:
-            edited(None, self._cells, motion_prompt, js=_WRITE_TEXT)
-        for event in (motion_prompt.change, frames.change, crossfade.change, typed.then):
-            event(
-                self._show_errors, [frames, crossfade, *self._cells], self._errors, **_AT_ONCE
-            )
+            button.click(partial(self._remove_row, number), cells, edited, **_AT_ONCE)
+        for cell in cells:  # not `input`, which a pasted or deleted text does not trigger
+            cell.change(None, [motion_prompt, *cells], motion_prompt, js=_WRITE_TEXT)
+        left = motion_prompt.blur(
+            self._follow, [motion_prompt, fps, *cells], self.outputs, **_AT_ONCE
+        )
+        for event in (motion_prompt.change, frames.change, crossfade.change, left.then):
+            event(self._show_errors, [frames, crossfade, *cells], self._errors, **_AT_ONCE)
 
     def show(self, motion_prompt: str, fps: float) -> list[Any]:
         """Updates with the rows of a timeline, or without rows for another motion prompt."""
@@ -87,20 +87,28 @@ class TimelineEditor:
             return _updates(tuple(zip(timeline.starts, timeline.prompts, strict=True)))
         return _updates(())
 
+    def _follow(self, motion_prompt: str, fps: float, *cells: Any) -> list[Any]:
+        """Updates with the rows of a motion prompt, unless the rows have written it."""
+        if motion_prompt == _text(_read(cells)):
+            return [gr.skip()] * len(self.outputs)
+        return self.show(motion_prompt, fps)
+
     def _add_row(self, prompt: str, motion_prompt: str, frames: int, *cells: Any) -> list[Any]:
-        """Updates with one more row, in the middle of the last segment."""
-        rows = [row for row in _read(cells) if row != (None, "")] or [(0, motion_prompt or prompt)]
+        """Updates of rows and text with one more row, in the middle of the last segment."""
+        rows = _read(cells) or [(0, motion_prompt or prompt)]
         last = rows[-1][0] or 0
-        return _updates([*rows, ((last + frames + 1) // 2, "")][:MAX_ROWS])
+        rows = [*rows, ((last + frames + 1) // 2, "")][:MAX_ROWS]
+        return [*_updates(rows), _text(rows)]
 
     def _remove_row(self, number: int, *cells: Any) -> list[Any]:
-        """Updates without a row, and without empty ones."""
-        rows = _read(cells)
-        return _updates([row for row in (*rows[:number], *rows[number + 1 :]) if row != (None, "")])
+        """Updates of rows and text without a row."""
+        pairs = [*cells[: 2 * number], *cells[2 * number + 2 :]]
+        rows = _read(pairs)
+        return [*_updates(rows), _text(rows)]
 
     def _show_errors(self, frames: int, crossfade: float, *cells: Any) -> list[Any]:
         """Updates of the errors, at most one of which is shown."""
-        wrong = row_error(_read(cells), frames, crossfade)
+        wrong = row_error(_pairs(cells), frames, crossfade)
         return [
             gr.HTML(f'<p role="alert">{escape(wrong[1])}</p>', visible=True)
             if wrong and wrong[0] == number
@@ -128,9 +136,19 @@ def row_error(rows: Rows, num_frames: int, crossfade: float) -> tuple[int, str] 
     return None
 
 
-def _read(cells: Sequence[Any]) -> list[tuple[int | None, str]]:
-    """The rows of the cells' values."""
+def _pairs(cells: Sequence[Any]) -> list[tuple[int | None, str]]:
+    """The rows of the cells' values, with empty ones."""
     return [(cells[i], cells[i + 1] or "") for i in range(0, len(cells), 2)]
+
+
+def _read(cells: Sequence[Any]) -> list[tuple[int | None, str]]:
+    """The rows of the cells' values, without empty ones."""
+    return [row for row in _pairs(cells) if row != (None, "")]
+
+
+def _text(rows: Rows) -> str:
+    """The timeline of the rows, as the browser writes it."""
+    return "; ".join(f"{'' if start is None else start}: {motion}" for start, motion in rows)
 
 
 def _updates(rows: Rows) -> list[Any]:
