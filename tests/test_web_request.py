@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo_t2v.config import InferenceConfig
+from demo_t2v.config.inference import inference_options
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.web.examples import EXAMPLES, EXAMPLES_FOLDER, example_prompts, example_videos
 from demo_t2v.web.request import Bound, GenerationRequest, Limits, RequestError
@@ -47,6 +48,20 @@ def test_a_form_becomes_a_request(limits: Limits) -> None:
     plain = limits.read_form("generate", "a car falls", "spins", *form)
     assert (plain.motion_prompt, plain.handles, plain.repeat_times) == ("", {}, 2)
     assert limits.read_form("compare", "a car", "", *form).strengths == [0.0, 1.0]
+
+
+def test_a_handle_that_is_not_set_leaves_the_option_alone(limits: Limits) -> None:
+    assert set(limits.handles) <= set(inference_options())
+    base = InferenceConfig()
+    untouched = limits.read_form("decompose", "a car", "", *numbers(limits, guidance_scale=5.0))
+    config = untouched.config(base, 1.0)
+    assert {name: getattr(config, name) for name in limits.handles} == {
+        name: getattr(base, name) for name in limits.handles
+    }
+    form = numbers(limits, content_guidance_scale=0.5)
+    moved = limits.read_form("decompose", "a car", "", *form)
+    assert moved.config(base, 1.0).content_guidance_scale == 0.5
+    assert "--content-guidance 0.5" in moved.command(base)
 
 
 @pytest.mark.parametrize(

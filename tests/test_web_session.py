@@ -99,7 +99,7 @@ def test_the_same_request_gives_the_same_video(session: GenerationSession) -> No
             tab="decompose",
             motion_prompt="0: a car grows; 0.5s: a car falls",
             fps=4,
-            handles={"motion_crossfade": 2},
+            handles={"motion_crossfade": 2, "motion_guidance_scale": 4.0},
         ),
         replace(REQUEST, tab="compare", repeat_times=1, prompt="-a = 'b' $HOME", width=48),
     ],

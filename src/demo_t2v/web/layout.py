@@ -84,7 +84,8 @@ class PageLayout:
             with gr.Tab("Take apart", id="decompose", visible=has_motion) as decompose:
                 gr.Markdown(_DECOMPOSE_TEXT)
                 self.timeline = TimelineEditor()
-                self.handles = {name: _slider(name, limits) for name in limits.handles}
+                with gr.Row():
+                    self.handles = {name: _slider(name, limits) for name in limits.handles}
                 self.starts["decompose"] = _start("Take apart")
             with gr.Tab("Look inside", id="attention", visible=has_motion) as attention:
                 gr.Markdown(_ATTENTION_TEXT)
@@ -154,7 +155,13 @@ def _slider(name: str, limits: Limits) -> gr.Slider:
     bound, key = limits.bounds[name], option_key(name)
     _, option = inference_options()[key]
     return gr.Slider(
-        bound.low, bound.high, bound.start, step=bound.step, label=label(key), info=option.help
+        bound.low,
+        bound.high,
+        bound.start,
+        step=bound.step,
+        label=label(key),
+        info=option.help,
+        min_width=220,
     )
 
 

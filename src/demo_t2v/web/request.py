@@ -88,6 +88,9 @@ class Limits:
             handles={
                 "motion_strength": Bound(0, 3, default.motion_strength, 0.1),
                 "motion_crossfade": Bound(0, own.frames // 2, default.motion_crossfade),
+                "content_guidance_scale": Bound(0, 20, own.guidance, 0.5),
+                "motion_guidance_scale": Bound(0, 20, own.guidance, 0.5),
+                "bypass_guidance_scale": Bound(0, 5, default.bypass_guidance_scale, 0.1),
             },
         )
 

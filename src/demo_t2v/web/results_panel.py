@@ -117,7 +117,7 @@ class ResultsPanel:
         text = f"{count} videos" if count > 1 else "1 video"
         labels = [f"Video {number}" for number in range(1, count + 1)]
         if result.request.tab == "compare":
-            labels = ["Motion off", "Motion on"]
+            labels = [f"Motion {state}" for state in ("off", "on") for _ in range(count // 2)]
         status = f"{text} in {result.seconds:.1f} s"
         return self._shown(status, result.videos, labels, result.command, _picture(result))
 
