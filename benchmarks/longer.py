@@ -108,6 +108,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=Path, help="JSON of all figures")
     options = parser.parse_args()
+    # A child's peak includes that of the process it is forked from: no model is loaded yet.
+    peaks = {frames: peak_memory(options.model, frames, options.stride) for frames in (16, 64, 256)}
+    memory = {
+        str(frames): f"{peak:.0f} ({peak / peaks[16]:.2f} of that of 16 frames)"
+        for frames, peak in peaks.items()
+    }
     model = resolve(options.model)
     window = options.window or model.defaults.frames
     config = InferenceConfig(
@@ -123,6 +129,7 @@ def main() -> None:
     timelines = draw_cases(DIRECTIONS, options.videos // 2, len(starts))
     single = draw_cases(ENDLESS, options.videos - options.videos // 2, 1)
     figures: dict[str, object] = {
+        "peak memory, MiB": memory,
         "timeline of directions": measure(
             runner,
             [(case.content, case.timeline(starts)) for case in timelines],
@@ -137,13 +144,6 @@ def main() -> None:
         ),
     }
     print(json.dumps(figures, indent=1), flush=True)
-    del runner
-    peaks = {frames: peak_memory(options.model, frames, options.stride) for frames in (16, 64, 256)}
-    figures["peak memory, MiB"] = {
-        str(frames): f"{peak:.0f} ({peak / peaks[16]:.2f} of that of 16 frames)"
-        for frames, peak in peaks.items()
-    }
-    print(json.dumps(figures["peak memory, MiB"], indent=1))
     if options.out:
         with atomic_write(options.out) as partial:
             partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -249,6 +249,26 @@ def test_a_callback_gets_all_frames(pipeline: DemoPipeline) -> None:
     assert shapes == [(video.shape, video.shape)] * 2
 
 
+def test_the_attention_of_all_frames(pipeline: DemoPipeline) -> None:
+    """The first two frames are in one window alone."""
+
+    def maps(num_frames: int) -> Tensor:
+        attention: Tensor = pipeline(
+            ["a car", "a pear"],
+            num_frames=num_frames,
+            num_inference_steps=1,
+            latents=noise[:, :, :num_frames],
+            output_attention=True,
+            output_type="latent",
+        ).attention
+        return attention
+
+    noise = torch.randn(2, 4, 8, 4, 4)
+    long = maps(8)
+    assert long.shape == (2, 1, 8, 4, 4)
+    torch.testing.assert_close(long[:, :, :2], maps(4)[:, :, :2])
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -40,7 +40,12 @@ from demo_t2v.diffusion.schedulers import (
     set_timesteps,
     step_options,
 )
-from demo_t2v.diffusion.windows import fuse_windows, reschedule_noise, split_windows
+from demo_t2v.diffusion.windows import (
+    average_windows,
+    fuse_windows,
+    reschedule_noise,
+    split_windows,
+)
 from demo_t2v.lora import LoraMixin
 from demo_t2v.model_folder import FolderMixin, check_fit, register_classes
 from demo_t2v.models.text import TextStates
@@ -261,10 +266,6 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
         windows = split_windows(num_frames, window_frames, window_stride)
-        if output_attention and len(windows) > 1:
-            raise ValueError(
-                f"output_attention: needs at most {window_frames} frames (window_frames)"
-            )
         step_kwargs = step_options(self.scheduler, generator, eta)
         steps = default_to(num_inference_steps, self.config.num_inference_steps)
         set_timesteps(self.scheduler, steps, timesteps, self._execution_device)
@@ -329,7 +330,15 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
 
         frames = self._postprocess(latents, output_type, decode_chunk_size)
         self.maybe_free_model_hooks()
-        output = DemoPipelineOutput(frames, torch.stack(attention, dim=1) if attention else None)
+        maps = None
+        if attention:
+            steps_of_windows = [
+                attention[first : first + len(windows)]
+                for first in range(0, len(attention), len(windows))
+            ]
+            averages = [average_windows(parts, windows, dim=1) for parts in steps_of_windows]
+            maps = torch.stack(averages, dim=1)
+        output = DemoPipelineOutput(frames, maps)
         return output if return_dict else output.to_tuple()
 
     def check_inputs(

@@ -283,7 +283,7 @@ class Runner:
         frames = np.empty((videos, length, height, width, 3), dtype=np.uint8)
         errors: dict[int, ArithmeticError] = {}
         indices = np.ndindex(videos, length)
-        for chunk in rearrange(latents, "b c f h w -> 1 c (b f) h w").split(size, dim=2):  # type: ignore[no-untyped-call]
+        for chunk in torch.split(rearrange(latents, "b c f h w -> 1 c (b f) h w"), size, dim=2):
             for frame in self.pipeline.decode_latents(chunk).flatten(0, 1).cpu().numpy():
                 video, index = next(indices)
                 try:
