@@ -24,6 +24,7 @@ from transformers import CLIPTextModel
 
 from demo_t2v.core.atomic_io import make_folder
 from demo_t2v.core.errors import UserError
+from demo_t2v.core.weight_files import find_weight_file
 from demo_t2v.models.lora_targets import LoraTarget, lora_layers
 from demo_t2v.models.state_dicts import Shape, check_state_dict, select_component
 from demo_t2v.models.unet import DemoUNet
@@ -237,29 +238,4 @@ def adapter_file(source: str | Path, weight_name: str = WEIGHT_NAME) -> Path:
 
     Raises LoraError for an adapter that does not exist, ConnectionError if the hub does not answer.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / weight_name
-    if path.is_file():
-        return path
-    missing = LoraError(
-        f"{path}: there is no such adapter; use a file, a folder with {weight_name}, or a hub "
-        "repository as org/name"
-    )
-    if path.is_absolute() or len(path.parts) != 2 or path.suffix == ".safetensors":
-        raise missing
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:  # `hf_hub_download` would retry for half a minute
-        file = Path(snapshot_download(str(source), allow_patterns=[weight_name]), weight_name)
-    except (HFValidationError, RepositoryNotFoundError):
-        raise missing from None
-    except Exception as error:  # the client raises any error of its network library
-        reason = str(error).strip().partition("\n")[0]
-        raise ConnectionError(
-            f"{source}: is no local adapter, and the hub does not provide it ({reason})"
-        ) from None
-    if not file.is_file():
-        raise missing
-    return file
+    return find_weight_file(source, weight_name, "adapter", LoraError)

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 # diffusers loads a saved component only if the module of its class is imported.
 import demo_t2v.diffusion.schedulers
 import demo_t2v.models.tokenizer  # noqa: F401
+from demo_t2v.conditioning.motion_words import MotionWordMixin, check_words
 from demo_t2v.conditioning.timeline import (
     MotionPrompts,
     as_motion_prompts,
@@ -42,7 +43,7 @@ from demo_t2v.diffusion.schedulers import (
 from demo_t2v.diffusion.windows import fuse_windows, reschedule_noise, split_windows
 from demo_t2v.lora import LoraMixin
 from demo_t2v.model_folder import FolderMixin, check_fit, register_classes
-from demo_t2v.models.text import TextConditioner, TextStates
+from demo_t2v.models.text import TextStates
 from demo_t2v.models.unet import Conditioning, DemoUNet
 from demo_t2v.pipeline_inputs import (
     NO_MOTION_BRANCH,
@@ -70,7 +71,7 @@ class DemoPipelineOutput(BaseOutput):
     over the heads and the motion transformers, whose maps are resized to h and w."""
 
 
-class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
+class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
     """Text to video by DEMO (arXiv 2410.24219), as a diffusers pipeline.
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
@@ -107,6 +108,7 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             scheduler=scheduler,
         )
         self._interrupt = False
+        self.motion_words: dict[str, Tensor] = {}
         self.register_to_config(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -157,9 +159,8 @@ class DemoPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         negatives = [] if negative_prompt is None else as_list(negative_prompt)
         if isinstance(negative_prompt, str):
             negatives *= len(prompts)
-        encode = TextConditioner(
-            self.tokenizer, self.content_encoder, self.motion_encoder, self._execution_device
-        )
+        check_words(prompts + negatives, motion_prompts or (), self.motion_words)
+        encode = self.text_conditioner()
         texts = None
         if motion_prompts is not None:
             pairs = zip(prompts, motion_prompts, strict=True)

@@ -20,6 +20,7 @@ from demo_t2v.cli.explain import explain
 from demo_t2v.cli.generate import generate
 from demo_t2v.cli.grid import grid
 from demo_t2v.cli.info import info
+from demo_t2v.cli.learn_motion import learn_motion
 from demo_t2v.cli.terminal import events_on_stderr
 from demo_t2v.cli.train import train
 from demo_t2v.cli.usage import OneLineGroup
@@ -44,6 +45,7 @@ app.command()(info)
 app.command()(web)
 app.command()(card)
 app.command()(train)
+app.command()(learn_motion)
 
 
 def main() -> None:

@@ -74,6 +74,11 @@ Interval = Annotated[
     tuple[NoiseLevel, NoiseLevel], BeforeValidator(_interval), AfterValidator(_check_interval)
 ]
 """Lowest and highest noise level, as fractions of the training's timesteps."""
+def _as_list(value: Any) -> Any:
+    """A single text as a list."""
+    return [value] if isinstance(value, str) else value
+
+
 Side = Annotated[int, Field(ge=8, le=8192)]
 """Height or width of a video in pixels."""
 SchedulerName = Literal["dpm++", "ddim", "unipc", "euler", "euler_a", "heun", "lcm", "ddpm"]
@@ -115,6 +120,14 @@ class InferenceConfig(Strict):
         Field(allow_inf_nan=False),
         Option("Strength of the adapter: 0 is none, 1 as trained."),
     ] = 1.0
+    motion_word: Annotated[
+        Annotated[tuple[PathOrName, ...], BeforeValidator(_as_list)] | None,
+        Option(
+            "Motion word, read as `<name>` in motion prompts. Repeatable.",
+            metavar="FILE|FOLDER|HUB_ID",
+            shapes_video=True,
+        ),
+    ] = None
     out: Annotated[
         PathOrName, Option("Output folder; with Ray also a URL of fsspec.", metavar="DIR|URL")
     ] = "outputs"

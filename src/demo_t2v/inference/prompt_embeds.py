@@ -7,6 +7,7 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 from demo_t2v.conditioning.blend import Blend, MotionPromptError, parse_blend
+from demo_t2v.conditioning.motion_words import MotionWord, MotionWordError, check_words
 from demo_t2v.conditioning.speed import FILE, SpeedCalibration, SpeedError
 from demo_t2v.conditioning.timeline import MotionPrompt, Timeline, parse_motion, parse_timeline
 from demo_t2v.config import ConfigError, InferenceConfig
@@ -75,16 +76,21 @@ def prompt_arguments(
 def check_motion(
     jobs: Sequence[Job], config: InferenceConfig, calibration: SpeedCalibration | None
 ) -> None:
-    """Raise ConfigError, MotionPromptError or SpeedError for motion prompts and speeds that cannot
-    be.
+    """Raise ConfigError, MotionPromptError, MotionWordError or SpeedError for motion prompts and
+    speeds that cannot be.
 
     `config` has the model's own size and number of frames.
     """
     if config.motion and config.motion_prompt is not None:
         raise ConfigError("motion and motion_prompt are both given: give one of them")
     assert config.num_frames is not None
+    words = [MotionWord.read(source).name for source in config.motion_word or ()]
     for job in {job.texts: job for job in jobs}.values():
         motion = _motion_prompt(job, config, calibration)
+        try:
+            check_words([job.prompt], [] if motion is None else [motion], words)
+        except MotionWordError as error:
+            raise MotionWordError(f"id {job.id!r}: {error}") from None
         if isinstance(motion, Timeline):
             try:
                 motion.frame_weights(config.num_frames, config.motion_crossfade)

@@ -309,6 +309,9 @@ def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> Demo
     pipeline = model.load(config.device, config.dtype, **options)
     if config.scheduler is not None:
         pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    if pipeline.content_encoder is not None:
+        for source in config.motion_word or ():
+            pipeline.load_motion_word(source)
     return pipeline
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from demo_t2v.checkpoints.memory import pick
 from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
+from demo_t2v.conditioning.motion_words import word_file
 from demo_t2v.conditioning.speed import FILE as SPEED_FILE
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.config.inference import video_settings
@@ -77,7 +78,8 @@ class Workload:
     def prepare(cls, config: InferenceConfig, jobs: Sequence[Job], overwrite: bool = False) -> Self:
         """Find the model, the other processes, and what is missing in the output folder.
 
-        Raises ModelError, ConfigError, OutputError, LoraError, ProcessError, OSError.
+        Raises ModelError, ConfigError, OutputError, LoraError, MotionWordError, ProcessError,
+        OSError.
         """
         model = resolve(config.model)
         config = model.defaults.complete(config)
@@ -188,10 +190,13 @@ class Workload:
 
 
 def _settings(config: InferenceConfig, model: ResolvedModel) -> dict[str, Any]:
-    """What shapes the videos, for the manifest. Raises LoraError."""
+    """What shapes the videos, for the manifest. Raises LoraError, MotionWordError."""
     settings = video_settings(config)
     if config.speed is not None:  # the model's fingerprint does not cover the calibration
         settings["speed_calibration"] = digest(model.folder / SPEED_FILE)[:16]
+    if config.motion_word:
+        hashes = [digest(word_file(source))[:16] for source in config.motion_word]
+        settings["motion_word_hash"] = " ".join(hashes)
     if config.lora is None:
         return settings
     from demo_t2v.lora import adapter_file  # diffusers loads slowly

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +103,8 @@ class TextConditioner:
     """Encodes prompts by a tokenizer and two encoders.
 
     `device` is where the encoders compute, by default where their weights are. With offloading
-    the two differ.
+    the two differ. `motion_words` are learned vectors (K, D) by name: the motion encoder reads them
+    in place of `<name>` (textual inversion, arXiv 2208.01618).
     """
 
     def __init__(
@@ -110,22 +113,83 @@ class TextConditioner:
         content_encoder: CLIPTextModel,
         motion_encoder: CLIPTextModel | None,
         device: torch.device | None = None,
+        motion_words: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.content_encoder = content_encoder
         self.motion_encoder = motion_encoder
         self.device = device
+        self.motion_words = motion_words or {}
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a prompt that are read, without the first and the last one."""
+        return int(self.content_encoder.config.max_position_embeddings) - 2
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, L), padded; a prompt longer than L is cut with one warning."""
-        config = self.content_encoder.config
-        length = config.max_position_embeddings
+        length = self.max_tokens
         for prompt in dict.fromkeys(prompts):
             ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-            dropped = ids[length - 2 :]
+            dropped = ids[length:]
             if dropped:
-                _warn_of_cut(length - 2, prompt, str(self.tokenizer.decode(dropped)))
-        return token_ids(self.tokenizer, prompts, config)
+                _warn_of_cut(length, prompt, str(self.tokenizer.decode(dropped)))
+        return token_ids(self.tokenizer, prompts, self.content_encoder.config)
+
+    def motion_tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, L) of motion prompts, as `tokens`.
+
+        The n-th of all motion words' vectors has the id V + n, where V is the vocabulary's size.
+        """
+        if not self.motion_words:
+            return self.tokens(prompts)
+        start, words = self.content_encoder.config.vocab_size, dict[str, list[int]]()
+        for name, vectors in self.motion_words.items():
+            words[f"<{name}>"] = list(range(start, start + len(vectors)))
+            start += len(vectors)
+        word = re.compile(f"({'|'.join(map(re.escape, words))})")
+        ids = self.tokens(["" if word.search(prompt) else prompt for prompt in prompts])
+        for row, prompt in enumerate(prompts):
+            if word.search(prompt):
+                ids[row] = self._tokens_of_pieces(prompt, word.split(prompt), words)
+        return ids
+
+    def _tokens_of_pieces(
+        self, prompt: str, pieces: Sequence[str], words: Mapping[str, list[int]]
+    ) -> Tensor:
+        """Token ids (L,) of a prompt's pieces, each a text or one of `words`."""
+        body: list[int] = []
+        for piece in pieces:
+            plain = self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+            body += words.get(piece, plain)
+        if len(body) > self.max_tokens:
+            dropped = [token for token in body[self.max_tokens :] if token < len(self.tokenizer)]
+            _warn_of_cut(self.max_tokens, prompt, str(self.tokenizer.decode(dropped)))
+        (row,) = token_ids(self.tokenizer, [""], self.content_encoder.config)
+        body = body[: self.max_tokens]
+        row[1 : 1 + len(body)] = torch.tensor(body)
+        row[1 + len(body)] = self.tokenizer.eos_token_id
+        return row
+
+    def motion_states(self, ids: Tensor) -> Tensor:
+        """The motion encoder's states (B, L, D) of `motion_tokens` (B, L)."""
+        assert self.motion_encoder is not None
+        ids = ids.to(self.device or self.motion_encoder.device)
+        size = self.motion_encoder.config.vocab_size
+        learned = ids >= size
+        if not learned.any():
+            return penultimate_states(self.motion_encoder, ids)
+        rows = torch.cat(list(self.motion_words.values())).to(ids.device)[(ids - size).clamp(min=0)]
+
+        def insert(_module: Any, _inputs: Any, embedded: Tensor) -> Tensor:
+            return torch.where(learned[..., None], rows.to(embedded), embedded)
+
+        # The encoder takes token ids only, and offloading moves its layers when they are called.
+        hook = self.motion_encoder.embeddings.token_embedding.register_forward_hook(insert)
+        try:
+            return penultimate_states(self.motion_encoder, ids.masked_fill(learned, 0))
+        finally:
+            hook.remove()
 
     def eot_index(self, ids: Tensor) -> Tensor:
         """Position of the first end-of-text token in each row: (B, L) -> (B,)."""
@@ -135,7 +199,9 @@ class TextConditioner:
     def __call__(self, content: Sequence[str], motion: Sequence[str] | None = None) -> TextStates:
         """States of the content prompts and of the motion prompts (None: the same prompts)."""
         content_ids = self.tokens(content)
-        return self.states(content_ids, None if motion is None else self.tokens(motion))
+        if motion is None and not self.motion_words:
+            return self.states(content_ids)
+        return self.states(content_ids, self.motion_tokens(content if motion is None else motion))
 
     def states(self, content_ids: Tensor, motion_ids: Tensor | None = None) -> TextStates:
         """States from token ids (B, L); `motion_ids` None: the same ids."""
@@ -144,7 +210,7 @@ class TextConditioner:
         motion_ids = content_ids if motion_ids is None else motion_ids.to(device)
         content, motion = penultimate_states(self.content_encoder, content_ids), None
         if self.motion_encoder is not None:
-            motion = penultimate_states(self.motion_encoder, motion_ids)
+            motion = self.motion_states(motion_ids)
         return TextStates(
             content=content,
             motion=motion,

@@ -118,7 +118,14 @@ def with_absolute_paths(config: InferenceConfig) -> InferenceConfig:
     """The configuration for an actor, which may run in another folder."""
     named = {"model": config.model, "lora": config.lora}
     paths = {key: Path(name) for key, name in named.items() if name}
-    absolute = {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
+    absolute: dict[str, Any] = {
+        key: str(path.resolve()) for key, path in paths.items() if path.exists()
+    }
+    if config.motion_word:
+        absolute["motion_word"] = tuple(
+            str(Path(name).resolve()) if Path(name).exists() else name
+            for name in config.motion_word
+        )
     if is_published(config.model) and (files := PublishedFiles.find(Path(config.model))):
         absolute["model"] = ",".join(str(file.resolve()) for file in files)
     return config.model_copy(update=absolute)

@@ -1,0 +1,43 @@
+"""Small files of weights beside a model (adapters, motion words): a name to a local file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from demo_t2v.core.errors import UserError
+
+
+def find_weight_file(
+    source: str | Path, weight_name: str, what: str, error: type[UserError]
+) -> Path:
+    """The file of a file's name, a folder or a hub repository, both with `weight_name` in them.
+
+    `what` names it in messages, such as "adapter". Raises `error` where there is none,
+    ConnectionError if the hub does not answer.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / weight_name
+    if path.is_file():
+        return path
+    missing = error(
+        f"{path}: there is no such {what}; use a file, a folder with {weight_name}, or a hub "
+        "repository as org/name"
+    )
+    if path.is_absolute() or len(path.parts) != 2 or path.suffix == ".safetensors":
+        raise missing
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:  # `hf_hub_download` would retry for half a minute
+        file = Path(snapshot_download(str(source), allow_patterns=[weight_name]), weight_name)
+    except (HFValidationError, RepositoryNotFoundError):
+        raise missing from None
+    except Exception as problem:  # the client raises any error of its network library
+        reason = str(problem).strip().partition("\n")[0]
+        raise ConnectionError(
+            f"{source}: is no local {what}, and the hub does not provide it ({reason})"
+        ) from None
+    if not file.is_file():
+        raise missing
+    return file
