@@ -77,6 +77,18 @@ def test_values_outside_their_limits_are_refused(
     assert "\n" not in str(error.value)
 
 
+def test_loaded_motion_words_are_no_tags(limits: Limits) -> None:
+    words = {"motion_words": ("hop", "b")}
+    request = limits.read_form("decompose", "a car", "it <hop>", *numbers(limits), **words)
+    assert request.motion_prompt == "it <hop>"
+    base = InferenceConfig(motion_word=("hop.safetensors",))
+    assert "'--motion-prompt=it <hop>'" in request.command(base)
+    assert request.command(base).endswith("--motion-word=hop.safetensors")
+    for prompts in (("a car <hop>", ""), ("a car", "<hop> <i>")):
+        with pytest.raises(RequestError, match="contains a tag"):
+            limits.read_form("decompose", *prompts, *numbers(limits), **words)
+
+
 def test_a_less_than_sign_is_no_tag(limits: Limits) -> None:
     assert limits.read_form("generate", "a cat <3 > 2 dogs", "", *numbers(limits)).prompt
 

@@ -10,11 +10,12 @@ import typer
 from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
+from demo_t2v.conditioning.motion_words import word_file
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.web.proxies import without_proxies
 
 
-@takes_options("model", "lora", "scheduler", "device", "dtype")
+@takes_options("model", "lora", "motion_word", "scheduler", "device", "dtype")
 def web(
     *,
     options: Mapping[str, Any],
@@ -41,6 +42,8 @@ def web(
             from demo_t2v.lora import adapter_file
 
             adapter_file(config.lora)
+        for source in config.motion_word or ():
+            word_file(source)
         try:
             with without_proxies("*"):  # Gradio's import makes a client for each proxy
                 from demo_t2v.web.server import serve

@@ -74,7 +74,9 @@ class Page:
         """Updates of the history and the panel's outputs while a form's request is generated."""
         last_update = 0.0
         try:
-            request = self.session.limits.read_form(panel.tab, *form)
+            request = self.session.limits.read_form(
+                panel.tab, *form, motion_words=self.session.motion_words
+            )
             for update in self.session.generate(request):
                 if isinstance(update, GenerationResult):
                     yield [history.add(update), *panel.finished(update)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass, fields
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from demo_t2v.checkpoints.resolve import ModelDefaults
@@ -87,9 +88,16 @@ class Limits:
         )
 
     def read_form(
-        self, tab: Tab, prompt: Any, motion_prompt: Any, *numbers: Any
+        self,
+        tab: Tab,
+        prompt: Any,
+        motion_prompt: Any,
+        *numbers: Any,
+        motion_words: Collection[str] = (),
     ) -> GenerationRequest:
         """The request of a form's values, `numbers` in the order of this class.
+
+        Motion prompts may have the loaded `motion_words` as `<name>`, other tags are refused.
 
         Motion prompt and strength apply to the tab `decompose` only, the number of videos to the
         tab `generate` only. Raises RequestError.
@@ -101,7 +109,9 @@ class Limits:
         content = _read_text("prompt", prompt)
         if not content:
             raise RequestError("Describe what the video should show, or select an example.")
-        motion = _read_text("motion prompt", motion_prompt) if tab == "decompose" else ""
+        motion = ""
+        if tab == "decompose":
+            motion = _read_text("motion prompt", motion_prompt, motion_words)
         if tab != "decompose":
             values["motion_strength"] = 1.0
         if tab != "generate":
@@ -199,15 +209,17 @@ class GenerationRequest:
         for key in ("model", "lora", "scheduler", "device", "dtype"):
             if getattr(base, key) != getattr(default, key):
                 yield f"{flag(key)}={getattr(base, key)}"
+        for source in base.motion_word or ():
+            yield f"{flag('motion_word')}={source}"
 
 
-def _read_text(name: str, text: Any) -> str:
-    """The text on one line. Raises RequestError."""
+def _read_text(name: str, text: Any, motion_words: Collection[str] = ()) -> str:
+    """The text on one line, without tags except `motion_words`. Raises RequestError."""
     line = " ".join(str(text or "").split())
     if len(line) > PROMPT_LENGTH:
         raise RequestError(f"The {name} is longer than {PROMPT_LENGTH} characters: shorten it.")
     if _UNPRINTABLE.search(line):
         raise RequestError(f"The {name} contains characters that cannot be printed.")
-    if _MARKUP.search(line):
+    if _MARKUP.search(reduce(lambda rest, word: rest.replace(f"<{word}>", ""), motion_words, line)):
         raise RequestError(f"The {name} contains a tag; write it without < and >.")
     return line

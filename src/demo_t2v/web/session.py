@@ -44,6 +44,7 @@ class GenerationSession:
         self.config = config
         self.limits = Limits.of(pipeline)
         self.has_motion = pipeline.motion_encoder is not None
+        self.motion_words = tuple(pipeline.motion_words)
         self._pipeline = pipeline
         self._folder = folder
         self._lock = threading.Lock()
