@@ -83,9 +83,7 @@ def measure(
     ]
     found = [classify_video(video.frames) for video in runner.videos(make_jobs(rows, 1, 0))]
     count = len(found)
-    right_things = sum(
-        one.thing == thing for one, (thing, _) in zip(found, pairs, strict=True)
-    )
+    right_things = sum(one.thing == thing for one, (thing, _) in zip(found, pairs, strict=True))
     return {
         "motion": str(Proportion(sum(one.motion == motion for one in found), count)),
         "thing": str(Proportion(right_things, count)),

@@ -26,7 +26,7 @@ from demo_t2v.cli import app
 from demo_t2v.config import Option
 from demo_t2v.config.loader import aliases_of
 
-MARKER = re.compile(r"<!-- (options|command|api): ([\w. ]+?) -->")
+MARKER = re.compile(r"<!-- (options|command|api): ([\w. -]+?) -->")
 KINDS = {
     "array": "list",
     "boolean": "true or false",

@@ -49,7 +49,7 @@ def learn_motion(
     with one_line_errors(), only_reports_on_stdout() as report:
         check_name(name)
         base: InferenceConfig = load(InferenceConfig, None, (), options)
-        settings = {"name": name, "content": content, "seed": base.seed}
+        settings: dict[str, Any] = {"name": name, "content": content, "seed": base.seed}
         given = {"num_steps": steps, "num_vectors": vectors, "lr": lr}
         settings |= {key: value for key, value in given.items() if value is not None}
         settings["log_dir"] = cache() / "motion-words"

@@ -74,6 +74,8 @@ Interval = Annotated[
     tuple[NoiseLevel, NoiseLevel], BeforeValidator(_interval), AfterValidator(_check_interval)
 ]
 """Lowest and highest noise level, as fractions of the training's timesteps."""
+
+
 def _as_list(value: Any) -> Any:
     """A single text as a list."""
     return [value] if isinstance(value, str) else value

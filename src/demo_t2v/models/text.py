@@ -165,7 +165,7 @@ class TextConditioner:
         if len(body) > self.max_tokens:
             dropped = [token for token in body[self.max_tokens :] if token < len(self.tokenizer)]
             _warn_of_cut(self.max_tokens, prompt, str(self.tokenizer.decode(dropped)))
-        (row,) = token_ids(self.tokenizer, [""], self.content_encoder.config)
+        row: Tensor = token_ids(self.tokenizer, [""], self.content_encoder.config)[0]
         body = body[: self.max_tokens]
         row[1 : 1 + len(body)] = torch.tensor(body)
         row[1 + len(body)] = self.tokenizer.eos_token_id
