@@ -224,6 +224,23 @@ def test_a_folder_has_a_file_of_a_fixed_name(file: Path, pipeline: DemoPipeline)
     assert list(pipeline.motion_words) == ["hop"]
 
 
+def test_a_hub_repository(
+    file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Downloaded before, as the hub's client stores it."""
+    repository, revision = tmp_path / "hub" / "models--mine--hop", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots" / revision).mkdir(parents=True)
+    file.rename(repository / "snapshots" / revision / WEIGHT_NAME)
+    monkeypatch.setitem(program.ENVIRONMENT, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ("generate", "a car", "--model", tiny_folder, "--steps", 1, "--motion-prompt", "<hop>")
+    done = program.run(tmp_path, *words, "--motion-word", "mine/hop", "--out", "videos")
+    assert done.returncode == 0, done.stderr
+    (entry,) = read_manifest(tmp_path / "videos").values()
+    assert entry["settings"]["motion_word"] == ["mine/hop"]
+
+
 def without_motion_branch(pipeline: DemoPipeline) -> DemoPipeline:
     parts = {**pipeline.components, "motion_encoder": None}
     parts["unet"] = DemoUNet.from_config({**pipeline.unet.config, "motion": False})

@@ -24,7 +24,7 @@ class MotionWordTraining(TrainConfig):
     timestep_shift: Annotated[float, Field(ge=1)] = 4.0
     """Above 1, noisy timesteps are drawn more often (arXiv 2403.03206, eq. 23): at these only the
     motion prompt tells the motion."""
-    num_steps: Annotated[int, Field(ge=1)] = 40
+    num_steps: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 4
     lr: Annotated[float, Field(gt=0)] = 5e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 10
