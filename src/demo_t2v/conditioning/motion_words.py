@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from demo_t2v.conditioning.timeline import MotionPrompt, texts_of
 from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.weight_files import find_weight_file
@@ -24,6 +23,7 @@ from demo_t2v.core.weight_files import find_weight_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from demo_t2v.conditioning.timeline import MotionPrompt
     from demo_t2v.models.text import TextConditioner
 
 WEIGHT_NAME: Final = "motion_word.safetensors"
@@ -156,8 +156,17 @@ def check_words(
     for content in contents:
         check_content_prompt(content, names)
     for motion in motions:
-        for text in texts_of(motion):
+        for text in _texts(motion):
             check_motion_prompt(text, names)
+
+
+def _texts(motion: MotionPrompt) -> Iterator[str]:
+    """The texts of a motion prompt, a blend or a timeline."""
+    if isinstance(motion, str):
+        yield motion
+    else:
+        for part in motion.prompts:
+            yield from _texts(part)
 
 
 def _words(text: str) -> Iterator[str]:

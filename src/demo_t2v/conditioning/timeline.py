@@ -139,12 +139,6 @@ def as_blend(prompt: str | Blend) -> Blend:
     return parse_blend(prompt) if isinstance(prompt, str) else prompt
 
 
-def texts_of(prompt: MotionPrompt) -> list[str]:
-    """The texts that the motion encoder reads for a motion prompt. Raises MotionPromptError."""
-    prompts = prompt.prompts if isinstance(prompt, Timeline) else (prompt,)
-    return [text for one in prompts for text in as_blend(one).prompts]
-
-
 def encode_timelines(
     states: TextStates,
     prompts: Sequence[MotionPrompt],
