@@ -16,6 +16,8 @@ from diffusers import DPMSolverMultistepScheduler  # noqa: E402
 from playwright.sync_api import Browser, expect  # noqa: E402
 
 from demo_t2v.config import InferenceConfig  # noqa: E402
+from demo_t2v.data.video import read_video  # noqa: E402
+from demo_t2v.web.examples import EXAMPLES, PROMPTS  # noqa: E402
 from demo_t2v.web.page import build_page  # noqa: E402
 from demo_t2v.web.server import open_session  # noqa: E402
 from demo_t2v.web.theme import launch_options  # noqa: E402
@@ -87,12 +89,174 @@ def test_a_seed_is_a_video_and_downloads_hold_it(visitor: Visitor) -> None:
     assert visitor.videos(2) != first
 
 
-def test_an_example_is_one_click(visitor: Visitor) -> None:
+def test_it_opens_with_example_videos_that_play(visitor: Visitor) -> None:
+    expect(visitor.page.locator("#examples video")).to_have_count(len(EXAMPLES))
+    for videos in ("#examples video", "#result video"):
+        visitor.page.wait_for_function(
+            """videos => [...document.querySelectorAll(videos)].every(video => {
+                const before = video.dataset.seen ??= video.currentTime;
+                return !video.paused && video.loop && video.muted && video.currentTime != before;
+            })""",
+            arg=videos,
+        )
+    expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(EXAMPLES[0].prompt)
+    expect(visitor.page.get_by_label("Seed", exact=True)).to_have_value(str(EXAMPLES[0].seed))
+
+
+def test_a_click_loads_an_example_and_the_button_makes_it_again(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    example = next(one for one in EXAMPLES if one.motion_prompt.startswith("0: "))
+    visitor.page.get_by_label("Seed", exact=True).fill("99")
     visitor.settings(**QUICK)
-    visitor.page.get_by_role("button", name="a frog bounces on the grass").click()
-    assert visitor.videos(1)
-    box = visitor.page.get_by_label("Prompt", exact=True)
-    assert box.input_value() == "a frog bounces on the grass"
+    visitor.page.get_by_role("button", name=example.name).click()
+    expect(visitor.page.get_by_role("tab", name="Take apart")).to_have_attribute(
+        "aria-selected", "true"
+    )
+    expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(example.prompt)
+    expect(visitor.page.get_by_label("Motion prompt")).to_have_value(example.motion_prompt)
+    expect(visitor.page.get_by_label("Seed", exact=True)).to_have_value(str(example.seed))
+    expect(visitor.page.get_by_label("number input for Frames", exact=True)).to_have_value("16")
+    expect(visitor.page.get_by_label("Frame 2")).to_have_value("8")
+    (shown,) = visitor.videos(1)
+    assert shown == example.file.read_bytes()
+    command = visitor.panel.locator(".command textarea").input_value()
+    visitor.request(example.prompt, "Take apart")
+    (made,) = visitor.videos(1)
+    assert visitor.panel.locator(".command textarea").input_value() == command
+    file = tmp_path / "made.mp4"
+    file.write_bytes(made)
+    again, shipped = (read_video(one)[0].astype(int) for one in (file, example.file))
+    assert again.shape == shipped.shape
+    assert abs(again - shipped).mean() < 2  # other CPUs round otherwise
+
+
+def test_another_model_has_example_prompts(browser: Browser, tiny_folder: Path) -> None:
+    with served("--device", "cpu", "--model", str(tiny_folder)) as url:
+        visitor = Visitor(browser, url)
+        assert visitor.page.locator("video").count() == 0
+        expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value("")
+        visitor.page.get_by_role("button", name=PROMPTS[1]).click()
+        assert visitor.videos(1)
+        expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(PROMPTS[1])
+        visitor.context.close()
+
+
+def test_the_timeline_editor_writes_the_motion_prompt(visitor: Visitor) -> None:
+    page = visitor.page
+    motion_prompt, alert = page.get_by_label("Motion prompt"), visitor.open_tab.get_by_role("alert")
+    expect(motion_prompt).to_have_count(0)
+    visitor.tab("Take apart")
+    page.get_by_label("Prompt", exact=True).fill("a frog falls")
+    page.get_by_role("button", name="Add a motion").click()
+    expect(motion_prompt).to_have_value("0: a frog falls; 8: ")
+    expect(alert).to_have_text("timeline: the motion prompt at frame 8 is empty")
+    page.get_by_label("Motion 2").fill("a frog moves up")
+    expect(motion_prompt).to_have_value("0: a frog falls; 8: a frog moves up")
+    expect(alert).to_have_count(0)
+    page.get_by_label("Frame 2").fill("20")
+    expect(alert).to_have_text("timeline: frame 20 is beyond the clip; its last frame is 15")
+    rows = visitor.open_tab.locator(".timeline-row:visible")
+    expect(rows.nth(1).get_by_role("alert")).to_have_count(1)
+    page.get_by_role("button", name="Take apart", exact=True).click()
+    expect(visitor.panel.get_by_role("alert")).to_contain_text("frame 20 is beyond the clip")
+    page.get_by_label("Frame 2").fill("9")
+    page.get_by_label("number input for Motion crossfade").fill("8")
+    page.get_by_label("number input for Motion crossfade").press("Tab")
+    expect(alert).to_contain_text("has 7 frames, fewer than the cross-fade of 8")
+    rows.nth(1).get_by_role("button", name="Remove").click()
+    expect(motion_prompt).to_have_value("0: a frog falls")
+    expect(rows).to_have_count(1)
+    motion_prompt.fill("0: a frog falls; 4: a frog grows; 12: a frog falls")
+    motion_prompt.press("Tab")
+    expect(rows).to_have_count(3)
+    expect(page.get_by_label("Frame 3")).to_have_value("12")
+    motion_prompt.fill("it moves up")
+    motion_prompt.press("Tab")
+    expect(rows).to_have_count(0)
+    expect(motion_prompt).to_have_value("it moves up")
+
+
+# Elements of a column that leave it to the left or right, those that are clipped aside.
+OUTSIDE = """() => ['form', 'result', 'examples'].flatMap(id => {
+    const column = document.getElementById(id), box = column.getBoundingClientRect();
+    const clipped = element => {
+        for (; element !== column; element = element.parentElement)
+            if (getComputedStyle(element.parentElement).overflowX !== 'visible') return true;
+        return false;
+    };
+    return [...column.querySelectorAll('*')].filter(element => {
+        const { left, right, width, height } = element.getBoundingClientRect();
+        const outside = left < box.left - 1 || right > box.right + 1;
+        return width > 1 && height > 1 && outside && element.offsetParent && !clipped(element);
+    }).map(element => `${id}: ${element.outerHTML.slice(0, 120)}`);
+})"""
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "height", "scheme"),
+    [("desktop", 1400, 900, "light"), ("phone", 390, 844, "light"), ("dark", 1400, 900, "dark")],
+)
+def test_everything_is_in_its_column(
+    visitor: Visitor,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    width: int,
+    height: int,
+    scheme: str,
+) -> None:
+    """Its screenshots are in the tests' folder."""
+    folder = tmp_path_factory.mktemp("screenshots")
+    page = visitor.page
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": height})
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("number input for Steps").wait_for()
+    whole_multiple(visitor)
+    for tab in ("Generate", "Take apart"):
+        visitor.tab(tab)
+        if tab == "Take apart":
+            page.get_by_role("button", name="Add a motion").click()
+            page.get_by_label("Frame 2").wait_for()
+        page.screenshot(path=folder / f"{name}-{tab.lower().replace(' ', '-')}.png", full_page=True)
+        assert page.evaluate(OUTSIDE) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    form, result, examples = (
+        page.locator(f"#{part}").bounding_box() for part in ("form", "result", "examples")
+    )
+    assert form
+    assert result
+    assert examples
+    if name == "phone":
+        assert form["x"] == result["x"] == examples["x"]
+        assert form["y"] < result["y"] < examples["y"]
+    else:
+        assert form["x"] == examples["x"]
+        assert form["x"] + form["width"] <= result["x"]
+
+
+def whole_multiple(visitor: Visitor) -> None:
+    """Checks that the result is shown sharp, centred, at a whole multiple of its size."""
+    player = visitor.panel.locator("video:visible")
+    visitor.page.wait_for_function(
+        "() => document.querySelector('#result video')?.style.getPropertyValue('--width')"
+    )
+    shown, own, rendering, left, right = player.evaluate(
+        """video => {
+            const box = video.getBoundingClientRect();
+            const column = video.closest('.result').getBoundingClientRect();
+            return [[box.width, box.height], [video.videoWidth, video.videoHeight],
+                getComputedStyle(video).imageRendering,
+                box.left - column.left, column.right - box.right];
+        }"""
+    )
+    scale = shown[0] / own[0]
+    assert scale >= 1
+    assert scale == int(scale)
+    assert shown[1] == scale * own[1]
+    assert rendering == "pixelated"
+    assert abs(left - right) <= 1
+    assert left >= 0
 
 
 def test_stop_stops(visitor: Visitor) -> None:
@@ -103,7 +267,7 @@ def test_stop_stops(visitor: Visitor) -> None:
     visitor.wait_for_status("Stopped.")
     visitor.page.wait_for_timeout(1500)
     assert visitor.status() == "Stopped."
-    assert visitor.panel.locator("video:visible").count() == 0
+    assert visitor.panel.locator("video:visible").count() == 1  # still the example
     visitor.settings(Steps=1, Frames=2)  # and the pipeline is free again
     visitor.request(PROMPT)
     assert visitor.videos(1)
@@ -129,7 +293,8 @@ def test_videos_resume_after_a_stop_and_a_refusal(visitor: Visitor) -> None:
 def plays(visitor: Visitor) -> None:
     """Waits until the one video of the tab plays."""
     visitor.page.wait_for_function(
-        "() => [...document.querySelectorAll('video')].some(v => v.offsetParent && !v.paused)"
+        "() => [...document.querySelectorAll('#result video')]"
+        ".some(v => v.offsetParent && !v.paused)"
     )
 
 
@@ -178,7 +343,7 @@ def test_a_refused_prompt_has_a_message(visitor: Visitor, prompt: str, message: 
     alert.wait_for()
     assert message in alert.inner_text()
     assert visitor.page.locator("img[src='x']").count() == 0
-    assert visitor.panel.locator("video:visible").count() == 0
+    assert "Example" in visitor.panel.inner_text()  # nothing is made
     assert visitor.errors == []
 
 
@@ -188,7 +353,7 @@ def test_a_prompt_is_text_wherever_it_is_shown(visitor: Visitor) -> None:
     visitor.request(prompt)
     visitor.videos(1)
     visitor.tab("History")
-    visitor.panel.get_by_text(prompt).first.wait_for()
+    visitor.open_tab.get_by_text(prompt).first.wait_for()
 
 
 def test_compare(visitor: Visitor) -> None:
@@ -201,7 +366,7 @@ def test_compare(visitor: Visitor) -> None:
     assert picture.evaluate("i => i.naturalWidth") > 500
     visitor.page.wait_for_timeout(1000)
     times = visitor.page.eval_on_selector_all(
-        ".synchronized video", "videos => videos.map(video => video.currentTime)"
+        "#result video", "videos => videos.map(video => video.currentTime)"
     )
     length = 6 / 8  # seconds; just behind the end one may have begun anew before the other
     apart = abs(times[0] - times[1])
@@ -213,7 +378,7 @@ def test_take_apart(visitor: Visitor) -> None:
     visitor.tab("Take apart")
     visitor.request("a car on the grass", "Take apart")
     (plain,) = visitor.videos(1)
-    visitor.panel.get_by_label("Motion prompt").fill("it moves up quickly")
+    visitor.page.get_by_label("Motion prompt").fill("it moves up quickly")
     visitor.page.get_by_label("number input for Motion strength").fill("1.5")
     visitor.page.get_by_label("number input for Motion strength").press("Tab")
     visitor.request("a car on the grass", "Take apart")
@@ -242,7 +407,7 @@ def test_history_loads_results_and_is_private(
     visitor.request("a car falls at night")
     assert visitor.videos(1) != made
     visitor.tab("History")
-    entries = visitor.panel.get_by_role("button", name=re.compile("Thumbnail"))
+    entries = visitor.open_tab.get_by_role("button", name=re.compile("Thumbnail"))
     expect(entries).to_have_count(2)
     entries.nth(1).click()
     expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
@@ -261,8 +426,8 @@ def test_history_loads_results_and_is_private(
     expect(visitor.page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
     other = Visitor(browser, address)
     other.tab("History")
-    assert other.panel.locator("img").count() == 0
-    assert PROMPT not in other.panel.inner_text()
+    assert other.open_tab.locator("img").count() == 0
+    assert PROMPT not in other.open_tab.inner_text()
     other.context.close()
 
 
@@ -273,6 +438,7 @@ def test_by_keyboard_alone(visitor: Visitor) -> None:
         keyboard.press("Tab")
         if box.evaluate("box => box === document.activeElement"):
             break
+    keyboard.press("Control+A")
     keyboard.type(PROMPT)
     expect(box).to_have_value(PROMPT)
     visitor.settings(Steps=1, Frames=2)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demo_t2v.config import InferenceConfig
+from demo_t2v.config.inference import inference_options
 from demo_t2v.pipeline import DemoPipeline
-from demo_t2v.web.request import GenerationRequest, Limits, RequestError
+from demo_t2v.web.examples import EXAMPLES, EXAMPLES_FOLDER, example_prompts, example_videos
+from demo_t2v.web.request import Bound, GenerationRequest, Limits, RequestError
+from demo_t2v.web.timeline_editor import row_error
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +24,10 @@ def limits(tiny_pipeline: DemoPipeline) -> Limits:
 
 def numbers(limits: Limits, **others: object) -> list[object]:
     """A form's numbers, in order."""
-    return [others.get(field.name, getattr(limits, field.name).start) for field in fields(limits)]
+    return [others.get(name, bound.start) for name, bound in limits.bounds.items()]
 
 
-REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5, 1.0)
+REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5)
 
 
 def test_limits_follow_from_the_model(limits: Limits) -> None:
@@ -34,16 +37,31 @@ def test_limits_follow_from_the_model(limits: Limits) -> None:
 
 
 def test_a_form_becomes_a_request(limits: Limits) -> None:
-    form = numbers(limits, seed=7.0, repeat_times=2, motion_strength=0.5)
+    form = numbers(limits, seed=7.0, repeat_times=2, motion_strength=0.5, motion_crossfade=0)
     request = limits.read_form("decompose", "  a car\nfalls ", "spins", *form)
     assert (request.prompt, request.motion_prompt) == ("a car falls", "spins")
-    assert request.motion_strength == 0.5
+    assert request.handles == {"motion_strength": 0.5}  # a handle at its start is not set
+    assert request.strengths == [0.5]
     assert (request.seed, request.repeat_times) == (7, 1)
     assert isinstance(request.seed, int)
-    assert limits.read_form("decompose", *request.form) == request
+    assert limits.read_form("decompose", *limits.form(request)) == request
     plain = limits.read_form("generate", "a car falls", "spins", *form)
-    assert (plain.motion_prompt, plain.motion_strength, plain.repeat_times) == ("", 1.0, 2)
+    assert (plain.motion_prompt, plain.handles, plain.repeat_times) == ("", {}, 2)
     assert limits.read_form("compare", "a car", "", *form).strengths == [0.0, 1.0]
+
+
+def test_a_handle_that_is_not_set_leaves_the_option_alone(limits: Limits) -> None:
+    assert set(limits.handles) <= set(inference_options())
+    base = InferenceConfig()
+    untouched = limits.read_form("decompose", "a car", "", *numbers(limits, guidance_scale=5.0))
+    config = untouched.config(base, 1.0)
+    assert {name: getattr(config, name) for name in limits.handles} == {
+        name: getattr(base, name) for name in limits.handles
+    }
+    form = numbers(limits, content_guidance_scale=0.5)
+    moved = limits.read_form("decompose", "a car", "", *form)
+    assert moved.config(base, 1.0).content_guidance_scale == 0.5
+    assert "--content-guidance 0.5" in moved.command(base)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +124,15 @@ def test_a_command_has_what_differs_from_the_defaults() -> None:
     )
     base = InferenceConfig(model="a model", lora="x.safetensors", dtype="bfloat16")
     request = replace(
-        REQUEST, tab="decompose", motion_prompt="it's -spinning", motion_strength=0.25
+        REQUEST,
+        tab="decompose",
+        motion_prompt="it's -spinning",
+        handles={"motion_strength": 0.25, "motion_crossfade": 2},
     )
     words = shlex.split(request.command(base))
-    assert words[-6:] == [
+    assert words[-8:] == [
         "--motion-prompt=it's -spinning",
-        *("--motion-strength", "0.25"),
+        *("--motion-strength", "0.25", "--motion-crossfade", "2"),
         *("--model=a model", "--lora=x.safetensors", "--dtype=bfloat16"),
     ]
     timeline = replace(REQUEST, tab="decompose", motion_prompt="0: it rises; 0.25s: falls")
@@ -137,9 +158,70 @@ def test_any_prompt_survives_the_shell(prompt: str) -> None:
         ("1: rises", "timeline: begins at frame 1; it must begin at frame 0"),
         ("0: rises; 4: falls", "timeline: frame 4 is beyond the clip; its last frame is 3"),
         ("0: rises; 2:", "timeline: the motion prompt at frame 2 is empty"),
+        ("0: rises; 3: falls", "has 1 frames, fewer than the cross-fade of 2"),
     ],
 )
 def test_bad_timelines_are_refused(limits: Limits, motion_prompt: str, line: str) -> None:
     with pytest.raises(RequestError, match=line):
-        limits.read_form("decompose", "a car", motion_prompt, *numbers(limits))
+        limits.read_form("decompose", "a car", motion_prompt, *numbers(limits, motion_crossfade=2))
     assert limits.read_form("generate", "a car", motion_prompt, *numbers(limits)).timeline is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "crossfade", "error"),
+    [
+        ([], 0, None),
+        ([(0, "rises"), (8, "falls"), (None, "")], 0, None),
+        ([(0, "rises"), (8, "falls")], 8, None),
+        ([(1, "rises"), (0, "falls")], 0, (0, "begins at frame 1; it must begin at frame 0")),
+        ([(0, "rises"), (None, ""), (8, " ")], 0, (2, "the motion prompt at frame 8 is empty")),
+        ([(0, "rises"), (8, "falls"), (8, "grows")], 0, (2, "frame 8 follows frame 8")),
+        ([(0, "rises"), (None, "falls")], 0, (1, "this motion has no frame")),
+        (
+            [(0, "rises"), (16, "falls")],
+            0,
+            (1, "frame 16 is beyond the clip; its last frame is 15"),
+        ),
+        ([(0, "rises"), (8, "falls; 9: grows")], 0, (1, "a semicolon ends a motion")),
+        (
+            [(0, "rises"), (8, "falls"), (12, "grows")],
+            5,
+            (2, "the segment at frame 8 has 4 frames"),
+        ),
+    ],
+)
+def test_the_first_wrong_row_of_a_timeline_is_named(
+    rows: list[tuple[int | None, str]], crossfade: float, error: tuple[int, str] | None
+) -> None:
+    found = row_error(rows, 16, crossfade)
+    if error is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0] == error[0]
+        assert found[1].startswith(f"timeline: {error[1]}")
+
+
+def test_examples_are_small_and_have_their_videos() -> None:
+    assert 6 <= len(EXAMPLES) <= 8
+    assert {example.file for example in EXAMPLES} == set(EXAMPLES_FOLDER.iterdir())
+    assert sum(example.file.stat().st_size for example in EXAMPLES) <= 600_000
+    assert EXAMPLES[0].tab == "generate"  # the page opens with it
+
+
+def test_examples_are_requests_of_the_form(limits: Limits) -> None:
+    for example in EXAMPLES:
+        request = example.request(replace(limits, num_frames=Bound(2, 32, 16)))
+        assert (request.prompt, request.seed, request.tab) == (
+            example.prompt,
+            example.seed,
+            example.tab,
+        )
+
+
+def test_only_the_shipped_model_has_example_videos() -> None:
+    assert example_videos(InferenceConfig()) == EXAMPLES
+    for other in ({"model": "sprites-base"}, {"lora": "x.safetensors"}, {"scheduler": "ddim"}):
+        config = InferenceConfig(**other)
+        assert example_videos(config) == ()
+        assert example_prompts(config)

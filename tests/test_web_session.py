@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -31,7 +31,7 @@ from demo_t2v.web.page import Page
 from demo_t2v.web.request import GenerationRequest
 from demo_t2v.web.session import GenerateFunction, GenerationSession
 
-REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5, 1.0)
+REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5)
 
 
 @pytest.fixture
@@ -92,10 +92,14 @@ def test_the_same_request_gives_the_same_video(session: GenerationSession) -> No
             tab="decompose",
             repeat_times=1,
             motion_prompt='"swings" slowly',
-            motion_strength=0.5,
+            handles={"motion_strength": 0.5},
         ),
         replace(
-            REQUEST, tab="decompose", motion_prompt="0: a car grows; 0.25s: a car falls", fps=4
+            REQUEST,
+            tab="decompose",
+            motion_prompt="0: a car grows; 0.5s: a car falls",
+            fps=4,
+            handles={"motion_crossfade": 2, "motion_guidance_scale": 4.0},
         ),
         replace(REQUEST, tab="compare", repeat_times=1, prompt="-a = 'b' $HOME", width=48),
     ],
@@ -170,7 +174,7 @@ def test_decomposition_uses_both_prompts(session: GenerationSession) -> None:
     request = replace(REQUEST, tab="decompose", repeat_times=1)
     plain = frames(generate_all(session, request)[1])
     other = frames(generate_all(session, replace(request, motion_prompt="a fish grows slowly"))[1])
-    weak = frames(generate_all(session, replace(request, motion_strength=0.0))[1])
+    weak = frames(generate_all(session, replace(request, handles={"motion_strength": 0.0}))[1])
     same = frames(generate_all(session, replace(request, motion_prompt=request.prompt))[1])
     assert (plain == same).all()
     assert (plain != other).any()
@@ -281,8 +285,8 @@ def final_status(session: GenerationSession) -> str:
     with gr.Blocks():
         page = Page(session)
     limits = session.limits
-    numbers = [getattr(limits, field.name).start for field in fields(limits)]
-    *_, last = page.run(page.layout.panels["generate"], History(), "a car falls", "", *numbers)
+    numbers = [bound.start for bound in limits.bounds.values()]
+    *_, last = page.run("generate", History(), "a car falls", "", *numbers)
     assert not last[2].visible  # Stop
     return str(last[1])
 

@@ -80,6 +80,11 @@ class Visitor:
 
     @property
     def panel(self) -> Locator:
+        """The results."""
+        return self.page.locator("#result")
+
+    @property
+    def open_tab(self) -> Locator:
         """The open tab."""
         return self.page.get_by_role("tabpanel")
 
@@ -127,7 +132,8 @@ class Visitor:
         """Wait until `count` videos, new since `request`, play; returns their bytes."""
         self.page.wait_for_function(
             """([count, old]) => {
-                const videos = [...document.querySelectorAll('video')].filter(v => v.offsetParent);
+                const videos = [...document.querySelectorAll('#result video')]
+                    .filter(v => v.offsetParent);
                 return videos.length === count
                     && videos.every(v => v.videoWidth > 0 && !v.paused && v.currentTime > 0)
                     && !videos.some(v => old.includes(v.currentSrc));
@@ -139,7 +145,7 @@ class Visitor:
 
     def _sources(self) -> list[str]:
         script = "videos => videos.filter(v => v.offsetParent).map(v => v.currentSrc)"
-        sources: list[str] = self.page.eval_on_selector_all("video", script)
+        sources: list[str] = self.page.eval_on_selector_all("#result video", script)
         return sources
 
     def status(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from demo_t2v.config.inference import label
 from demo_t2v.web.request import GenerationRequest
 
 HISTORY_LENGTH: Final = 24
@@ -15,10 +16,10 @@ HISTORY_LENGTH: Final = 24
 
 @dataclass(frozen=True)
 class VideoFiles:
-    """One video in both formats."""
+    """One video; examples have no GIF."""
 
     mp4: Path
-    gif: Path
+    gif: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class GenerationResult:
         elif request.tab == "attention":
             words.append("attention")
         elif request.tab == "decompose":
-            text = f", “{request.motion_prompt}”" if request.motion_prompt else ""
-            words.append(f"motion {request.motion_strength:g}{text}")
+            words += [f"“{request.motion_prompt}”"] if request.motion_prompt else []
+            words += [f"{label(name).lower()} {value:g}" for name, value in request.handles.items()]
         return " · ".join(words)
 
 

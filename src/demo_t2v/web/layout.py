@@ -2,67 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import base64
+from collections.abc import Sequence
 from html import escape
 from typing import Final
 
 import gradio as gr
 
 from demo_t2v.checkpoints.resolve import BUILT_IN
+from demo_t2v.config import InferenceConfig
 from demo_t2v.config.inference import inference_options, label
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS
-from demo_t2v.web.history import HISTORY_LENGTH, History
-from demo_t2v.web.request import MAX_VIDEOS, PROMPT_LENGTH, Limits, Tab, option_key
+from demo_t2v.web.examples import Example, example_prompts, example_videos
+from demo_t2v.web.history import HISTORY_LENGTH, History, VideoFiles
+from demo_t2v.web.request import PROMPT_LENGTH, Limits, Tab, option_key
 from demo_t2v.web.results_panel import ResultsPanel
+from demo_t2v.web.timeline_editor import TimelineEditor
 
-_SPRITE_EXAMPLES: Final = (
-    "a rocket moves up and to the right in the sky",
-    "a frog bounces on the grass",
-    "a butterfly circles in the sky",
-    "a whale grows quickly at night",
-    "a car moves to the left on the sand",
-)
-_EXAMPLES: Final = (
-    "slow motion flower petals fall from a blossom",
-    "a horse gallops along a beach at sunset",
-    "a paper boat drifts down a stream",
-    "clouds roll over a mountain range",
-)
 _RANDOM_SEED: Final = "() => Math.floor(Math.random() * 2 ** 32)"
+_COMPARE_TEXT: Final = (
+    "The same seed without the motion branch and with it. Arrows below the videos show the optical "
+    "flow, without the motion branch above and with it below."
+)
+_DECOMPOSE_TEXT: Final = (
+    "The content encoder reads the prompt, the motion encoder the motion prompt. On a timeline, "
+    "each motion begins at its frame."
+)
+_ATTENTION_TEXT: Final = (
+    "Attention of the motion transformers to the end-of-text token of the motion prompt, which "
+    "summarizes the prompt; bright is high. Rows: after a quarter, a half and three quarters of "
+    "the steps, and before the last step."
+)
 
 
 class PageLayout:
     """Creates the components of the page for one model; build it inside a `gr.Blocks`.
 
-    `inputs` are the form's components in the order of `GenerationRequest.form`.
+    `inputs` are the form's components in the order of `Limits.form`. `starts` are the buttons that
+    start the generation of a tab.
     """
 
-    def __init__(self, model: str, limits: Limits, has_motion: bool) -> None:
+    def __init__(self, config: InferenceConfig, limits: Limits, has_motion: bool) -> None:
         self.history = gr.State(History(), delete_callback=History.delete_files)
-        _header(model)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                self.prompt, self.examples = _prompt(
-                    _SPRITE_EXAMPLES if model in BUILT_IN else _EXAMPLES
-                )
-                settings = _settings(limits)
-                if model in BUILT_IN:
+        self.example_videos: list[tuple[Example, gr.HTML]] = []
+        self.example_prompts: list[tuple[str, gr.Button]] = []
+        examples = example_videos(config)
+        first = examples[0] if examples else None
+        _header(config.model)
+        with gr.Row(elem_id="columns"):
+            with gr.Column(elem_id="form", min_width=0):
+                placeholder = example_prompts(config)[0]
+                self.prompt, self.motion_prompt = _prompts(placeholder, first)
+                self._tabs(limits, has_motion)
+                self.settings = _settings(limits, first)
+            with gr.Column(elem_id="result", min_width=0):
+                command = first.request(limits).command(config) if first else ""
+                self.results = ResultsPanel(VideoFiles(first.file) if first else None, command)
+            with gr.Column(elem_id="examples", min_width=0):
+                if examples:
+                    self.example_videos = _example_videos(examples)
+                else:
+                    self.example_prompts = _example_prompts(example_prompts(config))
+                if config.model in BUILT_IN:
                     _vocabulary()
-            self.motion_prompt, motion_strength = _motion_inputs(limits)
-            self.inputs = [self.prompt, self.motion_prompt, *settings, motion_strength]
-            with gr.Column(scale=3, min_width=300), gr.Tabs(selected="generate") as self.tabs:
-                self.panels: dict[Tab, ResultsPanel] = {
-                    "generate": _generate_tab(),
-                    "compare": _compare_tab(has_motion),
-                    "decompose": _decompose_tab(has_motion, self.motion_prompt, motion_strength),
-                    "attention": _attention_tab(has_motion),
-                }
-                self.history_tab, self.gallery = _history_tab()
 
     @property
-    def panel_outputs(self) -> list[gr.blocks.Block]:
-        """The outputs of all panels."""
-        return [output for panel in self.panels.values() for output in panel.outputs]
+    def inputs(self) -> list[gr.blocks.Block]:
+        """The form's components in the order of `Limits.form`."""
+        numbers = [*self.settings.values(), *self.handles.values()]
+        return [self.prompt, self.motion_prompt, *numbers]
+
+    def _tabs(self, limits: Limits, has_motion: bool) -> None:
+        """The tabs, each with what is its own, and a button that starts it."""
+        self.starts: dict[Tab, gr.Button] = {}
+        with gr.Tabs(selected="generate") as self.tabs:
+            with gr.Tab("Generate", id="generate") as generate:
+                self.starts["generate"] = _start("Generate")
+            with gr.Tab("Compare", id="compare", visible=has_motion) as compare:
+                gr.Markdown(_COMPARE_TEXT)
+                self.starts["compare"] = _start("Compare")
+            with gr.Tab("Take apart", id="decompose", visible=has_motion) as decompose:
+                gr.Markdown(_DECOMPOSE_TEXT)
+                self.timeline = TimelineEditor()
+                with gr.Row():
+                    self.handles = {name: _slider(name, limits) for name in limits.handles}
+                self.starts["decompose"] = _start("Take apart")
+            with gr.Tab("Look inside", id="attention", visible=has_motion) as attention:
+                gr.Markdown(_ATTENTION_TEXT)
+                self.starts["attention"] = _start("Look inside")
+            with gr.Tab("History", id="history") as self.history_tab:
+                self.gallery = _gallery()
+        self.tab_items = [generate, compare, decompose, attention, self.history_tab]
 
 
 def _header(model: str) -> None:
@@ -75,25 +105,38 @@ def _header(model: str) -> None:
     )
 
 
-def _prompt(examples: tuple[str, ...]) -> tuple[gr.Textbox, dict[str, gr.Button]]:
-    """The prompt's box, and a button for each example."""
-    prompt = gr.Textbox(
-        label="Prompt",
-        placeholder=examples[0],
+def _prompts(placeholder: str, first: Example | None) -> tuple[gr.Textbox, gr.Textbox]:
+    """Prompt and motion prompt, side by side. Only the tab `decompose` shows the motion prompt."""
+    with gr.Row():
+        return (
+            _text_box("Prompt", placeholder, first.prompt if first else ""),
+            _text_box("Motion prompt", "the same as the prompt", "", visible=False),
+        )
+
+
+def _text_box(name: str, placeholder: str, text: str, visible: bool = True) -> gr.Textbox:
+    return gr.Textbox(
+        text,
+        label=name,
+        placeholder=placeholder,
         lines=1,  # with one line, Enter submits
         max_lines=4,
         max_length=PROMPT_LENGTH,
+        min_width=160,
+        visible=visible,
     )
-    with gr.Row(elem_classes="examples"):
-        return prompt, {text: gr.Button(text, size="sm") for text in examples}
 
 
-def _settings(limits: Limits) -> list[gr.Number | gr.Slider]:
-    """The numbers in the order of `Limits`, without the motion strength."""
+def _start(text: str) -> gr.Button:
+    return gr.Button(text, variant="primary", elem_classes="start")
+
+
+def _settings(limits: Limits, first: Example | None) -> dict[str, gr.Number | gr.Slider]:
+    """The numbers that all tabs have, by name."""
     with gr.Row():
         seed = gr.Number(
             label="Seed",
-            value=int(limits.seed.start),
+            value=first.seed if first else int(limits.seed.start),
             minimum=limits.seed.low,
             maximum=limits.seed.high,
             precision=0,
@@ -103,29 +146,13 @@ def _settings(limits: Limits) -> list[gr.Number | gr.Slider]:
         new_seed = gr.Button("⚄ New seed", size="sm", min_width=110, scale=1, elem_id="new-seed")
     new_seed.click(None, None, seed, js=_RANDOM_SEED)
     with gr.Accordion("Settings", open=False):
-        sliders = [
-            _slider(field.name, limits)
-            for field in fields(limits)
-            if field.name not in ("seed", "motion_strength")
-        ]
-    return [seed, *sliders]
+        sliders = {name: _slider(name, limits) for name in limits.settings if name != "seed"}
+    return {"seed": seed, **sliders}
 
 
-def _motion_inputs(limits: Limits) -> tuple[gr.Textbox, gr.Slider]:
-    """Motion prompt and motion strength, not rendered yet."""
-    motion_prompt = gr.Textbox(
-        label="Motion prompt",
-        info="Prompt for the motion encoder, or a timeline of prompts. Empty: the prompt.",
-        placeholder="0: a balloon moves up; 8: a balloon moves to the left",
-        max_length=PROMPT_LENGTH,
-        render=False,
-    )
-    return motion_prompt, _slider("motion_strength", limits, render=False)
-
-
-def _slider(name: str, limits: Limits, render: bool = True) -> gr.Slider:
+def _slider(name: str, limits: Limits) -> gr.Slider:
     """The slider of an option, with the label and the help of its declaration."""
-    bound, key = getattr(limits, name), option_key(name)
+    bound, key = limits.bounds[name], option_key(name)
     _, option = inference_options()[key]
     return gr.Slider(
         bound.low,
@@ -134,8 +161,30 @@ def _slider(name: str, limits: Limits, render: bool = True) -> gr.Slider:
         step=bound.step,
         label=label(key),
         info=option.help,
-        render=render,
+        min_width=220,
     )
+
+
+def _example_videos(examples: Sequence[Example]) -> list[tuple[Example, gr.HTML]]:
+    """The example videos, which play; a click on one loads it."""
+    gr.HTML("<h2>Examples</h2>", padding=False)
+    with gr.Row(elem_classes="example-videos"):
+        return [(example, gr.HTML(_example_html(example), padding=False)) for example in examples]
+
+
+def _example_html(example: Example) -> str:
+    source = f"data:video/mp4;base64,{base64.b64encode(example.file.read_bytes()).decode()}"
+    return (
+        f'<button type="button"><video src="{source}" autoplay loop muted playsinline></video>'
+        f"<span>{escape(example.name)}</span></button>"
+    )
+
+
+def _example_prompts(prompts: Sequence[str]) -> list[tuple[str, gr.Button]]:
+    """A button for each example prompt."""
+    gr.HTML("<h2>Examples</h2>", padding=False)
+    with gr.Row(elem_classes="example-prompts"):
+        return [(text, gr.Button(text, size="sm")) for text in prompts]
 
 
 def _vocabulary() -> None:
@@ -149,58 +198,19 @@ def _vocabulary() -> None:
         )
 
 
-def _generate_tab() -> ResultsPanel:
-    with gr.Tab("Generate", id="generate"):
-        labels = [f"Video {number}" for number in range(1, MAX_VIDEOS + 1)]
-        return ResultsPanel("generate", "Generate", labels)
-
-
-def _compare_tab(visible: bool) -> ResultsPanel:
-    with gr.Tab("Compare", id="compare", visible=visible):
-        gr.Markdown(
-            "The same seed without the motion branch and with it. Arrows below the videos show "
-            "the optical flow, without the motion branch above and with it below."
-        )
-        return ResultsPanel("compare", "Compare", ["Motion off", "Motion on"])
-
-
-def _decompose_tab(
-    visible: bool, motion_prompt: gr.Textbox, motion_strength: gr.Slider
-) -> ResultsPanel:
-    with gr.Tab("Take apart", id="decompose", visible=visible):
-        gr.Markdown(
-            "The content encoder reads the prompt, the motion encoder the motion prompt. On a "
-            "timeline, each motion prompt begins at its frame: `0: a frog falls; 8: a frog grows`."
-        )
-        motion_prompt.render()  # type: ignore[no-untyped-call]
-        motion_strength.render()  # type: ignore[no-untyped-call]
-        return ResultsPanel("decompose", "Take apart", ["Video"])
-
-
-def _attention_tab(visible: bool) -> ResultsPanel:
-    with gr.Tab("Look inside", id="attention", visible=visible):
-        gr.Markdown(
-            "Attention of the motion transformers to the end-of-text token of the motion prompt, "
-            "which summarizes the prompt; bright is high. Rows: after a quarter, a half and three "
-            "quarters of the steps, and before the last step."
-        )
-        return ResultsPanel("attention", "Look inside", ["Video"])
-
-
-def _history_tab() -> tuple[gr.Tab, gr.Gallery]:
-    with gr.Tab("History", id="history") as tab:
-        gr.Markdown(
-            f"Your last {HISTORY_LENGTH} results, visible to you only, until you close this page "
-            "or a day has passed. Select one to load its videos and settings."
-        )
-        gallery = gr.Gallery(
-            show_label=False,
-            columns=3,
-            height="auto",
-            object_fit="contain",
-            elem_classes="history",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-        )
-    return tab, gallery
+def _gallery() -> gr.Gallery:
+    """The results of the history."""
+    gr.Markdown(
+        f"Your last {HISTORY_LENGTH} results, visible to you only, until you close this page "
+        "or a day has passed. Select one to load its videos and settings."
+    )
+    return gr.Gallery(
+        show_label=False,
+        columns=3,
+        height="auto",
+        object_fit="contain",
+        elem_classes="history",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+    )

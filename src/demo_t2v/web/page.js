@@ -1,7 +1,16 @@
-// Synchronizes the two videos of a comparison: the second follows the first.
+// Tells the style sheet the size of a result, so that it shows whole multiples of it.
+document.addEventListener("loadedmetadata", ({ target: video }) => {
+  if (!video.closest?.("#result")) return;
+  video.style.setProperty("--width", `${video.videoWidth}px`);
+  video.style.setProperty("--ratio", video.videoWidth / video.videoHeight);
+  video.muted = true; // a video without sound may play before the visitor has clicked
+  video.play().catch(() => {});
+}, true);
+
+// Synchronizes two videos, as of a comparison: the second follows the first.
 (() => {
   const pair = (video) => {
-    const videos = video.closest?.(".synchronized")?.querySelectorAll("video") ?? [];
+    const videos = video.closest?.(".videos")?.querySelectorAll("video") ?? [];
     return videos.length === 2 ? [...videos] : null;
   };
   const synchronize = (first, second) => {

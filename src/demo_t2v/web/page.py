@@ -14,10 +14,10 @@ from demo_t2v.config import ConfigError
 from demo_t2v.core.devices import as_device_error
 from demo_t2v.inference.runner import out_of_memory
 from demo_t2v.model_folder import first_line
-from demo_t2v.web.history import GenerationResult, History
+from demo_t2v.web.examples import Example
+from demo_t2v.web.history import GenerationResult, History, VideoFiles
 from demo_t2v.web.layout import PageLayout
-from demo_t2v.web.request import RequestError
-from demo_t2v.web.results_panel import ResultsPanel
+from demo_t2v.web.request import GenerationRequest, RequestError, Tab
 from demo_t2v.web.session import GenerationSession
 
 # Videos pause during a generation, since playing them slows it down.
@@ -32,6 +32,10 @@ _RESUME_VIDEOS: Final = """() => {
         delete video.dataset.resume;
         video.play().catch(() => {});
     }
+    return [];
+}"""
+_CLICK_START: Final = """() => {
+    [...document.querySelectorAll('.start')].find(button => button.offsetParent)?.click();
     return [];
 }"""
 _UPDATE_INTERVAL: Final = 0.5
@@ -60,22 +64,45 @@ class Page:
 
     def __init__(self, session: GenerationSession) -> None:
         self.session = session
-        self.layout = PageLayout(session.config.model, session.limits, session.has_motion)
-        for panel in self.layout.panels.values():
-            self._connect(panel)
-        self.layout.gallery.select(
-            self.load_result,
-            self.layout.history,
-            [self.layout.tabs, *self.layout.inputs, *self.layout.panel_outputs],
-        )
-        self._update_gallery(self.layout.history_tab.select)
+        self.layout = layout = PageLayout(session.config, session.limits, session.has_motion)
+        for tab in layout.tab_items:
+            shown = partial(_show_motion_prompt, tab.id)
+            tab.select(shown, None, layout.motion_prompt, show_progress="hidden", **_UNQUEUED)
+        for box in (layout.prompt, layout.motion_prompt):
+            box.submit(None, js=_CLICK_START)
+        self._connect_runs()
+        if session.has_motion:
+            layout.timeline.connect(
+                layout.prompt,
+                layout.motion_prompt,
+                layout.settings["num_frames"],
+                layout.settings["fps"],
+                layout.handles["motion_crossfade"],
+            )
+        loaded = [
+            layout.tabs,
+            *layout.inputs,
+            *layout.timeline.outputs,
+            *layout.results.outputs,
+        ]
+        for example, video in layout.example_videos:
+            video.click(
+                partial(self.load_example, example),
+                None,
+                loaded,
+                show_progress="hidden",
+                **_UNQUEUED,
+            )
+        layout.gallery.select(self.load_result, layout.history, loaded)
+        self._update_gallery(layout.history_tab.select)
 
-    def run(self, panel: ResultsPanel, history: History, *form: Any) -> Iterator[list[Any]]:
-        """Updates of the history and the panel's outputs while a form's request is generated."""
+    def run(self, tab: Tab, history: History, *form: Any) -> Iterator[list[Any]]:
+        """Updates of the history and the results while a form's request is generated."""
+        panel = self.layout.results
         last_update = 0.0
         try:
             request = self.session.limits.read_form(
-                panel.tab, *form, motion_words=self.session.motion_words
+                tab, *form, motion_words=self.session.motion_words
             )
             for update in self.session.generate(request):
                 if isinstance(update, GenerationResult):
@@ -96,39 +123,47 @@ class Page:
     def load_result(self, history: History, selected: gr.SelectData) -> list[Any]:
         """Updates that load an entry of the history: its tab, its form and its videos."""
         result = history.results[selected.index]
-        updates: list[Any] = [gr.Tabs(selected=result.request.tab), *result.request.form]
-        for tab, panel in self.layout.panels.items():
-            if tab != result.request.tab:
-                updates += [gr.skip()] * len(panel.outputs)
-            elif result.files_exist:
-                updates += panel.finished(result)
-            else:
-                updates += panel.failed(_FILES_DELETED)
-        return updates
+        panel = self.layout.results
+        shown = panel.finished(result) if result.files_exist else panel.failed(_FILES_DELETED)
+        return [*self._load_form(result.request), *shown]
 
-    def _connect(self, panel: ResultsPanel) -> None:
-        """Start the panel's generation on its events, and stop it."""
-        triggers: list[Any] = [panel.start.click]
-        if panel.tab == "generate":
-            triggers.append(self.layout.prompt.submit)
-            triggers += [
-                button.click(None, None, self.layout.prompt, js=f"() => {json.dumps(text)}").then
-                for text, button in self.layout.examples.items()
-            ]
+    def load_example(self, example: Example) -> list[Any]:
+        """Updates that load an example: its tab, its form and its video."""
+        request = example.request(self.session.limits)
+        command = request.command(self.session.config)
+        shown = self.layout.results.example(VideoFiles(example.file), command)
+        return [*self._load_form(request), *shown]
+
+    def _load_form(self, request: GenerationRequest) -> list[Any]:
+        """Updates of the tabs, the form and the timeline."""
+        prompt, motion_prompt, *numbers = self.session.limits.form(request)
+        shown = _show_motion_prompt(request.tab, value=motion_prompt)
+        rows = self.layout.timeline.show(motion_prompt, request.fps)
+        return [gr.Tabs(selected=request.tab), prompt, shown, *numbers, *rows]
+
+    def _connect_runs(self) -> None:
+        """Start each tab's generation on its events, and stop all of them."""
+        layout = self.layout
+        triggers: list[tuple[Tab, Any]] = [
+            (tab, start.click) for tab, start in layout.starts.items()
+        ]
+        for text, button in layout.example_prompts:
+            filled = button.click(None, None, layout.prompt, js=f"() => {json.dumps(text)}")
+            triggers.append(("generate", filled.then))
         runs = []
-        for trigger in triggers:
+        for tab, trigger in triggers:
             started = trigger(
-                lambda: [gr.Tabs(selected=panel.tab), *panel.queued()],
+                partial(self._started, tab),
                 None,
-                [self.layout.tabs, *panel.status_outputs],
+                [layout.tabs, layout.motion_prompt, *layout.results.status_outputs],
                 js=_PAUSE_VIDEOS,
                 show_progress="hidden",
                 **_UNQUEUED,
             )
             run = started.then(
-                partial(self.run, panel),
-                [self.layout.history, *self.layout.inputs],
-                [self.layout.history, *panel.outputs],
+                partial(self.run, tab),
+                [layout.history, *layout.inputs],
+                [layout.history, *layout.results.outputs],
                 concurrency_id="pipeline",
                 concurrency_limit=1,
                 show_progress="hidden",
@@ -138,15 +173,24 @@ class Page:
             # The gallery may be open; a selection is an index into the current history.
             self._update_gallery(run.then)
             runs.append(run)
-        stopped = panel.stop.click(None, cancels=runs, show_progress="hidden", **_UNQUEUED)
+        stopped = layout.results.stop.click(None, cancels=runs, show_progress="hidden", **_UNQUEUED)
         stopped.then(
-            panel.stopped,
+            layout.results.stopped,
             None,
-            panel.status_outputs,
+            layout.results.status_outputs,
             js=_RESUME_VIDEOS,
             show_progress="hidden",
             **_UNQUEUED,
         )
 
+    def _started(self, tab: Tab) -> list[Any]:
+        """Updates after the start of a tab's generation."""
+        return [gr.Tabs(selected=tab), _show_motion_prompt(tab), *self.layout.results.queued()]
+
     def _update_gallery(self, event: Any) -> None:
         event(History.gallery, self.layout.history, self.layout.gallery, **_UNQUEUED)
+
+
+def _show_motion_prompt(tab: str, **update: Any) -> Any:
+    """An update of the motion prompt, which only the tab `decompose` shows."""
+    return gr.Textbox(visible=tab == "decompose", **update)

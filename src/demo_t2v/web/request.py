@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterator
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -56,7 +56,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a request's numbers, in the order of the form; the names are the options'."""
+    """The bounds of a request's numbers, in the order of the form; the names are the options'.
+
+    `handles` are the bounds of the options that only the tab `decompose` has, by key.
+    """
 
     seed: Bound
     repeat_times: Bound
@@ -66,7 +69,7 @@ class Limits:
     height: Bound
     fps: Bound
     guidance_scale: Bound
-    motion_strength: Bound
+    handles: Mapping[str, Bound]
 
     @classmethod
     def of(cls, pipeline: DemoPipeline) -> Limits:
@@ -84,8 +87,30 @@ class Limits:
             height=pixels,
             fps=Bound(1, 30, default.fps),
             guidance_scale=Bound(1, 20, own.guidance, 0.5),
-            motion_strength=Bound(0, 3, default.motion_strength, 0.1),
+            handles={
+                "motion_strength": Bound(0, 3, default.motion_strength, 0.1),
+                "motion_crossfade": Bound(0, own.frames // 2, default.motion_crossfade),
+                "content_guidance_scale": Bound(0, 20, own.guidance, 0.5),
+                "motion_guidance_scale": Bound(0, 20, own.guidance, 0.5),
+                "bypass_guidance_scale": Bound(0, 5, default.bypass_guidance_scale, 0.1),
+            },
         )
+
+    @property
+    def settings(self) -> dict[str, Bound]:
+        """The bounds of the numbers that all tabs have, by name."""
+        return {name: getattr(self, name) for name in setting_names()}
+
+    @property
+    def bounds(self) -> dict[str, Bound]:
+        """All bounds by name, in the order of the form."""
+        return self.settings | dict(self.handles)
+
+    def form(self, request: GenerationRequest) -> tuple[Any, ...]:
+        """The values of the form that make a request, as `read_form` takes them."""
+        numbers = request.settings | dict(request.handles)
+        starts = {name: bound.start for name, bound in self.bounds.items()}
+        return (request.prompt, request.motion_prompt, *(starts | numbers).values())
 
     def read_form(
         self,
@@ -95,34 +120,45 @@ class Limits:
         *numbers: Any,
         motion_words: Collection[str] = (),
     ) -> GenerationRequest:
-        """The request of a form's values, `numbers` in the order of this class.
+        """The request of a form's values, `numbers` in the order of `bounds`.
+
+        Motion prompt and handles apply to the tab `decompose` only, the number of videos to the
+        tab `generate` only. A handle at its start is not set.
 
         Motion prompts may have the loaded `motion_words` as `<name>`, other tags are refused.
-
-        Motion prompt and strength apply to the tab `decompose` only, the number of videos to the
-        tab `generate` only. Raises RequestError.
+        Raises RequestError.
         """
         values = {
-            field.name: getattr(self, field.name).check(label(option_key(field.name)), number)
-            for field, number in zip(fields(self), numbers, strict=True)
+            name: bound.check(label(option_key(name)), number)
+            for (name, bound), number in zip(self.bounds.items(), numbers, strict=True)
+        }
+        handles = {
+            name: number
+            for name, bound in self.handles.items()
+            if (number := values.pop(name)) != bound.start
         }
         content = _read_text("prompt", prompt)
         if not content:
             raise RequestError("Describe what the video should show, or select an example.")
-        motion = ""
         if tab == "decompose":
             motion = _read_text("motion prompt", motion_prompt, motion_words)
-        if tab != "decompose":
-            values["motion_strength"] = 1.0
+        else:
+            motion, handles = "", {}
         if tab != "generate":
             values["repeat_times"] = 1
-        request = GenerationRequest(tab, content, motion, **values)
+        request = GenerationRequest(tab, content, motion, **values, handles=handles)
         try:
             if request.timeline:
-                request.timeline.frame_weights(request.num_frames)
+                crossfade = handles.get("motion_crossfade", 0.0)
+                request.timeline.frame_weights(request.num_frames, crossfade)
         except MotionPromptError as error:
             raise RequestError(str(error)) from None
         return request
+
+
+def setting_names() -> list[str]:
+    """The names of the numbers that all tabs have, in the order of the form."""
+    return [field.name for field in fields(Limits) if field.name != "handles"]
 
 
 def option_key(name: str) -> str:
@@ -135,7 +171,8 @@ class GenerationRequest:
     """The checked values of the form; sizes in pixels.
 
     The motion prompt may be a timeline, as in `0: rises; 8: falls`, or a blend, as in
-    `falls:0.7 + rises:0.3`; empty is the prompt.
+    `falls:0.7 + rises:0.3`; empty is the prompt. `handles` are the options of the tab
+    `decompose` that are set, by key.
     """
 
     tab: Tab
@@ -149,7 +186,7 @@ class GenerationRequest:
     height: int
     fps: int
     guidance_scale: float
-    motion_strength: float
+    handles: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def timeline(self) -> Timeline | None:
@@ -165,21 +202,16 @@ class GenerationRequest:
     @property
     def strengths(self) -> list[float]:
         """The motion strengths of its variants; a comparison has two."""
-        return [0.0, 1.0] if self.tab == "compare" else [self.motion_strength]
+        return [0.0, 1.0] if self.tab == "compare" else [self.handles.get("motion_strength", 1.0)]
 
     @property
-    def form(self) -> tuple[Any, ...]:
-        """The values of the form, as `Limits.read_form` takes them."""
-        return astuple(self)[1:]
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """The numbers of the form by name."""
-        return {field.name: getattr(self, field.name) for field in fields(Limits)}
+    def settings(self) -> dict[str, Any]:
+        """The numbers that all tabs have, by name."""
+        return {name: getattr(self, name) for name in setting_names()}
 
     def config(self, base: InferenceConfig, strength: float) -> InferenceConfig:
         """`base`, which has the model and the device, with this request's settings."""
-        settings = self.numbers | {"motion_strength": strength}
+        settings = self.settings | dict(self.handles) | {"motion_strength": strength}
         del settings["repeat_times"]
         return base.model_copy(update=settings)
 
@@ -192,17 +224,17 @@ class GenerationRequest:
         # A space before the prompt prevents its use as an option or as `key=value`.
         ambiguous = self.prompt.startswith("-") or "=" in self.prompt
         yield f" {self.prompt}" if ambiguous else self.prompt
-        for name, number in self.numbers.items():
-            if name != "motion_strength":
-                text = f"{number:g}" if isinstance(number, float) else str(number)
-                yield from (flag(option_key(name)), text)
+        for name, number in self.settings.items():
+            text = f"{number:g}" if isinstance(number, float) else str(number)
+            yield from (flag(option_key(name)), text)
         if timeline := self.timeline:
             for start, prompt in zip(timeline.starts, timeline.prompts, strict=True):
                 yield f"{flag('motion')}={start}: {prompt}"
         elif self.motion_prompt:
             yield f"{flag('motion_prompt')}={self.motion_prompt}"
-        if strength != 1:
-            yield from (flag("motion_strength"), f"{strength:g}")
+        handles = dict(self.handles) | ({"motion_strength": strength} if strength != 1 else {})
+        for name, number in handles.items():
+            yield from (flag(name), f"{number:g}")
         if self.tab == "compare":  # both videos have the same file name
             yield from ("--out", f"outputs/motion-{strength:g}")
         default = InferenceConfig()

@@ -1,17 +1,21 @@
-"""The panel of a tab that starts a generation and shows its progress and results."""
+"""The panel that shows the progress and the results of a generation."""
 
 from __future__ import annotations
 
 import time
 from base64 import b64encode
+from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 import gradio as gr
 
 from demo_t2v.web.generation import StepUpdate
-from demo_t2v.web.history import GenerationResult
-from demo_t2v.web.request import Tab
+from demo_t2v.web.history import GenerationResult, VideoFiles
+from demo_t2v.web.request import MAX_VIDEOS
+
+_EXAMPLE: Final = "Example"
+_EXAMPLE_STATUS: Final = "An example. Its settings are loaded; start to make it again."
 
 Updates = list[Any]
 """One update for each output of a panel."""
@@ -20,43 +24,61 @@ Updates = list[Any]
 class _VideoOutput:
     """A video and its downloads; hidden without a video."""
 
-    def __init__(self, label: str) -> None:
-        with gr.Column(visible=False, min_width=200) as self.column:
+    def __init__(self, example: VideoFiles | None) -> None:
+        file = str(example.mp4) if example else None
+        with gr.Column(visible=bool(file), min_width=0, elem_classes="result") as self.column:
             self.video = gr.Video(
-                label=label,
+                file,
+                label=_EXAMPLE,
                 autoplay=True,
                 loop=True,
                 interactive=False,
                 buttons=[],
-                elem_classes="result",
             )
             with gr.Row():
-                self.mp4 = gr.DownloadButton("Download mp4", size="sm", min_width=80)
-                self.gif = gr.DownloadButton("Download gif", size="sm", min_width=80)
+                self.mp4 = gr.DownloadButton("Download mp4", file, size="sm", min_width=80)
+                self.gif = gr.DownloadButton(
+                    "Download gif", size="sm", min_width=80, visible=not file
+                )
 
     @property
     def outputs(self) -> list[gr.blocks.Block]:
         return [self.column, self.video, self.mp4, self.gif]
 
+    def show(self, files: VideoFiles, label: str) -> Updates:
+        """Updates with a video."""
+        return [
+            gr.Column(visible=True),
+            gr.Video(value=str(files.mp4), label=label),
+            gr.DownloadButton(value=str(files.mp4)),
+            gr.DownloadButton(value=files.gif and str(files.gif), visible=files.gif is not None),
+        ]
+
+    def hide(self) -> Updates:
+        """Updates without a video."""
+        return [gr.Column(visible=False), gr.Video(value=None), gr.skip(), gr.skip()]
+
 
 class ResultsPanel:
-    """The components of one tab's generation; build it inside a `gr.Blocks`.
+    """The components of a generation; build it inside a `gr.Blocks`.
 
-    `button` is the label of the start button, `labels` are those of the videos.
+    It begins with an example and its command line, if there is one.
     """
 
-    def __init__(self, tab: Tab, button: str, labels: list[str]) -> None:
-        self.tab: Tab = tab
-        self.start = gr.Button(button, variant="primary")
-        self.status = gr.HTML(elem_classes="status", padding=False)
+    def __init__(self, example: VideoFiles | None = None, command: str = "") -> None:
+        status = _status(_EXAMPLE_STATUS) if example else ""
+        self.status = gr.HTML(status, elem_classes="status", padding=False)
         self.stop = gr.Button("Stop", variant="stop", visible=False)
         self.preview = gr.HTML(visible=False, padding=False)
-        with gr.Row(elem_classes="synchronized" if tab == "compare" else None):
-            self.videos = [_VideoOutput(label) for label in labels]
+        with gr.Row(elem_classes="videos"):
+            self.videos = [
+                _VideoOutput(None if number else example) for number in range(MAX_VIDEOS)
+            ]
         self.picture = gr.HTML(visible=False, padding=False, elem_classes="picture")
         self.command = gr.Textbox(
+            command,
             label="Command line",
-            visible=False,
+            visible=bool(command),
             interactive=False,
             lines=2,
             buttons=["copy"],
@@ -70,7 +92,7 @@ class ResultsPanel:
 
     @property
     def outputs(self) -> list[gr.blocks.Block]:
-        """Outputs of `running`, `finished` and `failed`, in order."""
+        """Outputs of `running`, `finished`, `example` and `failed`, in order."""
         videos = [output for video in self.videos for output in video.outputs]
         return [*self.status_outputs, *videos, self.picture, self.command]
 
@@ -93,25 +115,15 @@ class ResultsPanel:
         """Updates with the videos of a result."""
         count = len(result.videos)
         text = f"{count} videos" if count > 1 else "1 video"
-        updates: Updates = [
-            _status(f"{text} in {result.seconds:.1f} s"),
-            gr.Button(visible=False),
-            _no_preview(),
-        ]
-        for number in range(len(self.videos)):
-            if number < count:
-                files = result.videos[number]
-                updates += [
-                    gr.Column(visible=True),
-                    gr.Video(value=str(files.mp4)),
-                    gr.DownloadButton(value=str(files.mp4)),
-                    gr.DownloadButton(value=str(files.gif)),
-                ]
-            else:
-                updates += [gr.Column(visible=False), gr.Video(value=None), gr.skip(), gr.skip()]
-        updates.append(gr.HTML(_picture(result), visible=result.picture is not None))
-        updates.append(gr.Textbox(value=result.command, visible=True))
-        return updates
+        labels = [f"Video {number}" for number in range(1, count + 1)]
+        if result.request.tab == "compare":
+            labels = [f"Motion {state}" for state in ("off", "on") for _ in range(count // 2)]
+        status = f"{text} in {result.seconds:.1f} s"
+        return self._shown(status, result.videos, labels, result.command, _picture(result))
+
+    def example(self, files: VideoFiles, command: str) -> Updates:
+        """Updates with an example."""
+        return self._shown(_EXAMPLE_STATUS, [files], [_EXAMPLE], command)
 
     def stopped(self) -> Updates:
         """Updates after a stop by the user."""
@@ -122,6 +134,24 @@ class ResultsPanel:
         """Updates with an error message, one line of plain text."""
         alert = f'<p role="alert">{escape(message)}</p>'
         return [alert, gr.Button(visible=False), _no_preview(), *self._unchanged()]
+
+    def _shown(
+        self,
+        status: str,
+        videos: Sequence[VideoFiles],
+        labels: Sequence[str],
+        command: str,
+        picture: str = "",
+    ) -> Updates:
+        updates: Updates = [_status(status), gr.Button(visible=False), _no_preview()]
+        for number, output in enumerate(self.videos):
+            if number < len(videos):
+                updates += output.show(videos[number], labels[number])
+            else:
+                updates += output.hide()
+        updates.append(gr.HTML(picture, visible=bool(picture)))
+        updates.append(gr.Textbox(value=command, visible=True))
+        return updates
 
     def _unchanged(self) -> Updates:
         """Updates that leave the results as they are."""

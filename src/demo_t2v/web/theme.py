@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import gradio as gr
 
+from demo_t2v.web.examples import EXAMPLES_FOLDER
+
 _SYSTEM_FONTS: Final = ("system-ui", "sans-serif")
 _SYSTEM_MONO: Final = ("ui-monospace", "monospace")
 
@@ -19,6 +21,7 @@ def launch_options() -> dict[str, Any]:
         "theme": _theme(),
         "css_paths": [folder / "page.css"],
         "head": f"<script>{script}</script>",
+        "allowed_paths": [str(EXAMPLES_FOLDER)],
         "footer_links": [],
         "run_history": False,  # it would show the prompts to the browser's next visitor
         "enable_monitoring": False,
@@ -39,12 +42,21 @@ def _theme() -> gr.themes.Base:
     }
     return theme.set(
         **labels,
-        block_title_padding="0",
+        body_background_fill="*neutral_50",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_padding="0",
+        block_shadow="none",
+        block_title_padding="0 0 var(--spacing-sm)",
         block_title_text_weight="600",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
+        input_border_width="1px",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_600",
