@@ -7,7 +7,7 @@ document.addEventListener("loadedmetadata", ({ target: video }) => {
   video.play().catch(() => {});
 }, true);
 
-// Synchronizes the two videos of a comparison: the second follows the first.
+// Synchronizes two videos, as of a comparison: the second follows the first.
 (() => {
   const pair = (video) => {
     const videos = video.closest?.(".videos")?.querySelectorAll("video") ?? [];

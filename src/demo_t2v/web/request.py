@@ -122,9 +122,11 @@ class Limits:
     ) -> GenerationRequest:
         """The request of a form's values, `numbers` in the order of `bounds`.
 
-        Motion prompts may have the loaded `motion_words` as `<name>`, other tags are refused.
         Motion prompt and handles apply to the tab `decompose` only, the number of videos to the
-        tab `generate` only. A handle at its start is not set. Raises RequestError.
+        tab `generate` only. A handle at its start is not set.
+
+        Motion prompts may have the loaded `motion_words` as `<name>`, other tags are refused.
+        Raises RequestError.
         """
         values = {
             name: bound.check(label(option_key(name)), number)
@@ -138,11 +140,10 @@ class Limits:
         content = _read_text("prompt", prompt)
         if not content:
             raise RequestError("Describe what the video should show, or select an example.")
-        motion = ""
         if tab == "decompose":
             motion = _read_text("motion prompt", motion_prompt, motion_words)
-        if tab != "decompose":
-            handles = {}
+        else:
+            motion, handles = "", {}
         if tab != "generate":
             values["repeat_times"] = 1
         request = GenerationRequest(tab, content, motion, **values, handles=handles)
@@ -170,8 +171,8 @@ class GenerationRequest:
     """The checked values of the form; sizes in pixels.
 
     The motion prompt may be a timeline, as in `0: rises; 8: falls`, or a blend, as in
-    `falls:0.7 + rises:0.3`; empty is the prompt. `handles` are the options of the tab `decompose`
-    that are set, by key.
+    `falls:0.7 + rises:0.3`; empty is the prompt. `handles` are the options of the tab
+    `decompose` that are set, by key.
     """
 
     tab: Tab

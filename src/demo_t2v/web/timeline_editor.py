@@ -85,7 +85,8 @@ class TimelineEditor:
         except MotionPromptError:
             return _updates(())
         if isinstance(timeline, Timeline) and len(timeline.starts) <= MAX_ROWS:
-            return _updates(tuple(zip(timeline.starts, map(str, timeline.prompts), strict=True)))
+            prompts = map(str, timeline.prompts)
+            return _updates(tuple(zip(timeline.starts, prompts, strict=True)))
         return _updates(())
 
     def _follow(self, motion_prompt: str, fps: float, *cells: Any) -> list[Any]:
