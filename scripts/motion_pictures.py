@@ -2,6 +2,7 @@
 
 python scripts/motion_pictures.py docs/motion.webp                 without and with motion branch
 python scripts/motion_pictures.py --timelines docs/timeline.webp   one prompt, a motion timeline
+python scripts/motion_pictures.py --handles docs/handles.webp      swap, timeline and speed
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ TIMELINES: Final = (
     ("a fish", "in the sky", ("moves down", "moves to the left")),
 )
 """Thing, background, and the motions of the first and the second half."""
+SWAPPED: Final = (
+    ("a frog", "in the sky"),
+    ("a rocket", "at night"),
+    ("a mushroom", "on the sand"),
+)
+"""Things and their backgrounds, each with all of SWAPPED_MOTIONS."""
+SWAPPED_MOTIONS: Final = ("a pear moves to the left", "a pear grows")
+SPEEDS: Final = (("a car moves to the left on the sand", "px"), ("a bell bounces at night", "x"))
 COLUMNS: Final = 4
 GAP: Final = 6  # pixels, as the heights of caption and title
 CAPTION_HEIGHT: Final = 34
@@ -84,6 +93,74 @@ def timelines(pipeline: DemoPipeline) -> Pairs:
     return Pairs(left, right, ("one prompt", "motion timeline"), captions)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Videos (B, F, H, W, 3) in columns below a title; each has captions as in Pairs."""
+
+    title: str
+    columns: int
+    videos: NDArray[np.uint8]
+    captions: Sequence[Sequence[str]]
+
+
+def swap(pipeline: DemoPipeline) -> Panel:
+    """The content of each thing with each motion of another thing."""
+    cells = [(thing, motion) for motion in SWAPPED_MOTIONS for thing in SWAPPED]
+    frames = videos(
+        pipeline,
+        [" ".join(thing) for thing, _ in cells],
+        motion_prompt=[f"{motion} in the snow" for _, motion in cells],
+    )
+    captions = [[f"{thing}\nmotion: {motion}"] for (thing, _), motion in cells]
+    return Panel("content of one prompt, motion of another", len(SWAPPED), frames, captions)
+
+
+def timeline(pipeline: DemoPipeline) -> Panel:
+    """The timelines of TIMELINES."""
+    pairs = timelines(pipeline)
+    return Panel("motion timeline", 2, pairs.right, pairs.captions)
+
+
+def speed(pipeline: DemoPipeline) -> Panel:
+    """Each prompt of SPEEDS at the lowest and the highest speed of the calibration."""
+    calibration = pipeline.speed_calibration
+    assert calibration is not None
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    scales = {"px": calibration.sides_per_frame, "x": calibration.factors}
+    prompts, motions, captions = [], [], []
+    for prompt, unit in SPEEDS:
+        for end in (0, -1):
+            number = scales[unit][end] * (side if unit == "px" else 1)
+            prompts.append(prompt)
+            motions.append(calibration.words.steer(prompt, calibration.knobs[end]))
+            captions.append([f"{' '.join(prompt.split()[:2])}\n--speed {number:.1f}{unit}"])
+    return Panel("speed", 2, videos(pipeline, prompts, motion_prompt=motions), captions)
+
+
+def draw_panels(panels: Sequence[Panel], frame: int) -> Image.Image:
+    """One frame of the panels, side by side."""
+    frames, side = panels[0].videos.shape[1:3]
+    width, height = side + GAP, side + CAPTION_HEIGHT + GAP
+    rows = max(-(-len(panel.videos) // panel.columns) for panel in panels)
+    columns = sum(panel.columns for panel in panels)
+    size = (columns * width + 3 * GAP * len(panels), TITLE_HEIGHT + rows * height)
+    picture = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    left = GAP
+    for panel in panels:
+        middle = left + panel.columns * width / 2
+        pen.text((middle, 4), panel.title, "black", ImageFont.load_default(14), anchor="ma")
+        for number, captions in enumerate(panel.captions):
+            row, column = divmod(number, panel.columns)
+            x, y = left + column * width, TITLE_HEIGHT + row * height
+            picture.paste(Image.fromarray(panel.videos[number, frame]), (x, y))
+            caption = captions[frame * len(captions) // frames]
+            place = (x + side / 2, y + side + 4)
+            pen.text(place, caption, "black", font, anchor="ma", align="center")
+        left += panel.columns * width + 3 * GAP
+    return picture
+
+
 def draw(pairs: Pairs, frame: int) -> Image.Image:
     """One frame of the animation."""
     frames, side = pairs.left.shape[1:3]
@@ -111,11 +188,18 @@ def main() -> None:
     )
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", default="sprites")
-    parser.add_argument("--timelines", action="store_true")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--timelines", action="store_true")
+    kinds.add_argument("--handles", action="store_true")
     args = parser.parse_args()
     pipeline = load_pipeline(args.model, "cpu")
-    pairs = (timelines if args.timelines else motion_branch)(pipeline)
-    first, *others = [draw(pairs, frame) for frame in range(pairs.left.shape[1])]
+    numbers = range(pipeline.unet.config.sample_frames)
+    if args.handles:
+        panels = [panel(pipeline) for panel in (swap, timeline, speed)]
+        first, *others = [draw_panels(panels, number) for number in numbers]
+    else:
+        pairs = (timelines if args.timelines else motion_branch)(pipeline)
+        first, *others = [draw(pairs, number) for number in numbers]
     options = {"duration": 1000 // FPS, "loop": 0, "quality": 80, "method": 6}
     first.save(args.file, save_all=True, append_images=others, **options)
     print(f"wrote {args.file}: {args.file.stat().st_size / 2**20:.2f} MiB")
