@@ -58,11 +58,14 @@ def learn_motion(
         from demo_t2v.training.motion_words import learn_motion_word
         from demo_t2v.training.trainer import TrainingStopped
 
-        file = out or Path(f"{name}.safetensors")
+        file, losses = out or Path(f"{name}.safetensors"), list[float]()
         try:
             with progress("steps", config.num_steps) as bar:
                 for line in learn_motion_word(config, model, clips, file, overwrite):
-                    bar.update(int(line["step"]), f"loss {line['loss']:.3f}")
+                    losses.append(line["loss"])
+                    bar.update(int(line["step"]), f"loss {losses[-1]:.3f}")
         except TrainingStopped as stopped:
             exit_with(str(stopped), stopped.code)
+        for first in losses[:1]:
+            typer.echo(f"loss {first:.3f} at first, {losses[-1]:.3f} at the end", err=True)
         print(file, file=report)
