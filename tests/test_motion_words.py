@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from demo_t2v.checkpoints.memory import Plan
 from demo_t2v.checkpoints.resolve import resolve
+from demo_t2v.conditioning.blend import Blend, parse_blend
 from demo_t2v.conditioning.motion_words import (
     MAX_BYTES,
     WEIGHT_NAME,
@@ -126,6 +127,10 @@ def test_words_stand_in_lists_and_timelines(file: Path, pipeline: DemoPipeline) 
     assert torch.allclose(states.motion[1, 0], alone[1], atol=1e-5)
     assert torch.allclose(states.motion[2, 0], alone[0], atol=1e-5)
     assert torch.allclose(states.motion[2, 2], alone[2], atol=1e-5)
+    blend = Blend(("a pear <hop>", "<hop><hop>"), (0.75, 0.25))
+    mixed = motion_of(pipeline, [blend])
+    assert torch.allclose(mixed[0], 0.75 * alone[0] + 0.25 * alone[2], atol=1e-5)
+    assert parse_blend("<hop>:0.5") == Blend(("<hop>",), (0.5,))
 
 
 def test_without_words_angle_brackets_are_text(file: Path, pipeline: DemoPipeline) -> None:
@@ -151,6 +156,7 @@ def test_a_long_prompt_is_cut(
     [
         ("a car", "it <hopp>", "<hopp> is no loaded motion word; there is <hop>"),
         ("a car", [[(0, "<hop>"), (2, "<x-1>")]], "<x-1> is no loaded motion word"),
+        ("a car", [Blend(("<hop>", "<x>"), (1.0, 1.0))], "<x> is no loaded motion word"),
         ("a car <hop>", None, "the content encoder does not read the motion word <hop>"),
     ],
 )

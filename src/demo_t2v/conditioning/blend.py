@@ -26,7 +26,7 @@ _PLUS: Final = re.compile(r"(?:^|\s+|(?<=\d))\+(?=\s|\w|$)")
 _PART: Final = re.compile(
     r"(?P<prompt>.*):\s*(?P<first>[^\s:]+?)(?:\s*->\s*(?P<last>\S*))?", re.DOTALL
 )
-_ALONE: Final = re.compile(r".*[^\W\d]:[^\s:]+(\s*->\s*\S+)?", re.DOTALL)
+_ALONE: Final = re.compile(r".*(?:[^\W\d]|>):[^\s:]+(\s*->\s*\S+)?", re.DOTALL)
 _WEIGHT_LIKE: Final = re.compile(r"\S:\S+$")
 _EXAMPLE: Final = "write PROMPT:WEIGHT + PROMPT:WEIGHT, as in `falls:0.7 + spins:0.3`"
 
