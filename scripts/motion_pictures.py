@@ -45,7 +45,7 @@ SWAPPED: Final = (
     ("a mushroom", "on the sand"),
 )
 """Things and their backgrounds, each with all of SWAPPED_MOTIONS."""
-SWAPPED_MOTIONS: Final = ("a pear moves to the left", "a pear grows")
+SWAPPED_MOTIONS: Final = ("a pear moves left", "a pear grows")
 SPEEDS: Final = (("a car moves to the left on the sand", "px"), ("a bell bounces at night", "x"))
 COLUMNS: Final = 4
 GAP: Final = 6  # pixels, as the heights of caption and title
@@ -111,7 +111,7 @@ def swap(pipeline: DemoPipeline) -> Panel:
         [" ".join(thing) for thing, _ in cells],
         motion_prompt=[f"{motion} in the snow" for _, motion in cells],
     )
-    captions = [[f"{thing}\nmotion: {motion}"] for (thing, _), motion in cells]
+    captions = [[f"{thing}\nas {motion}"] for (thing, _), motion in cells]
     return Panel("content of one prompt, motion of another", len(SWAPPED), frames, captions)
 
 

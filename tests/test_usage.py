@@ -53,7 +53,7 @@ GENERATE = ("generate", "--model", "model", "--steps", "1", "--frames", "2")
         ("generate --seed x", "--seed: should be a whole number (see demo-t2v generate --help)"),
         ("generate --guidance x", "--guidance: should be a number (see demo-t2v generate --help)"),
         ("generate --nonsense", "--nonsense is not an option"),
-        ("generate --seedd 3", "--seedd is not an option; did you mean --seed?"),
+        ("generate --seedd 3", "--seedd is not an option; did you mean --seed, --speed?"),
         ("generate --seed", "--seed needs a value"),
         ("generate --overwrite=3", "--overwrite takes no value"),
         ("data sprites --out x", "--clips is missing (see demo-t2v data sprites --help)"),
