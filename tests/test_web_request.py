@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demo_t2v.conditioning.speed import SpeedCalibration, SpeedWords
 from demo_t2v.config import InferenceConfig
 from demo_t2v.config.inference import inference_options
 from demo_t2v.pipeline import DemoPipeline
@@ -62,6 +63,22 @@ def test_a_handle_that_is_not_set_leaves_the_option_alone(limits: Limits) -> Non
     moved = limits.read_form("decompose", "a car", "", *form)
     assert moved.config(base, 1.0).content_guidance_scale == 0.5
     assert "--content-guidance 0.5" in moved.command(base)
+
+
+def test_speed_is_a_factor_within_the_model_s_calibration(
+    tiny_pipeline: DemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "speed" not in Limits.of(tiny_pipeline).handles
+    words = SpeedWords("slowly", "quickly", ())
+    factors = (0.68, 1.0, 1.42)
+    calibration = SpeedCalibration(words, (-1.0, 0.0, 1.0), (0.01, 0.02, 0.03), factors)
+    monkeypatch.setattr(tiny_pipeline, "speed_calibration", calibration)
+    limits = Limits.of(tiny_pipeline)
+    bound = limits.handles["speed"]
+    assert (bound.low, bound.start, bound.high) == pytest.approx((0.7, 1.0, 1.4))
+    request = limits.read_form("decompose", "a car", "", *numbers(limits, speed=1.2))
+    assert request.config(InferenceConfig(), 1.0).speed == "1.2x"
+    assert shlex.split(request.command(InferenceConfig()))[-2:] == ["--speed", "1.2x"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class InferenceConfig(Strict):
     content_guidance_scale: Annotated[
         Annotated[float, Field(ge=0)] | None,
         Option(
-            "Guidance scale of the content prompt (default: that of --guidance).",
+            "Guidance scale of the content prompt (default: that of both).",
             "content-guidance",
             shapes_video=True,
         ),
@@ -163,7 +163,7 @@ class InferenceConfig(Strict):
     motion_guidance_scale: Annotated[
         Annotated[float, Field(ge=0)] | None,
         Option(
-            "Guidance scale of the motion prompt (default: that of --guidance).",
+            "Guidance scale of the motion prompt (default: that of both).",
             "motion-guidance",
             shapes_video=True,
         ),

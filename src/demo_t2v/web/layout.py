@@ -160,7 +160,7 @@ def _slider(name: str, limits: Limits) -> gr.Slider:
         bound.start,
         step=bound.step,
         label=label(key),
-        info=option.help,
+        info="Times the usual speed of the motion." if key == "speed" else option.help,
         min_width=220,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
@@ -93,7 +94,8 @@ class Limits:
                 "content_guidance_scale": Bound(0, 20, own.guidance, 0.5),
                 "motion_guidance_scale": Bound(0, 20, own.guidance, 0.5),
                 "bypass_guidance_scale": Bound(0, 5, default.bypass_guidance_scale, 0.1),
-            },
+            }
+            | _speed_factors(pipeline),
         )
 
     @property
@@ -156,6 +158,16 @@ class Limits:
         return request
 
 
+def _speed_factors(pipeline: DemoPipeline) -> dict[str, Bound]:
+    """The bound of `speed`, as a factor of the usual one, for a model with a calibration."""
+    calibration = pipeline.speed_calibration
+    if calibration is None:
+        return {}
+    low, high = calibration.factors[0], calibration.factors[-1]
+    rounded = math.ceil(low * 20) / 20, math.floor(high * 20) / 20
+    return {"speed": Bound(*rounded, start=1.0, step=0.05)}
+
+
 def setting_names() -> list[str]:
     """The names of the numbers that all tabs have, in the order of the form."""
     return [field.name for field in fields(Limits) if field.name != "handles"]
@@ -209,9 +221,16 @@ class GenerationRequest:
         """The numbers that all tabs have, by name."""
         return {name: getattr(self, name) for name in setting_names()}
 
+    def _options(self) -> dict[str, Any]:
+        """The handles as values of their options."""
+        return {
+            name: f"{number:g}x" if name == "speed" else number
+            for name, number in self.handles.items()
+        }
+
     def config(self, base: InferenceConfig, strength: float) -> InferenceConfig:
         """`base`, which has the model and the device, with this request's settings."""
-        settings = self.settings | dict(self.handles) | {"motion_strength": strength}
+        settings = self.settings | self._options() | {"motion_strength": strength}
         del settings["repeat_times"]
         return base.model_copy(update=settings)
 
@@ -232,9 +251,9 @@ class GenerationRequest:
                 yield f"{flag('motion')}={start}: {prompt}"
         elif self.motion_prompt:
             yield f"{flag('motion_prompt')}={self.motion_prompt}"
-        handles = dict(self.handles) | ({"motion_strength": strength} if strength != 1 else {})
-        for name, number in handles.items():
-            yield from (flag(name), f"{number:g}")
+        options = self._options() | ({"motion_strength": strength} if strength != 1 else {})
+        for name, value in options.items():
+            yield from (flag(name), value if isinstance(value, str) else f"{value:g}")
         if self.tab == "compare":  # both videos have the same file name
             yield from ("--out", f"outputs/motion-{strength:g}")
         default = InferenceConfig()
