@@ -50,6 +50,13 @@ SHIPPED = {
 """What the launchers run when they are told nothing."""
 
 
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.stem)
+def test_a_page_has_each_heading_once(file: Path) -> None:
+    text = BLOCK.sub("", file.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ .*$", text, re.MULTILINE)
+    assert sorted(headings) == sorted(set(headings))
+
+
 def blocks(file: Path, *kinds: str) -> list[tuple[str, str]]:
     """The (kind, text) blocks of a document, in order."""
     found = BLOCK.findall(file.read_text(encoding="utf-8"))
