@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ def kill_one(place: Path, out: str, rng: random.Random) -> bool:
             time.sleep(0.02)
         time.sleep(rng.random() * 0.3)
         if launcher.poll() is None and len(workers) == 2:
-            os.kill(rng.choice(workers), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.kill(rng.choice(workers), signal.SIGKILL)
         return launcher.wait(TIMEOUT) != 0
 
 
