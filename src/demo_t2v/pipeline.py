@@ -279,26 +279,15 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
                 num_frames=num_frames,
                 motion_crossfade=motion_crossfade,
             )
-        prompt_embeds = prompt_embeds.repeat(num_videos_per_prompt)
-        if negative_prompt_embeds is not None:
-            negative_prompt_embeds = negative_prompt_embeds.repeat(num_videos_per_prompt)
-
         attention: list[Tensor] | None = [] if output_attention else None
-
-        def denoiser_of(window: slice) -> Denoiser:
-            return self.prepare_denoiser(
-                prompt_embeds.frames(window),
-                negative_prompt_embeds and negative_prompt_embeds.frames(window),
-                guider,
-                motion_strength,
-                attention,
-            )
-
-        denoise = shared = denoiser_of(windows[0])
-        if len(windows) > 1:  # without a timeline, all have the same keys and values
-            denoise = fuse_windows(
-                denoiser_of if prompt_embeds.per_frame else lambda _: shared, windows
-            )
+        denoise = self._denoiser_of_windows(
+            windows,
+            prompt_embeds.repeat(num_videos_per_prompt),
+            negative_prompt_embeds and negative_prompt_embeds.repeat(num_videos_per_prompt),
+            guider,
+            motion_strength,
+            attention,
+        )
         latents = self.prepare_latents(
             num_prompts * num_videos_per_prompt,
             num_frames,
@@ -471,6 +460,26 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
             return guider(predict, float(timestep) / num_train_timesteps)
 
         return denoise
+
+    def _denoiser_of_windows(
+        self,
+        windows: Sequence[slice],
+        prompt_embeds: TextStates,
+        negative_prompt_embeds: TextStates | None,
+        *options: Any,
+    ) -> Denoiser:
+        """The denoiser of all frames. `options` are those of `prepare_denoiser`."""
+
+        def denoiser_of(window: slice) -> Denoiser:
+            negative = negative_prompt_embeds and negative_prompt_embeds.frames(window)
+            return self.prepare_denoiser(prompt_embeds.frames(window), negative, *options)
+
+        shared = denoiser_of(windows[0])
+        if len(windows) == 1:
+            return shared
+        if prompt_embeds.per_frame:
+            return fuse_windows(denoiser_of, windows)
+        return fuse_windows(lambda _: shared, windows)  # all have the same keys and values
 
     def decode_latents(self, latents: Tensor, decode_chunk_size: int | None = None) -> Tensor:
         """Latents (B, C, F, h, w) -> float32 frames (B, F, H, W, 3) in [0, 1].
