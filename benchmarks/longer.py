@@ -10,7 +10,7 @@ of each window that follows the one before without an overlap, the judge of
 
 Flicker is the mean absolute difference of neighbouring frames in grey levels. A seam is a pair of
 frames where a window begins or ends. The ratio of the flicker at the seams to that of the other
-pairs is 1 for windows that cannot be told. Peak memory is the largest resident size of
+pairs is 1 for windows that leave no trace. Peak memory is the largest resident size of
 `demo-t2v generate` with one video on the CPU.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/speed.py                        20 videos at each of 6 speeds, two tables
     python benchmarks/speed.py --videos 4 --speeds 3
 
-Asked speeds are spread over the calibrated range: pixels a frame for things that move across, and
+Speeds are spread over the calibrated range: pixels a frame for things that move across, and
 factors for other motions, relative to the same video without `speed`. Speeds are measured on the
 path that the sprite score finds, in all videos, recognized or not. Intervals are 95 %.
 """
@@ -41,22 +41,22 @@ def ranks(values: Floats) -> Floats:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[index])
 
 
-def spearman(asked: Floats, measured: Floats) -> float:
-    return float(np.corrcoef(ranks(asked), ranks(measured))[0, 1])
+def spearman(requested: Floats, measured: Floats) -> float:
+    return float(np.corrcoef(ranks(requested), ranks(measured))[0, 1])
 
 
-def median_error(asked: Floats, measured: Floats) -> float:
-    return float(np.median(np.abs(measured / asked - 1)))
+def median_error(requested: Floats, measured: Floats) -> float:
+    return float(np.median(np.abs(measured / requested - 1)))
 
 
 def with_interval(
-    figure: Callable[[Floats, Floats], float], asked: Floats, measured: Floats
+    figure: Callable[[Floats, Floats], float], requested: Floats, measured: Floats
 ) -> str:
     """The figure and its interval, by 1,000 bootstrap samples of the videos."""
     rng = np.random.default_rng(0)
-    samples = [rng.integers(len(asked), size=len(asked)) for _ in range(1000)]
-    low, high = np.nanpercentile([figure(asked[s], measured[s]) for s in samples], (2.5, 97.5))
-    return f"{figure(asked, measured):.3f} ({low:.3f} to {high:.3f})"
+    samples = [rng.integers(len(requested), size=len(requested)) for _ in range(1000)]
+    low, high = np.nanpercentile([figure(requested[s], measured[s]) for s in samples], (2.5, 97.5))
+    return f"{figure(requested, measured):.3f} ({low:.3f} to {high:.3f})"
 
 
 def count_content(results: Sequence[SpeedMeasurement]) -> str:
@@ -80,16 +80,16 @@ def measure_speeds(
         knob = calibration.knob(f"{speed:.4f}{unit}", side, fps)
         results[float(speed)] = measure_all(runner, cases, [knob] * len(cases))
         print(f"{speed:.3f}{unit}: knob {knob:.2f}", flush=True)
-    asked = np.repeat(list(results), len(cases))
+    requested = np.repeat(list(results), len(cases))
     measured = np.concatenate(
         [np.array([one.speed for one in row]) / usual for row in results.values()]
     )
     rows = measured.reshape(len(speeds), -1)
     return {
-        "asked": [round(float(speed), 3) for speed in speeds],
+        "requested": [round(float(speed), 3) for speed in speeds],
         "measured, mean": [round(float(row.mean()), 3) for row in rows],
-        "Spearman": with_interval(spearman, asked, measured),
-        "median relative error": with_interval(median_error, asked, measured),
+        "Spearman": with_interval(spearman, requested, measured),
+        "median relative error": with_interval(median_error, requested, measured),
         "thing and background": count_content([one for row in results.values() for one in row]),
         "thing and background without speed": count_content(plain),
     }

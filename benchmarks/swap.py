@@ -41,19 +41,19 @@ class Pair:
 
     def jobs(self) -> dict[str, Job]:
         """One video of each kind, all from the prompt's seed."""
-        asked = self.prompt
-        article = "an" if asked.thing[0] in "aeiou" else "a"
-        content = f"{article} {asked.thing} {asked.background}"
-        speed = "" if asked.motion == "still" else asked.speed
+        requested = self.prompt
+        article = "an" if requested.thing[0] in "aeiou" else "a"
+        content = f"{article} {requested.thing} {requested.background}"
+        speed = "" if requested.motion == "still" else requested.speed
         motions = {
-            "another thing": caption(self.thing, asked.motion, speed, self.background),
-            "bare words": f"{MOTIONS[asked.motion][0]} {speed}".strip(),
+            "another thing": caption(self.thing, requested.motion, speed, self.background),
+            "bare words": f"{MOTIONS[requested.motion][0]} {speed}".strip(),
         }
         swapped = {
-            kind: Job(f"{asked.id} {kind}", content, 0, asked.seed, motion)
+            kind: Job(f"{requested.id} {kind}", content, 0, requested.seed, motion)
             for kind, motion in motions.items()
         }
-        return {"one prompt": Job(asked.id, asked.prompt, 0, asked.seed), **swapped}
+        return {"one prompt": Job(requested.id, requested.prompt, 0, requested.seed), **swapped}
 
 
 def draw_pairs(count: int) -> list[Pair]:

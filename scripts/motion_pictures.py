@@ -155,8 +155,8 @@ def draw_panels(panels: Sequence[Panel], frame: int) -> Image.Image:
             x, y = left + column * width, TITLE_HEIGHT + row * height
             picture.paste(Image.fromarray(panel.videos[number, frame]), (x, y))
             caption = captions[frame * len(captions) // frames]
-            place = (x + side / 2, y + side + 4)
-            pen.text(place, caption, "black", font, anchor="ma", align="center")
+            position = (x + side / 2, y + side + 4)
+            pen.text(position, caption, "black", font, anchor="ma", align="center")
         left += panel.columns * width + 3 * GAP
     return picture
 

@@ -71,7 +71,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to run: what is kept off the device, and how many frames are decoded at once."""
+    """One way to run: what stays off the device, and how many frames are decoded at once."""
 
     decode_chunk_size: int
     drop_text: bool = False
@@ -223,9 +223,9 @@ def conditioning_bytes(networks: Networks, request: Request) -> int:
         for width, attention in zip(levels, config["attention"], strict=True)
         if attention
     )
-    listeners = 2 if config["motion"] else 1
+    branches = 2 if config["motion"] else 1
     tokens = networks["content_encoder"].config["max_position_embeddings"]
-    return int(_rows(request) * tokens * 2 * listeners * (widths + levels[-1]) * request.item)
+    return int(_rows(request) * tokens * 2 * branches * (widths + levels[-1]) * request.item)
 
 
 def show(size: int) -> str:

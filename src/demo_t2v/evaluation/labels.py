@@ -39,6 +39,6 @@ def column_label(text: str, width: int, lines: int) -> Image.Image:
     return picture
 
 
-def _draw(picture: Image.Image, place: tuple[float, float], line: str, anchor: str) -> None:
+def _draw(picture: Image.Image, position: tuple[float, float], line: str, anchor: str) -> None:
     font = ImageFont.load_default(_FONT)
-    ImageDraw.Draw(picture).text(place, line, fill="black", font=font, anchor=anchor)
+    ImageDraw.Draw(picture).text(position, line, fill="black", font=font, anchor=anchor)

@@ -134,9 +134,9 @@ def calibrate(
         else:
             ended.add(knob > 0)
     try:
-        kept = sorted(curves)
-        speeds, factors = zip(*(curves[knob] for knob in kept), strict=True)
-        return SpeedCalibration(WORDS, tuple(kept), speeds, factors)
+        used = sorted(curves)
+        speeds, factors = zip(*(curves[knob] for knob in used), strict=True)
+        return SpeedCalibration(WORDS, tuple(used), speeds, factors)
     except SpeedError as error:
         raise SpeedError(f"speed: the model cannot be calibrated: {error}") from None
 
