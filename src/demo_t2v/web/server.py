@@ -70,7 +70,8 @@ def serve(
 def _launch(page: Blocks, server_name: str, share: bool, **options: Any) -> str:
     """Launch the page; returns its public address with `share`, else the local one.
 
-    Gradio requests its own page once, without a proxy; the public address may need one.
+    Gradio waits for its server without a proxy; the public address may need one. `_frontend` False
+    leaves out a second check, of the whole page, which gives up after 3 s on a busy machine.
     """
     hosts = ("localhost", "127.0.0.1", server_name) if share else ("*",)
     try:
@@ -81,6 +82,7 @@ def _launch(page: Blocks, server_name: str, share: bool, **options: Any) -> str:
                 max_file_size="1mb",
                 quiet=True,
                 prevent_thread_lock=True,
+                _frontend=False,
                 **options,
                 **launch_options(),
             )
