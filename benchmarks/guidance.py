@@ -26,7 +26,7 @@ from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.inference.runner import Runner
 
 SCALES = (1.0, 1.5, 2.5, 4.0)
-AT_HIGH_NOISE = [0.3, 1.0]
+AT_HIGH_NOISE = (0.3, 1.0)
 
 
 def settings(plain: float) -> Iterator[dict[str, Any]]:
