@@ -29,8 +29,8 @@ SCALES = (1.0, 1.5, 2.5, 4.0)
 AT_HIGH_NOISE = (0.3, 1.0)
 
 
-def settings(plain: float) -> Iterator[dict[str, Any]]:
-    """The settings to compare; `plain` is the model's own guidance scale."""
+def settings(plain: float, steps: int) -> Iterator[dict[str, Any]]:
+    """The settings to compare; `plain` and `steps` are the model's own guidance scale and steps."""
     for scale in SCALES:
         yield {"guidance_scale": scale}
     for scale in SCALES:
@@ -40,6 +40,8 @@ def settings(plain: float) -> Iterator[dict[str, Any]]:
     yield {"guidance_scale": plain, "motion_guidance_scale": 4.0, "guidance_order": "motion"}
     for scale in (0.25, 0.5, 1.0, 2.0):
         yield {"guidance_scale": plain, "bypass_guidance_scale": scale}
+    # As many predictions as with three scales.
+    yield {"guidance_scale": plain, "num_inference_steps": steps * 3 // 2}
     yield {
         "guidance_scale": plain,
         "content_guidance_interval": AT_HIGH_NOISE,
@@ -68,7 +70,8 @@ def main() -> None:
     jobs = make_jobs([(each.id, each.prompt) for each in prompts], 1, 0)
     counts = count_predictions(runner)
     rows = []
-    for setting in settings(runner.config.guidance_scale or 1.0):
+    own = runner.config
+    for setting in settings(own.guidance_scale or 1.0, own.num_inference_steps or 1):
         counts.clear()
         # The values of `setting` are not checked by `model_copy`, and are right.
         changed = replace(runner, config=runner.config.model_copy(update=setting))
