@@ -13,7 +13,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from diffusers import DPMSolverMultistepScheduler  # noqa: E402
-from playwright.sync_api import Browser, expect  # noqa: E402
+from playwright.sync_api import Browser, Locator, expect  # noqa: E402
 
 from demo_t2v.config import InferenceConfig  # noqa: E402
 from demo_t2v.data.video import read_video  # noqa: E402
@@ -26,7 +26,7 @@ from helpers.browser import Visitor, chromium, needs_chromium, served  # noqa: E
 pytestmark = needs_chromium
 PROMPT = "a balloon moves up in the sky"
 QUICK = {"Steps": 4, "Frames": 6}
-TABS = ("Generate", "Compare", "Take apart", "Look inside", "History")
+TABS = ("Generate", "Compare", "Take apart", "Grid", "Look inside", "History")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_everything_is_in_its_column(
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("number input for Steps").wait_for()
     whole_multiple(visitor)
-    for tab in ("Generate", "Take apart"):
+    for tab in ("Generate", "Take apart", "Grid"):
         visitor.tab(tab)
         if tab == "Take apart":
             page.get_by_role("button", name="Add a motion").click()
@@ -387,6 +387,43 @@ def test_take_apart(visitor: Visitor) -> None:
     assert "'--motion-prompt=it moves up quickly' --motion-strength 1.5" in command
 
 
+def test_grid(visitor: Visitor) -> None:
+    visitor.settings(Steps=2, Frames=2)
+    prompt = visitor.page.get_by_label("Prompt", exact=True)
+    shown = prompt.input_value()
+    visitor.tab("Grid")
+    expect(prompt).to_have_count(0)
+    start = visitor.page.get_by_role("button", name="Make the grid")
+    contents, motions = fill_grid(visitor)
+    motions.fill("a car falls\n" * 4)
+    start.click()
+    expect(visitor.panel.get_by_role("alert")).to_have_text(
+        "4 motion prompts: write 1 to 3, one a line."
+    )
+    fill_grid(visitor)
+    start.click()
+    expect(visitor.panel.get_by_role("status")).to_contain_text("1 video in")
+    player = visitor.panel.locator("video:visible")
+    assert player.evaluate("v => [v.videoWidth, v.videoHeight].every(side => side > 2 * 160)")
+    command = visitor.panel.locator(".command textarea").input_value()
+    assert command.startswith("demo-t2v grid '--content=a frog in the sky' '--content=a car")
+    visitor.tab("Generate")
+    expect(prompt).to_have_value(shown)
+    visitor.tab("History")
+    visitor.open_tab.get_by_role("button", name=re.compile("Thumbnail")).first.click()
+    expect(contents).to_have_value("a frog in the sky\na car in the sky")
+    expect(motions).to_have_value("a pear falls\n0: a pear moves up; 1: a pear falls")
+
+
+def fill_grid(visitor: Visitor) -> tuple[Locator, Locator]:
+    """Two content prompts by two motion prompts in their boxes, which are returned."""
+    contents = visitor.page.get_by_label("Content prompts")
+    contents.fill("a frog in the sky\na car in the sky")
+    motions = visitor.page.get_by_label("Motion prompts")
+    motions.fill("a pear falls\n0: a pear moves up; 1: a pear falls")
+    return contents, motions
+
+
 def test_look_inside(visitor: Visitor) -> None:
     visitor.settings(**QUICK)
     visitor.tab("Look inside")
@@ -463,8 +500,13 @@ def test_looks(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> No
     visitor.page.get_by_role("button", name="Settings").click()
     for tab in TABS[:-1]:
         visitor.tab(tab)
-        visitor.request(PROMPT, tab)
-        visitor.videos(2 if tab == "Compare" else 1)
+        if tab == "Grid":
+            fill_grid(visitor)
+            visitor.page.get_by_role("button", name="Make the grid").click()
+            expect(visitor.panel.get_by_role("status")).to_contain_text("1 video in")
+        else:
+            visitor.request(PROMPT, tab)
+            visitor.videos(2 if tab == "Compare" else 1)
     problems = [
         problem
         for width in (1280, 390)
