@@ -69,7 +69,7 @@ class Generation:
             for frames in self._videos(jobs, strength, number, len(batches))
         ]
         if grid := self.request.grid:
-            files = (self._write_grid(grid, videos),)
+            files: tuple[VideoFiles, ...] = (self._write_grid(grid, videos),)
         else:
             files = tuple(self._write(number, frames) for number, frames in enumerate(videos))
         result = GenerationResult(
