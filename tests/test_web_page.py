@@ -13,7 +13,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from diffusers import DPMSolverMultistepScheduler  # noqa: E402
-from playwright.sync_api import Browser, Locator, expect  # noqa: E402
+from playwright.sync_api import Browser, expect  # noqa: E402
 
 from demo_t2v.config import InferenceConfig  # noqa: E402
 from demo_t2v.data.video import read_video  # noqa: E402
@@ -394,18 +394,16 @@ def test_grid(visitor: Visitor) -> None:
     shown = prompt.input_value()
     visitor.tab("Grid")
     expect(prompt).to_have_count(0)
-    start = visitor.page.get_by_role("button", name="Make the grid")
-    contents, motions = fill_grid(visitor)
+    contents = visitor.page.get_by_label("Content prompts")
+    motions = visitor.page.get_by_label("Motion prompts")
+    contents.fill("a car")
     motions.fill("a car falls\n" * 4)
-    start.click()
+    visitor.page.get_by_role("button", name="Make the grid").click()
     expect(visitor.panel.get_by_role("alert")).to_have_text(
         "4 motion prompts: write 1 to 3, one a line."
     )
-    fill_grid(visitor)
-    start.click()
-    expect(visitor.panel.get_by_role("status")).to_contain_text("1 video in")
-    player = visitor.panel.locator("video:visible")
-    assert player.evaluate("v => [v.videoWidth, v.videoHeight].every(side => side > 2 * 160)")
+    make_grid(visitor)
+    assert "1 video in" in visitor.status()
     command = visitor.panel.locator(".command textarea").input_value()
     assert command.startswith("demo-t2v grid '--content=a frog in the sky' '--content=a car")
     visitor.tab("Generate")
@@ -416,13 +414,16 @@ def test_grid(visitor: Visitor) -> None:
     expect(motions).to_have_value("a pear falls\n0: a pear moves up; 1: a pear falls")
 
 
-def fill_grid(visitor: Visitor) -> tuple[Locator, Locator]:
-    """Two content prompts by two motion prompts in their boxes, which are returned."""
-    contents = visitor.page.get_by_label("Content prompts")
-    contents.fill("a frog in the sky\na car in the sky")
-    motions = visitor.page.get_by_label("Motion prompts")
-    motions.fill("a pear falls\n0: a pear moves up; 1: a pear falls")
-    return contents, motions
+def make_grid(visitor: Visitor) -> None:
+    """Start two content prompts by two motion prompts, and wait for the sheet."""
+    page = visitor.page
+    page.get_by_label("Content prompts").fill("a frog in the sky\na car in the sky")
+    page.get_by_label("Motion prompts").fill("a pear falls\n0: a pear moves up; 1: a pear falls")
+    page.get_by_role("button", name="Make the grid").click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#result video')]"
+        ".some(v => v.videoWidth > 2 * 160 && v.videoHeight > 2 * 160)"
+    )
 
 
 def test_look_inside(visitor: Visitor) -> None:
@@ -502,9 +503,7 @@ def test_looks(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> No
     for tab in TABS[:-1]:
         visitor.tab(tab)
         if tab == "Grid":
-            fill_grid(visitor)
-            visitor.page.get_by_role("button", name="Make the grid").click()
-            expect(visitor.panel.get_by_role("status")).to_contain_text("1 video in")
+            make_grid(visitor)
         else:
             visitor.request(PROMPT, tab)
             visitor.videos(2 if tab == "Compare" else 1)
