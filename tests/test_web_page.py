@@ -26,7 +26,7 @@ from helpers.browser import Visitor, chromium, needs_chromium, served  # noqa: E
 pytestmark = needs_chromium
 PROMPT = "a balloon moves up in the sky"
 QUICK = {"Steps": 4, "Frames": 6}
-TABS = ("Generate", "Compare", "Take apart", "Look inside", "History")
+TABS = ("Generate", "Compare", "Take apart", "Grid", "Look inside", "History")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_everything_is_in_its_column(
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("number input for Steps").wait_for()
     whole_multiple(visitor)
-    for tab in ("Generate", "Take apart"):
+    for tab in ("Generate", "Take apart", "Grid"):
         visitor.tab(tab)
         if tab == "Take apart":
             page.get_by_role("button", name="Add a motion").click()
@@ -231,6 +231,7 @@ def test_everything_is_in_its_column(
         assert form["x"] == result["x"] == examples["x"]
         assert form["y"] < result["y"] < examples["y"]
     else:
+        expect(page.get_by_role("button", name="More tabs")).to_be_hidden()
         assert form["x"] == examples["x"]
         assert form["x"] + form["width"] <= result["x"]
 
@@ -387,6 +388,44 @@ def test_take_apart(visitor: Visitor) -> None:
     assert "'--motion-prompt=it moves up quickly' --motion-strength 1.5" in command
 
 
+def test_grid(visitor: Visitor) -> None:
+    visitor.settings(Steps=2, Frames=2)
+    prompt = visitor.page.get_by_label("Prompt", exact=True)
+    shown = prompt.input_value()
+    visitor.tab("Grid")
+    expect(prompt).to_have_count(0)
+    contents = visitor.page.get_by_label("Content prompts")
+    motions = visitor.page.get_by_label("Motion prompts")
+    contents.fill("a car")
+    motions.fill("a car falls\n" * 4)
+    visitor.page.get_by_role("button", name="Make the grid").click()
+    expect(visitor.panel.get_by_role("alert")).to_have_text(
+        "4 motion prompts: write 1 to 3, one a line."
+    )
+    make_grid(visitor)
+    assert "1 video in" in visitor.status()
+    command = visitor.panel.locator(".command textarea").input_value()
+    assert command.startswith("demo-t2v grid '--content=a frog in the sky' '--content=a car")
+    visitor.tab("Generate")
+    expect(prompt).to_have_value(shown)
+    visitor.tab("History")
+    visitor.open_tab.get_by_role("button", name=re.compile("Thumbnail")).first.click()
+    expect(contents).to_have_value("a frog in the sky\na car in the sky")
+    expect(motions).to_have_value("a pear falls\n0: a pear moves up; 1: a pear falls")
+
+
+def make_grid(visitor: Visitor) -> None:
+    """Start two content prompts by two motion prompts, and wait for the sheet."""
+    page = visitor.page
+    page.get_by_label("Content prompts").fill("a frog in the sky\na car in the sky")
+    page.get_by_label("Motion prompts").fill("a pear falls\n0: a pear moves up; 1: a pear falls")
+    page.get_by_role("button", name="Make the grid").click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#result video')]"
+        ".some(v => v.videoWidth > 2 * 160 && v.videoHeight > 2 * 160)"
+    )
+
+
 def test_look_inside(visitor: Visitor) -> None:
     visitor.settings(**QUICK)
     visitor.tab("Look inside")
@@ -463,8 +502,11 @@ def test_looks(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> No
     visitor.page.get_by_role("button", name="Settings").click()
     for tab in TABS[:-1]:
         visitor.tab(tab)
-        visitor.request(PROMPT, tab)
-        visitor.videos(2 if tab == "Compare" else 1)
+        if tab == "Grid":
+            make_grid(visitor)
+        else:
+            visitor.request(PROMPT, tab)
+            visitor.videos(2 if tab == "Compare" else 1)
     problems = [
         problem
         for width in (1280, 390)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from demo_t2v.conditioning.speed import SpeedCalibration, SpeedWords
 from demo_t2v.config import InferenceConfig
 from demo_t2v.config.inference import inference_options
+from demo_t2v.inference.grid import Grid
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.web.examples import EXAMPLES, EXAMPLES_FOLDER, example_prompts, example_videos
 from demo_t2v.web.request import Bound, GenerationRequest, Limits, RequestError
@@ -126,6 +128,49 @@ def test_loaded_motion_words_are_no_tags(limits: Limits) -> None:
 
 def test_a_less_than_sign_is_no_tag(limits: Limits) -> None:
     assert limits.read_form("generate", "a cat <3 > 2 dogs", "", *numbers(limits)).prompt
+
+
+def test_a_grid_has_a_prompt_a_line(limits: Limits) -> None:
+    texts = (" a frog\n\n-a = b  car \n", "0: rises; 0.25s: falls\r\nrises:0.5 + falls:0.5")
+    form = numbers(limits, seed=7, repeat_times=2, motion_strength=0.5)
+    request = limits.read_form("grid", *texts, *form)
+    assert request.grid == Grid(
+        [("1", "a frog"), ("2", "-a = b car")],
+        [("1", "0: rises; 0.25s: falls"), ("2", "rises:0.5 + falls:0.5")],
+    )
+    assert (request.repeat_times, request.handles) == (1, {})
+    assert limits.read_form("grid", *limits.form(request)) == request
+    words = shlex.split(request.command(InferenceConfig(model="a model")))
+    assert words == [
+        *("demo-t2v", "grid", "--content=a frog", "--content=-a = b car"),
+        *("--motion=0: rises; 0.25s: falls", "--motion=rises:0.5 + falls:0.5"),
+        *("--seed", "7", "--steps", "3", "--frames", "4", "--width", "32", "--height", "32"),
+        *("--fps", "8", "--guidance", "3", "--model=a model"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("contents", "motions", "line"),
+    [
+        ("", "falls", "0 content prompts: write 1 to 3, one a line."),
+        ("a car", " \n ", "0 motion prompts: write 1 to 3, one a line."),
+        ("a car", None, "0 motion prompts: write 1 to 3, one a line."),
+        ("a\nb\nc\nd", "falls", "4 content prompts: write 1 to 3, one a line."),
+        ("a car", "falls\n" * 1000, "1000 motion prompts: write 1 to 3, one a line."),
+        ("a car\n" + "x" * 301, "falls", "The content prompt 2 is longer than 300 characters"),
+        ("a car <hop>", "falls", "The content prompt 1 contains a tag"),
+        ("a car", "falls\n<b>spins", "The motion prompt 2 contains a tag"),
+        ("a \x00 car", "falls", "The content prompt 1 contains characters"),
+        ("a car", "falls\n0: falls; 4: rises", "motion prompt 2: timeline: frame 4 is beyond"),
+        ("a car", "falls:x + rises:1", "motion prompt 1: blend"),
+    ],
+)
+def test_bad_grids_are_refused(
+    limits: Limits, contents: str, motions: str | None, line: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(line)) as error:
+        limits.read_form("grid", contents, motions, *numbers(limits), motion_words=("hop",))
+    assert "\n" not in str(error.value)
 
 
 def test_a_motion_prompt_is_checked_too(limits: Limits) -> None:

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from demo_t2v.checkpoints.resolve import load_pipeline
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.data.video import read_video
+from demo_t2v.data.video import read_video, write_video
 from demo_t2v.inference.jobs import make_jobs
+from demo_t2v.inference.outputs import file_name
 from demo_t2v.inference.runner import Runner
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.web.attention_maps import recorded_steps
@@ -32,6 +33,13 @@ from demo_t2v.web.request import GenerationRequest
 from demo_t2v.web.session import GenerateFunction, GenerationSession
 
 REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5)
+GRID = replace(
+    REQUEST,
+    tab="grid",
+    prompt="a car in the sky\na frog",
+    motion_prompt="a fish moves up\n0: it falls; 0.25s: it grows",
+    repeat_times=1,
+)
 
 
 @pytest.fixture
@@ -102,8 +110,9 @@ def test_the_same_request_gives_the_same_video(session: GenerationSession) -> No
             handles={"motion_crossfade": 2, "motion_guidance_scale": 4.0},
         ),
         replace(REQUEST, tab="compare", repeat_times=1, prompt="-a = 'b' $HOME", width=48),
+        GRID,
     ],
-    ids=["generate", "motion prompt", "timeline", "compare"],
+    ids=["generate", "motion prompt", "timeline", "compare", "grid"],
 )
 def test_the_command_line_makes_the_same_frames(
     session: GenerationSession,
@@ -119,7 +128,8 @@ def test_the_command_line_makes_the_same_frames(
         assert program == "demo-t2v"
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
-        files += [tmp_path / name for name in done.stdout.split("\n") if name]
+        made = [tmp_path / name for name in done.stdout.split("\n") if name]
+        files += made[-1:] if wanted.grid else made  # its cells precede it
     assert len(files) == len(result.videos)
     for number, file in enumerate(files):
         assert (read_video(file)[0] == frames(result, number)).all()
@@ -179,6 +189,55 @@ def test_decomposition_uses_both_prompts(session: GenerationSession) -> None:
     assert (plain == same).all()
     assert (plain != other).any()
     assert (plain != weak).any()
+
+
+def test_a_cell_of_a_grid_equals_a_generation_of_its_own(
+    session: GenerationSession, pipeline: DemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[str, np.ndarray] = {}
+
+    def write(frames: np.ndarray, file: Path, fps: int, kind: str) -> None:
+        written[file.name] = frames.astype(int)
+        write_video(frames, file, fps, kind)
+
+    monkeypatch.setattr("demo_t2v.web.generation.write_video", write)
+    updates, result = generate_all(session, GRID)
+    assert [(update.step, update.total) for update in updates] == [(n, 3) for n in (1, 2, 3)]
+    (sheet,) = result.videos
+    shape = frames(result).shape
+    assert read_video(sheet.gif)[0].shape == shape
+    assert shape[0] == 4
+    assert min(shape[1:3]) > 2 * 160
+    assert result.files_exist
+    grid = GRID.grid
+    assert grid
+    config = GRID.config(session.config, 1.0)
+    cells = [written[file_name(job, "mp4")] for job in grid.jobs(GRID.seed)]
+    for job, cell in zip(grid.jobs(GRID.seed), cells, strict=True):
+        (alone,) = Runner(pipeline, config).videos([job])
+        assert np.abs(cell - alone.frames).max() <= 1  # in 255; 1e-5 may round to another byte
+    assert np.abs(cells[0] - cells[1]).mean() > 1
+    first = replace(GRID, tab="decompose", prompt="a car in the sky")
+    for cell, motion in zip(cells[::2], GRID.motion_prompt.splitlines(), strict=True):
+        alone = generate_all(session, replace(first, motion_prompt=motion))[1]
+        assert np.abs(cell - written[alone.videos[0].mp4.name]).max() <= 1
+
+
+def test_a_grid_is_made_in_batches(session: GenerationSession) -> None:
+    request = replace(GRID, prompt="a car\na frog\na fish", num_inference_steps=2)
+    updates, result = generate_all(session, request)
+    assert [(update.step, update.total) for update in updates] == [(n, 4) for n in (1, 2, 3, 4)]
+    caption = History((result,)).gallery()[0][1]
+    assert caption.startswith(
+        "a car / a frog / a fish · seed 7 · 2 steps · “a fish moves up / 0: it"
+    )
+    with gr.Blocks():
+        page = Page(session)
+    selected = gr.SelectData(None, {"index": 0, "value": None})
+    tabs, *updates = page.load_result(History((result,)), selected)
+    assert tabs.selected == "grid"
+    assert request.prompt in updates
+    assert request.motion_prompt in updates
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 16])
@@ -324,7 +383,7 @@ def test_a_result_without_files_loads_its_settings(session: GenerationSession) -
     assert "deleted" not in status
     result.picture.unlink()
     tabs, prompt, *updates = page.load_result(History((result,)), selected)
-    assert (tabs.selected, prompt) == ("compare", REQUEST.prompt)
+    assert (tabs.selected, prompt.value) == ("compare", REQUEST.prompt)
     assert "videos are deleted" in str(updates)
     assert '<p role="status">' not in str(updates)
 

@@ -50,10 +50,10 @@ class GenerationResult:
             words.append("motion off and on")
         elif request.tab == "attention":
             words.append("attention")
-        elif request.tab == "decompose":
+        elif request.tab in ("decompose", "grid"):
             words += [f"“{request.motion_prompt}”"] if request.motion_prompt else []
             words += [f"{label(name).lower()} {value:g}" for name, value in request.handles.items()]
-        return " · ".join(words)
+        return " · ".join(words).replace("\n", " / ")
 
 
 @dataclass(frozen=True)

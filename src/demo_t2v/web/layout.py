@@ -15,7 +15,7 @@ from demo_t2v.config.inference import inference_options, label
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS
 from demo_t2v.web.examples import Example, example_prompts, example_videos
 from demo_t2v.web.history import HISTORY_LENGTH, History, VideoFiles
-from demo_t2v.web.request import PROMPT_LENGTH, Limits, Tab, option_key
+from demo_t2v.web.request import GRID_SIDE, PROMPT_LENGTH, Limits, Tab, option_key
 from demo_t2v.web.results_panel import ResultsPanel
 from demo_t2v.web.timeline_editor import TimelineEditor
 
@@ -27,6 +27,9 @@ _COMPARE_TEXT: Final = (
 _DECOMPOSE_TEXT: Final = (
     "The content encoder reads the prompt, the motion encoder the motion prompt. On a timeline, "
     "each motion begins at its frame."
+)
+_GRID_TEXT: Final = (
+    "Each content prompt, in a column with one seed, with each motion prompt or timeline, in a row."
 )
 _ATTENTION_TEXT: Final = (
     "Attention of the motion transformers to the end-of-text token of the motion prompt, which "
@@ -72,6 +75,11 @@ class PageLayout:
         numbers = [*self.settings.values(), *self.handles.values()]
         return [self.prompt, self.motion_prompt, *numbers]
 
+    @property
+    def grid_inputs(self) -> list[gr.blocks.Block]:
+        """The form's components of the tab `grid`, in the order of `Limits.form`."""
+        return [*self.grid_prompts, *self.inputs[2:]]
+
     def _tabs(self, limits: Limits, has_motion: bool) -> None:
         """The tabs, each with what is its own, and a button that starts it."""
         self.starts: dict[Tab, gr.Button] = {}
@@ -87,12 +95,20 @@ class PageLayout:
                 with gr.Row():
                     self.handles = {name: _slider(name, limits) for name in limits.handles}
                 self.starts["decompose"] = _start("Take apart")
+            with gr.Tab("Grid", id="grid", visible=has_motion) as grid:
+                gr.Markdown(_GRID_TEXT)
+                with gr.Row():
+                    self.grid_prompts = [
+                        _text_box(name, f"one a line, at most {GRID_SIDE}", "", lines=GRID_SIDE)
+                        for name in ("Content prompts", "Motion prompts")
+                    ]
+                self.starts["grid"] = _start("Make the grid")
             with gr.Tab("Look inside", id="attention", visible=has_motion) as attention:
                 gr.Markdown(_ATTENTION_TEXT)
                 self.starts["attention"] = _start("Look inside")
             with gr.Tab("History", id="history") as self.history_tab:
                 self.gallery = _gallery()
-        self.tab_items = [generate, compare, decompose, attention, self.history_tab]
+        self.tab_items = [generate, compare, decompose, grid, attention, self.history_tab]
 
 
 def _header(model: str) -> None:
@@ -106,7 +122,10 @@ def _header(model: str) -> None:
 
 
 def _prompts(placeholder: str, first: Example | None) -> tuple[gr.Textbox, gr.Textbox]:
-    """Prompt and motion prompt, side by side. Only the tab `decompose` shows the motion prompt."""
+    """Prompt and motion prompt, side by side.
+
+    The tab `grid` has its own instead, and only the tab `decompose` shows the motion prompt.
+    """
     with gr.Row():
         return (
             _text_box("Prompt", placeholder, first.prompt if first else ""),
@@ -114,14 +133,16 @@ def _prompts(placeholder: str, first: Example | None) -> tuple[gr.Textbox, gr.Te
         )
 
 
-def _text_box(name: str, placeholder: str, text: str, visible: bool = True) -> gr.Textbox:
+def _text_box(
+    name: str, placeholder: str, text: str, visible: bool = True, lines: int = 1
+) -> gr.Textbox:
     return gr.Textbox(
         text,
         label=name,
         placeholder=placeholder,
-        lines=1,  # with one line, Enter submits
+        lines=lines,  # with one line, Enter submits
         max_lines=4,
-        max_length=PROMPT_LENGTH,
+        max_length=lines * PROMPT_LENGTH,
         min_width=160,
         visible=visible,
     )

@@ -66,8 +66,9 @@ class Page:
         self.session = session
         self.layout = layout = PageLayout(session.config, session.limits, session.has_motion)
         for tab in layout.tab_items:
-            shown = partial(_show_motion_prompt, tab.id)
-            tab.select(shown, None, layout.motion_prompt, show_progress="hidden", **_UNQUEUED)
+            shown = partial(_show_prompts, tab.id)
+            prompts = [layout.prompt, layout.motion_prompt]
+            tab.select(shown, None, prompts, show_progress="hidden", **_UNQUEUED)
         for box in (layout.prompt, layout.motion_prompt):
             box.submit(None, js=_CLICK_START)
         self._connect_runs()
@@ -82,6 +83,7 @@ class Page:
         loaded = [
             layout.tabs,
             *layout.inputs,
+            *layout.grid_prompts,
             *layout.timeline.outputs,
             *layout.results.outputs,
         ]
@@ -137,9 +139,13 @@ class Page:
     def _load_form(self, request: GenerationRequest) -> list[Any]:
         """Updates of the tabs, the form and the timeline."""
         prompt, motion_prompt, *numbers = self.session.limits.form(request)
-        shown = _show_motion_prompt(request.tab, value=motion_prompt)
+        tabs = gr.Tabs(selected=request.tab)
+        if request.tab == "grid":
+            rows = [gr.skip()] * len(self.layout.timeline.outputs)
+            return [tabs, *_show_prompts("grid"), *numbers, prompt, motion_prompt, *rows]
+        shown = _show_prompts(request.tab, prompt, motion_prompt)
         rows = self.layout.timeline.show(motion_prompt, request.fps)
-        return [gr.Tabs(selected=request.tab), prompt, shown, *numbers, *rows]
+        return [tabs, *shown, *numbers, gr.skip(), gr.skip(), *rows]
 
     def _connect_runs(self) -> None:
         """Start each tab's generation on its events, and stop all of them."""
@@ -155,14 +161,14 @@ class Page:
             started = trigger(
                 partial(self._started, tab),
                 None,
-                [layout.tabs, layout.motion_prompt, *layout.results.status_outputs],
+                [layout.tabs, layout.prompt, layout.motion_prompt, *layout.results.status_outputs],
                 js=_PAUSE_VIDEOS,
                 show_progress="hidden",
                 **_UNQUEUED,
             )
             run = started.then(
                 partial(self.run, tab),
-                [layout.history, *layout.inputs],
+                [layout.history, *(layout.grid_inputs if tab == "grid" else layout.inputs)],
                 [layout.history, *layout.results.outputs],
                 concurrency_id="pipeline",
                 concurrency_limit=1,
@@ -185,12 +191,14 @@ class Page:
 
     def _started(self, tab: Tab) -> list[Any]:
         """Updates after the start of a tab's generation."""
-        return [gr.Tabs(selected=tab), _show_motion_prompt(tab), *self.layout.results.queued()]
+        return [gr.Tabs(selected=tab), *_show_prompts(tab), *self.layout.results.queued()]
 
     def _update_gallery(self, event: Any) -> None:
         event(History.gallery, self.layout.history, self.layout.gallery, **_UNQUEUED)
 
 
-def _show_motion_prompt(tab: str, **update: Any) -> Any:
-    """An update of the motion prompt, which only the tab `decompose` shows."""
-    return gr.Textbox(visible=tab == "decompose", **update)
+def _show_prompts(tab: str, *texts: str) -> list[Any]:
+    """Updates of prompt and motion prompt as a tab shows them, with their `texts` if given."""
+    shown = (tab != "grid", tab == "decompose")
+    values: list[dict[str, Any]] = [{"value": text} for text in texts] or [{}, {}]
+    return [gr.Textbox(visible=box, **value) for box, value in zip(shown, values, strict=True)]

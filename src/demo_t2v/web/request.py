@@ -16,16 +16,19 @@ from demo_t2v.conditioning.timeline import Timeline, parse_motion
 from demo_t2v.config import InferenceConfig
 from demo_t2v.config.inference import flag, label
 from demo_t2v.core.errors import UserError
+from demo_t2v.inference.grid import Grid
 
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
 
-Tab = Literal["generate", "compare", "decompose", "attention"]
+Tab = Literal["generate", "compare", "decompose", "grid", "attention"]
 """The tabs that make videos."""
 
 PROMPT_LENGTH: Final = 300
 """Characters; CLIP reads the first 75 tokens."""
 MAX_VIDEOS: Final = 4
+GRID_SIDE: Final = 3
+"""The most rows, and the most columns, of a grid."""
 _MARKUP: Final = re.compile(r"<\s*[a-z/!?]", re.IGNORECASE)
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -125,7 +128,8 @@ class Limits:
         """The request of a form's values, `numbers` in the order of `bounds`.
 
         Motion prompt and handles apply to the tab `decompose` only, the number of videos to the
-        tab `generate` only. A handle at its start is not set.
+        tab `generate` only. A handle at its start is not set. The tab `grid` has up to GRID_SIDE
+        prompts, and as many motion prompts, one a line.
 
         Motion prompts may have the loaded `motion_words` as `<name>`, other tags are refused.
         Raises RequestError.
@@ -139,22 +143,30 @@ class Limits:
             for name, bound in self.handles.items()
             if (number := values.pop(name)) != bound.start
         }
-        content = _read_text("prompt", prompt)
-        if not content:
-            raise RequestError("Describe what the video should show, or select an example.")
+        if tab == "grid":
+            content = _read_lines("content prompt", prompt)
+            motion = _read_lines("motion prompt", motion_prompt, motion_words)
+        else:
+            content = _read_text("prompt", prompt)
+            if not content:
+                raise RequestError("Describe what the video should show, or select an example.")
+            motion = ""
         if tab == "decompose":
             motion = _read_text("motion prompt", motion_prompt, motion_words)
         else:
-            motion, handles = "", {}
+            handles = {}
         if tab != "generate":
             values["repeat_times"] = 1
         request = GenerationRequest(tab, content, motion, **values, handles=handles)
-        try:
-            if request.timeline:
-                crossfade = handles.get("motion_crossfade", 0.0)
-                request.timeline.frame_weights(request.num_frames, crossfade)
-        except MotionPromptError as error:
-            raise RequestError(str(error)) from None
+        for number, text in enumerate(motion.splitlines(), start=1):
+            try:
+                timeline = parse_motion(text, request.fps)
+                if isinstance(timeline, Timeline):
+                    crossfade = handles.get("motion_crossfade", 0.0)
+                    timeline.frame_weights(request.num_frames, crossfade)
+            except MotionPromptError as error:
+                where = f"motion prompt {number}: " if tab == "grid" else ""
+                raise RequestError(f"{where}{error}") from None
         return request
 
 
@@ -183,8 +195,8 @@ class GenerationRequest:
     """The checked values of the form; sizes in pixels.
 
     The motion prompt may be a timeline, as in `0: rises; 8: falls`, or a blend, as in
-    `falls:0.7 + rises:0.3`; empty is the prompt. `handles` are the options of the tab
-    `decompose` that are set, by key.
+    `falls:0.7 + rises:0.3`; empty is the prompt. A grid has its prompts and its motion prompts one
+    a line. `handles` are the options of the tab `decompose` that are set, by key.
     """
 
     tab: Tab
@@ -199,6 +211,17 @@ class GenerationRequest:
     fps: int
     guidance_scale: float
     handles: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of the tab `grid`; its ids are those that `demo-t2v grid` gives texts."""
+        if self.tab != "grid":
+            return None
+        columns, rows = (
+            [(str(number), line) for number, line in enumerate(text.splitlines(), start=1)]
+            for text in (self.prompt, self.motion_prompt)
+        )
+        return Grid(columns, rows)
 
     @property
     def timeline(self) -> Timeline | None:
@@ -239,17 +262,23 @@ class GenerationRequest:
         return "\n".join(shlex.join(self._words(base, strength)) for strength in self.strengths)
 
     def _words(self, base: InferenceConfig, strength: float) -> Iterator[str]:
-        yield from ("demo-t2v", "generate")
-        # A space before the prompt prevents its use as an option or as `key=value`.
-        ambiguous = self.prompt.startswith("-") or "=" in self.prompt
-        yield f" {self.prompt}" if ambiguous else self.prompt
-        for name, number in self.settings.items():
+        settings, grid = self.settings, self.grid
+        if grid:
+            yield from ("demo-t2v", "grid", *(f"--content={text}" for _, text in grid.columns))
+            yield from (f"--motion={text}" for _, text in grid.rows)
+            del settings["repeat_times"]
+        else:
+            yield from ("demo-t2v", "generate")
+            # A space before the prompt prevents its use as an option or as `key=value`.
+            ambiguous = self.prompt.startswith("-") or "=" in self.prompt
+            yield f" {self.prompt}" if ambiguous else self.prompt
+        for name, number in settings.items():
             text = f"{number:g}" if isinstance(number, float) else str(number)
             yield from (flag(option_key(name)), text)
-        if timeline := self.timeline:
+        if not grid and (timeline := self.timeline):
             for start, prompt in zip(timeline.starts, timeline.prompts, strict=True):
                 yield f"{flag('motion')}={start}: {prompt}"
-        elif self.motion_prompt:
+        elif self.motion_prompt and not grid:
             yield f"{flag('motion_prompt')}={self.motion_prompt}"
         options = self._options() | ({"motion_strength": strength} if strength != 1 else {})
         for name, value in options.items():
@@ -262,6 +291,17 @@ class GenerationRequest:
                 yield f"{flag(key)}={getattr(base, key)}"
         for source in base.motion_word or ():
             yield f"{flag('motion_word')}={source}"
+
+
+def _read_lines(name: str, text: Any, motion_words: Collection[str] = ()) -> str:
+    """The lines of the text that are not empty, 1 to GRID_SIDE. Raises RequestError."""
+    lines = [line for line in str(text or "").splitlines() if line.strip()]
+    if not 1 <= len(lines) <= GRID_SIDE:
+        raise RequestError(f"{len(lines)} {name}s: write 1 to {GRID_SIDE}, one a line.")
+    return "\n".join(
+        _read_text(f"{name} {number}", line, motion_words)
+        for number, line in enumerate(lines, start=1)
+    )
 
 
 def _read_text(name: str, text: Any, motion_words: Collection[str] = ()) -> str:
