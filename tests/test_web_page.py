@@ -404,6 +404,8 @@ def test_grid(visitor: Visitor) -> None:
     )
     make_grid(visitor)
     assert "1 video in" in visitor.status()
+    rendering = "video => getComputedStyle(video).imageRendering"
+    assert visitor.panel.locator("video:visible").evaluate(rendering) == "auto"
     command = visitor.panel.locator(".command textarea").input_value()
     assert command.startswith("demo-t2v grid '--content=a frog in the sky' '--content=a car")
     visitor.tab("Generate")

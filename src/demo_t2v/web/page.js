@@ -3,6 +3,8 @@ document.addEventListener("loadedmetadata", ({ target: video }) => {
   if (!video.closest?.("#result")) return;
   video.style.setProperty("--width", `${video.videoWidth}px`);
   video.style.setProperty("--ratio", video.videoWidth / video.videoHeight);
+  const reduced = video.videoWidth > video.closest(".videos").clientWidth;
+  video.style.imageRendering = reduced ? "auto" : ""; // the labels of a reduced grid stay readable
   video.muted = true; // a video without sound may play before the visitor has clicked
   video.play().catch(() => {});
 }, true);
