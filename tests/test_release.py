@@ -154,6 +154,19 @@ def test_without_the_json_the_training_is_told_what_it_says(files: tuple[Path, P
     assert (config.batch_size, config.gradient_accumulation) == (2, 1)
 
 
+def test_without_deepspeed_it_is_said_what_the_json_no_longer_sets(
+    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    load(AnyTraining, files[1])
+    assert "without DeepSpeed" not in caplog.text
+    load(AnyTraining, files[1], ["deepspeed_config=null"])
+    (note,) = [text for text in caplog.messages if "without DeepSpeed" in text]
+    assert "not used of ds_configs/ds_config_train.json: " in note
+    for key in ("optimizer.params.betas", "scheduler.type", "scheduler.params.cycle_max_lr"):
+        assert key in note
+    assert "optimizer.params.lr" not in note
+
+
 def test_the_json_s_other_forms(files: tuple[Path, Path]) -> None:
     file = Path("ds_configs/ds_config_train.json")
     plain = {k: v for k, v in DEEPSPEED.items() if k not in ("scheduler", "gradient_clipping")}

@@ -16,6 +16,8 @@ from demo_t2v.core.errors import UserError
 from demo_t2v.core.launch import world_size
 
 Tree = Mapping[str, Any]
+_USED_OF_JSON: Final = {"optimizer.type", "optimizer.params.lr", "optimizer.params.weight_decay"}
+"""Keys of the optimizer in a DeepSpeed JSON that a training uses without DeepSpeed, too."""
 _TASKS: Final = {"inference_t2v_deepspeed": "generate", "train_t2v_deepspeed": "train"}
 _BLOCKS: Final = {
     *("TASK_TYPE", "Pretrain", "embedder", "motion_encoder", "clip_visual", "auto_encoder"),
@@ -143,6 +145,8 @@ def translate(
     unused += [key for key in rest if key.partition(".")[0] in heads]
     unknown = {key: value for key, value in rest.items() if key not in unused}
     notes = [f"without a counterpart, and not used: {', '.join(unused)}"] if unused else []
+    if command == "train" and "deepspeed_config" in given:
+        notes += _only_with_deepspeed(tree.get("deepspeed_config"))
     return shared | unknown | new, notes + _counts(tree, new)
 
 
@@ -252,15 +256,8 @@ def _deepspeed(name: Any, needed: bool) -> dict[str, Any]:
     """
     if not isinstance(name, str) or not (needed or Path(name).is_file()):
         return {}
-    try:
-        settings = json.loads(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReleaseError(
-            f"deepspeed_config: {name}: cannot be read ({reason(error, Path(name))})"
-        ) from None
-    except ValueError:
-        raise ReleaseError(f"deepspeed_config: {name}: is not valid JSON") from None
-    flat = _flat(settings) if isinstance(settings, dict) else {}
+    settings = _read_json(name)
+    flat = _flat(settings)
     size = flat.get("train_micro_batch_size_per_gpu")
     accumulation = flat.get("gradient_accumulation_steps", 1)
     accumulation = accumulation if type(accumulation) is int else 1
@@ -273,6 +270,28 @@ def _deepspeed(name: Any, needed: bool) -> dict[str, Any]:
     if "scheduler" not in settings:
         new |= {"lr_schedule": "constant", "warmup_steps": 0}
     return new
+
+
+def _only_with_deepspeed(name: Any) -> list[str]:
+    """A note about what a DeepSpeed JSON says and a training without DeepSpeed does not use."""
+    if not isinstance(name, str) or not Path(name).is_file():
+        return []
+    keys = _flat(_read_json(name)).keys() - _USED_OF_JSON
+    unused = sorted(key for key in keys if key.startswith(("optimizer.", "scheduler.")))
+    return [f"without DeepSpeed, not used of {name}: {', '.join(unused)}"] if unused else []
+
+
+def _read_json(name: str) -> dict[str, Any]:
+    """The object in a JSON file; empty for another value. Raises ReleaseError."""
+    try:
+        settings = json.loads(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReleaseError(
+            f"deepspeed_config: {name}: cannot be read ({reason(error, Path(name))})"
+        ) from None
+    except ValueError:
+        raise ReleaseError(f"deepspeed_config: {name}: is not valid JSON") from None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
