@@ -36,9 +36,7 @@ def launch(*wanted: TinyConfig) -> list[list[dict[str, float]]]:
         file.write_text(each.model_dump_json())
     done = subprocess.run(
         [*TORCHRUN, str(free_port()), str(WORKER), *map(str, files)],
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-        | ({"LD_PRELOAD": "/work/wt/me/abrt/bt.so"}),
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
