@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,14 @@ from demo_t2v.inference.runner import Runner
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process
+from helpers.pipelines import with_effective_motion
 
 RISES, FALLS = "a car moves up", "a fish falls"
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline: DemoPipeline) -> DemoPipeline:
-    """Its motion transformers have an effect; new ones are the identity."""
-    torch.manual_seed(0)
-    copied = deepcopy(tiny_pipeline)
-    for name, weight in copied.unet.named_parameters():
-        if "motion_attentions" in name and "proj_out.weight" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    return copied
+    return with_effective_motion(tiny_pipeline)
 
 
 def latents(pipeline: DemoPipeline, motion_prompt: Any) -> torch.Tensor:

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import time
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,12 @@ from demo_t2v.training.motion_words import learn_motion_word
 from demo_t2v.training.tasks.motion_word import MotionWordTask
 from helpers import in_process, program
 from helpers.numbered_videos import numbers, picture, write_numbered
+from helpers.pipelines import with_effective_motion
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline: DemoPipeline) -> DemoPipeline:
-    """Its motion transformers have an effect; new ones are the identity."""
-    torch.manual_seed(0)
-    copied = deepcopy(tiny_pipeline)
-    for name, weight in copied.unet.named_parameters():
-        if "motion_attentions" in name and "proj_out.weight" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    return copied
+    return with_effective_motion(tiny_pipeline)
 
 
 @pytest.fixture(autouse=True)

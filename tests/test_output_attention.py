@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import pytest
 import torch
 from torch import Tensor
 
 from demo_t2v.models.unet import DemoUNet, DemoUNetOutput
 from demo_t2v.pipeline import DemoPipeline
+from helpers.pipelines import with_effective_motion
 
 PROMPTS = ["a car falls", "a pear grows"]
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline: DemoPipeline) -> DemoPipeline:
-    """Its motion transformers have an effect; new ones are the identity."""
-    torch.manual_seed(0)
-    copied = deepcopy(tiny_pipeline)
-    for name, weight in copied.unet.named_parameters():
-        if "motion_attentions" in name and "proj_out.weight" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    return copied
+    return with_effective_motion(tiny_pipeline)
 
 
 def call(pipeline: DemoPipeline, **options: object) -> object:

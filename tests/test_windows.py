@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from demo_t2v.diffusion.windows import (
 from demo_t2v.inference.outputs import read_manifest
 from demo_t2v.pipeline import DemoPipeline
 from helpers import in_process
+from helpers.pipelines import with_effective_motion
 from helpers.program import assert_one_line
 
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20)).map(lambda pair: (max(pair), min(pair)))
@@ -149,13 +149,7 @@ def test_no_noise_depends_on_its_batch() -> None:
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline: DemoPipeline) -> DemoPipeline:
-    """Its motion transformers have an effect; new ones are the identity."""
-    torch.manual_seed(0)
-    copied = deepcopy(tiny_pipeline)
-    for name, weight in copied.unet.named_parameters():
-        if "motion_attentions" in name and "proj_out.weight" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    return copied
+    return with_effective_motion(tiny_pipeline)
 
 
 def latents(pipeline: DemoPipeline, num_frames: int, **options: Any) -> Tensor:

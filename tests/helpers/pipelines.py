@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ def latents_of(pipeline: DemoPipeline, prompt: Any = "a car falls", **options: A
 def differ(first: Tensor, second: Tensor) -> bool:
     """Whether two results differ by more than rounding."""
     return not torch.allclose(first, second, atol=1e-3)
+
+
+def with_effective_motion(pipeline: DemoPipeline) -> DemoPipeline:
+    """A copy whose motion transformers have an effect; new ones are the identity."""
+    torch.manual_seed(0)
+    copied = deepcopy(pipeline)
+    for name, weight in copied.unet.named_parameters():
+        if "motion_attentions" in name and "proj_out.weight" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    return copied
 
 
 def load_saved(folder: Path, **options: Any) -> DemoPipeline:

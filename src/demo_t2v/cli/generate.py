@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from demo_t2v.cli.options import takes_options
+from demo_t2v.cli.options import AsJson, ConfigFile, Overwrite, takes_options
 from demo_t2v.cli.terminal import Bar, exit_with, one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.core.launch import world_size
@@ -47,15 +47,11 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "--cfg", metavar="FILE", help="YAML file.")
-    ] = None,
+    config: ConfigFile = None,
     *,
     options: Mapping[str, Any],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all of them anew.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout, events on stderr.")
-    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a video from a prompt, or one from each prompt of a file.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from demo_t2v.cli.generate import make_videos
-from demo_t2v.cli.options import takes_options
+from demo_t2v.cli.options import AsJson, ConfigFile, Overwrite, takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.config.inference import inference_options
@@ -42,14 +41,10 @@ def grid(
             metavar="FILE|TEXT", help="Rows: a file of motion prompts, or one. Repeatable."
         ),
     ],
-    config: Annotated[
-        Path | None, typer.Option("--config", "--cfg", metavar="FILE", help="YAML file.")
-    ] = None,
+    config: ConfigFile = None,
     options: Mapping[str, Any],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make all of them anew.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout, events on stderr.")
-    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Combine each content prompt with each motion prompt, and show all videos in one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -14,6 +15,13 @@ from pydantic.fields import FieldInfo
 from demo_t2v.config import Option
 from demo_t2v.config.inference import flag, inference_options
 
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "--cfg", metavar="FILE", help="YAML file.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make all of them anew.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout, events on stderr.")
+]
 OPTIONS: Final = "options"
 """The parameter of a command that gets the flags' values by dotted key."""
 Command = Callable[..., None]
