@@ -52,7 +52,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     [
         (None, 50, None, (0.2, 0.9)),
         ("balanced", 50, None, (0.2, 0.9)),
-        ("fast", 25, "dpm++", (0.3, 1.0)),
+        ("fast", 25, "dpm++", (0.5, 1.0)),
         ("best", 100, None, (0.0, 1.0)),
     ],
 )
@@ -122,10 +122,10 @@ def test_the_manifest_has_the_values_of_the_preset(place: Path) -> None:
     settings = settings_of(place / "fast")
     assert settings["num_inference_steps"] == 2
     assert settings["scheduler"] == "dpm++"
-    assert settings["content_guidance_interval"] == [0.3, 1.0]
-    assert settings["motion_guidance_interval"] == [0.3, 1.0]
+    assert settings["content_guidance_interval"] == [0.5, 1.0]
+    assert settings["motion_guidance_interval"] == [0.5, 1.0]
     assert settings.keys().isdisjoint({"preset", "guidance_interval"})
-    same = ("--steps", 2, "--scheduler", "dpm++", "--guidance-interval", "0.3-1", "--out", "fast")
+    same = ("--steps", 2, "--scheduler", "dpm++", "--guidance-interval", "0.5-1", "--out", "fast")
     done = in_process.run(place, "generate", "a car falls", "--model", "model", *same)
     assert done.stderr == "0 made, 1 were there already\n"
 

@@ -104,7 +104,7 @@ class Preset:
 
 
 PRESETS: Final[Mapping[PresetName, Preset]] = {
-    "fast": Preset(steps=0.5, scheduler="dpm++", guidance_interval=(0.3, 1.0)),
+    "fast": Preset(steps=0.5, scheduler="dpm++", guidance_interval=(0.5, 1.0)),
     "balanced": Preset(),
     "best": Preset(steps=2.0, guidance_interval=ALL_NOISE_LEVELS),
 }
