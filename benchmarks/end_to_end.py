@@ -16,12 +16,13 @@ import argparse
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import typer
 from guidance import count_predictions
+from tables import markdown
 from timing import Measurement, Spread, environment, in_turn, ratio
 
 from demo_t2v.checkpoints.resolve import resolve
@@ -37,6 +38,7 @@ from demo_t2v.inference.runner import Runner
 
 RECIPE = "--scheduler ddim --steps 50 --guidance-interval 0-1"
 VARIANTS = ("", "--preset fast", "--preset best")
+SCORED_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Variant:
         """Videos of so many prompts with the right motion, and with the right thing."""
         prompts = list_prompts(number, 0)
         jobs = make_jobs([(each.id, each.prompt) for each in prompts], 1, 0)
-        found = [classify_video(video.frames) for video in self.runner.videos(jobs)]
+        config = self.runner.config.model_copy(update={"batch_size": SCORED_BATCH})
+        videos = replace(self.runner, config=config).videos(jobs)
+        found = [classify_video(video.frames) for video in videos]
         pairs = list(zip(prompts, found, strict=True))
         return (
             Proportion(sum(one.motion == prompt.motion for prompt, one in pairs), number),
@@ -111,11 +115,11 @@ def report(
     for variant in variants:
         measured = results[variant.words]
         row: dict[str, Any] = {
-            "options": variant.words or "the defaults",
+            "options": f"`{variant.words}`" if variant.words else "the defaults",
             "seconds": Spread.of([each / len(jobs) for each in measured.seconds]),
             "times as fast": ratio(results[variants[0].words], measured),
             "passes": variant.count(jobs) / len(jobs),
-            "peak_mib": round(measured.peak_bytes / 2**20),
+            "peak MiB": round(measured.peak_bytes / 2**20),
         }
         if num_prompts:
             motion, content = variant.score(num_prompts)
@@ -123,16 +127,6 @@ def report(
         rows.append(row)
         print(json.dumps(row, default=vars), flush=True)
     return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown."""
-    keys = list(rows[0])
-    lines = [f"| {' | '.join(keys)} |", f"|{'---|' * len(keys)}"]
-    for row in rows:
-        cells = [f"`{row[key]}`" if str(row[key]).startswith("--") else row[key] for key in keys]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -155,7 +149,7 @@ def main() -> None:
         parser.error(str(error))
     runs = {each.words: (lambda one=each: one.make(jobs)) for each in variants}
     rows = report(variants, in_turn(runs, options.rounds), jobs, options.prompts)
-    print(table(rows))
+    print(markdown(rows))
     if options.json:
         figures = {"environment": environment(), "rounds": options.rounds, "rows": rows}
         with atomic_write(options.json) as partial:

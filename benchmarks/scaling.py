@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from full_size import TEXT
+from tables import markdown
 from timing import Variant, count_flops, environment, in_turn
 from torch import nn
 from transformers import CLIPTextModel
@@ -123,15 +124,6 @@ def describe(name: str, module: Any) -> Network:
     return Network(name, type(module).__name__, sum(sizes), max(sizes), config)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown."""
-    keys = list(rows[0])
-    lines = [f"| {' | '.join(keys)} |", f"|{'---|' * len(keys)}"]
-    return "\n".join(
-        [*lines, *(f"| {' | '.join(str(row[key]) for key in keys)} |" for row in rows)]
-    )
-
-
 def plot(curves: Sequence[Curve]) -> str:
     """The curves side by side, as SVG on logarithmic axes."""
     panels = [
@@ -195,7 +187,7 @@ def main() -> None:
         }
         for size in steps
     ]
-    print(table(rows))
+    print(markdown(rows))
     curves = []
     for title, sizes, labels, counts in (
         ("frames", by_frames, [str(frames) for frames, _ in by_frames], options.frames),
@@ -211,9 +203,9 @@ def main() -> None:
         }
         for curve in curves
     ]
-    print(table(exponents))
+    print(markdown(exponents))
     memory = planned_memory()
-    print(table(memory))
+    print(markdown(memory))
     if options.plot:
         options.plot.write_text(plot(curves), encoding="utf-8")
     if options.json:
