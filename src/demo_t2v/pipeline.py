@@ -83,8 +83,8 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
     without `unet` and `vae`, for `encode_prompt` only, or without its text encoders, to be called
-    with `prompt_embeds`. `num_inference_steps`, `guidance_scale`, `guidance_interval` and
-    `negative_prompt` are the defaults of a call; they are saved in `model_index.json`.
+    with `prompt_embeds`. `num_inference_steps`, `guidance_scale`, `negative_prompt` and
+    `guidance_interval` are the defaults of a call; they are saved in `model_index.json`.
     """
 
     model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
@@ -101,8 +101,8 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         motion_encoder: CLIPTextModel | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 9.0,
-        guidance_interval: Interval | list[float] = ALL_NOISE_LEVELS,  # a list from JSON
         negative_prompt: str = "",
+        guidance_interval: Interval | list[float] = ALL_NOISE_LEVELS,  # a list from JSON
     ) -> None:
         super().__init__()
         check_fit(unet, tokenizer, content_encoder, motion_encoder)
@@ -120,8 +120,8 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         self.register_to_config(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            guidance_interval=tuple(guidance_interval),
             negative_prompt=negative_prompt,
+            guidance_interval=tuple(guidance_interval),
         )
 
     @property
