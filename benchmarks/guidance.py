@@ -42,11 +42,7 @@ def settings(plain: float, steps: int) -> Iterator[dict[str, Any]]:
         yield {"guidance_scale": plain, "bypass_guidance_scale": scale}
     # As many predictions as with three scales.
     yield {"guidance_scale": plain, "num_inference_steps": steps * 3 // 2}
-    yield {
-        "guidance_scale": plain,
-        "content_guidance_interval": AT_HIGH_NOISE,
-        "motion_guidance_interval": AT_HIGH_NOISE,
-    }
+    yield {"guidance_scale": plain, "guidance_interval": AT_HIGH_NOISE}
 
 
 def count_predictions(runner: Runner) -> list[int]:

@@ -180,6 +180,8 @@ def test_the_model_s_negative_prompt_is_used_and_recorded(place: Path) -> None:
         (["a car", "--motion-guidance", "-1"], ["motion_guidance_scale", "at least 0, not -1"]),
         (["a car", "--bypass-guidance", "nan"], ["bypass_guidance_scale", "finite"]),
         (["a car", "--guidance-order", "first"], ["guidance_order", "content or motion"]),
+        (["a car", "--guidance-interval", "0.6"], ["guidance_interval", "two noise levels"]),
+        (["a car", "--guidance-interval", "0.6-0.3"], ["guidance_interval", "lower"]),
         (["a car", "--content-guidance-interval", "0.6"], ["two noise levels, as in 0.3-1"]),
         (["a car", "--motion-guidance-interval", "0.6-0.3"], ["motion_guidance_interval", "lower"]),
         (["a car", "--bypass-guidance-interval", "0-2"], ["bypass_guidance_interval", "at most 1"]),

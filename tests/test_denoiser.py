@@ -127,9 +127,11 @@ def test_the_states_of_a_dropped_sample_are_the_null_text_s(stages: Path, kept: 
 def test_the_null_text_goes_from_a_training_to_its_model_and_on(
     stages: Path, tmp_path: Path
 ) -> None:
-    told = load(stages, DENOISER, "null", "negative_prompt=ugly", f"log_dir={tmp_path}")
+    defaults = "negative_prompt=ugly", "guidance_interval=0.5-1"
+    told = load(stages, DENOISER, "null", *defaults, f"log_dir={tmp_path}")
     prepared_task(told).export(tmp_path / "final")
     assert read_defaults(tmp_path / "final").negative_prompt == "ugly"
+    assert read_defaults(tmp_path / "final").guidance_interval == (0.5, 1.0)
     for overrides, null in (
         ((f"base={tmp_path}/final",), "ugly"),
         ((f"base={tmp_path}/final", "negative_prompt=''"), ""),

@@ -165,6 +165,19 @@ def test_a_scale_acts_in_its_interval() -> None:
     assert guide(guider, 0.7) == (4 + 4 * 2, [CONTENT, POSITIVE])
 
 
+def test_one_interval_for_content_and_motion() -> None:
+    guider = make_guidance(3.0, guidance_interval=(0.4, 0.8))
+    assert guide(guider, 0.4) == guide(guider, 0.8) == (1 + 3 * 5, [NEGATIVE, POSITIVE])
+    assert guide(guider, 0.3) == guide(guider, 0.9) == (6, [POSITIVE])
+
+
+def test_the_interval_of_one_prompt_replaces_that_of_both() -> None:
+    guider = make_guidance(3.0, guidance_interval=(0.4, 0.8), motion_guidance_interval=(0.0, 0.5))
+    assert guide(guider, 0.5)[0] == 1 + 3 * 5
+    assert guide(guider, 0.2)[0] == 4 + 3 * 2  # the motion prompt alone is guided
+    assert guide(guider, 0.6)[0] == 1 + 3 * 3 + 2  # the content prompt alone
+
+
 @given(st.floats(0, 20), st.floats(0, 20), st.sampled_from(["content", "motion"]))
 def test_the_sum_is_that_of_the_equation(content: float, motion: float, order: Any) -> None:
     between = PREDICTIONS[CONTENT if order == "content" else MOTION]
@@ -188,3 +201,5 @@ def test_scales_that_cannot_be(name: str, scale: float) -> None:
 def test_intervals_that_cannot_be(interval: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="must be two noise levels from 0 to 1"):
         make_guidance(2.0, motion_guidance_interval=interval)
+    with pytest.raises(ValueError, match="must be two noise levels from 0 to 1"):
+        make_guidance(2.0, guidance_interval=interval)

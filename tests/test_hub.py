@@ -27,6 +27,10 @@ NO_TEXT = json.dumps({
     "_class_name": "DemoPipeline", "num_inference_steps": 3, "guidance_scale": 3.0,
     "negative_prompt": 3,
 })  # fmt: skip
+NO_LEVELS = json.dumps({
+    "_class_name": "DemoPipeline", "num_inference_steps": 3, "guidance_scale": 3.0,
+    "guidance_interval": [0.5, 0.2],
+})  # fmt: skip
 
 
 def test_folders(tiny_folder: Path) -> None:
@@ -41,6 +45,7 @@ def test_defaults_are_what_the_pipeline_does_by_itself(tiny_folder: Path) -> Non
     assert read_defaults(tiny_folder) == ModelDefaults(
         steps=pipeline.config.num_inference_steps,
         guidance=pipeline.config.guidance_scale,
+        guidance_interval=pipeline.config.guidance_interval,
         negative_prompt=pipeline.config.negative_prompt,
         frames=unet.sample_frames,
         side=unet.sample_size * pipeline.vae_scale_factor,
@@ -70,6 +75,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("model_index.json", "{", "is not the JSON of a model"),
         ("model_index.json", '{"_class_name": "DemoPipeline"}', "no usable 'num_inference_steps'"),
         ("model_index.json", NO_TEXT, r"index\.json: negative_prompt should be a text, not 3"),
+        ("model_index.json", NO_LEVELS, "no usable guidance interval .*the lower one first"),
         ("unet/config.json", None, "is missing; the model folder is incomplete"),
         ("vae/config.json", "[]", "is not the JSON of a model"),
     ],

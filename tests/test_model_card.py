@@ -77,6 +77,17 @@ def test_a_negative_prompt(workspace: Path) -> None:
     assert f"in 3 steps with guidance 3 and the negative prompt “{prompt}”." in text
 
 
+def test_a_guidance_interval(workspace: Path) -> None:
+    file = workspace / "model/model_index.json"
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before) | {"guidance_interval": [0.5, 1.0]}))
+    try:
+        _, text = written(workspace)
+    finally:
+        file.write_text(before)
+    assert "in 3 steps with guidance 3 at noise levels of 0.5 to 1." in text
+
+
 def test_components_are_those_of_info(workspace: Path) -> None:
     report = in_process.run(workspace, "info", "--model", "model", "--device", "cpu", "--json")
     _, text = written(workspace)

@@ -142,6 +142,16 @@ def test_a_manifest_with_the_names_of_the_release(folder: OutputFolder) -> None:
         replace(folder, settings=settings | {"seed": 4}).missing([ROCKET])
 
 
+def test_a_manifest_without_guidance_intervals(folder: OutputFolder) -> None:
+    """Videos of before were guided at all noise levels."""
+    folder.save(ROCKET, FRAMES, 1.0)
+    levels = {"content_guidance_interval": [0.0, 1.0], "motion_guidance_interval": [0.0, 1.0]}
+    assert replace(folder, settings=SETTINGS | levels).missing([ROCKET]) == []
+    levels["motion_guidance_interval"] = [0.3, 1.0]
+    with pytest.raises(OutputError, match=r"motion_guidance_interval \[0.0, 1.0\], not \[0.3"):
+        replace(folder, settings=SETTINGS | levels).missing([ROCKET])
+
+
 def test_the_same_model_under_another_name(folder: OutputFolder) -> None:
     folder.save(ROCKET, FRAMES, 1.0)
     assert replace(folder, model="sprites/").missing([ROCKET]) == []

@@ -270,7 +270,10 @@ def first_line(error: Exception) -> str:
 
 
 def _components(index: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """The name, module and class of an index's components; those that are null are skipped."""
+    """The name, module and class of an index's components; those that are null are skipped.
+
+    Other lists, such as `guidance_interval`, have no names.
+    """
     for name, value in index.items():
-        if isinstance(value, list | tuple) and name != "_class_name" and value[0] is not None:
-            yield name, str(value[0]), str(value[1])
+        if isinstance(value, list | tuple) and name != "_class_name" and isinstance(value[0], str):
+            yield name, value[0], str(value[1])

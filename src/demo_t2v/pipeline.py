@@ -28,9 +28,11 @@ from demo_t2v.conditioning.timeline import (
     encode_timelines,
 )
 from demo_t2v.diffusion.guidance import (
+    ALL_NOISE_LEVELS,
     Condition,
     ContentMotionGuidance,
     Denoiser,
+    Interval,
     make_guidance,
 )
 from demo_t2v.diffusion.noise import latents_and_noise
@@ -81,8 +83,8 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
     without `unet` and `vae`, for `encode_prompt` only, or without its text encoders, to be called
-    with `prompt_embeds`. `num_inference_steps`, `guidance_scale` and `negative_prompt` are the
-    defaults of a call; they are saved in `model_index.json`.
+    with `prompt_embeds`. `num_inference_steps`, `guidance_scale`, `negative_prompt` and
+    `guidance_interval` are the defaults of a call; they are saved in `model_index.json`.
     """
 
     model_cpu_offload_seq = "content_encoder->motion_encoder->unet->vae"
@@ -100,6 +102,7 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 9.0,
         negative_prompt: str = "",
+        guidance_interval: Interval | list[float] = ALL_NOISE_LEVELS,  # a list from JSON
     ) -> None:
         super().__init__()
         check_fit(unet, tokenizer, content_encoder, motion_encoder)
@@ -118,6 +121,7 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
+            guidance_interval=tuple(guidance_interval),
         )
 
     @property
@@ -197,6 +201,7 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         content_guidance_scale: float | None = None,
         motion_guidance_scale: float | None = None,
         bypass_guidance_scale: float = 0.0,
+        guidance_interval: Interval | None = None,
         guider: ContentMotionGuidance | None = None,
         motion_strength: float = 1.0,
         num_videos_per_prompt: int = 1,
@@ -225,9 +230,11 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         `generator` may be a list with one for each video, so that no video depends on its batch.
         `guidance_scale` 1 or less means no guidance; content and motion may have scales of their
         own, and `bypass_guidance_scale` steers away from the network without its motion branch
-        (`diffusion.guidance`). `guider` replaces all scales. `negative_prompt` is the unconditional
-        prompt of both encoders, by default the model's own. `motion_strength` scales the motion
-        transformers; 0 is the base network. `prompt_embeds` and `negative_prompt_embeds`, made by
+        (`diffusion.guidance`). The scales of content and motion act at the noise levels of
+        `guidance_interval` only, fractions of the training's timesteps. `guider` replaces all
+        scales and the interval. `negative_prompt` is the unconditional prompt of both encoders, by
+        default the model's own. `motion_strength` scales the motion transformers; 0 is the base
+        network. `prompt_embeds` and `negative_prompt_embeds`, made by
         `encode_prompt`, replace the prompts. `decode_chunk_size` frames are decoded at once (None:
         all). `timesteps` and `eta` are options of the scheduler, where it has them.
         `output_attention` adds the motion attention of the same forward passes to the output;
@@ -247,6 +254,7 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
             content_guidance_scale,
             motion_guidance_scale,
             bypass_guidance_scale,
+            guidance_interval=default_to(guidance_interval, self.config.guidance_interval),
         )
         num_prompts = self.check_inputs(
             prompt=prompt,

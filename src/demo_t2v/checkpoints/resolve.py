@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from demo_t2v.checkpoints.fingerprint import MODEL_FILES, cache, fingerprint
 from demo_t2v.checkpoints.readers import PUBLISHED, read_object
 from demo_t2v.conditioning.speed import FILE as SPEED_FILE
 from demo_t2v.conditioning.speed import SpeedCalibration
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.config.inference import PRESETS, SET_BY_PRESET, Preset
 from demo_t2v.core.atomic_io import describe_broken_link, path_exists
 from demo_t2v.core.devices import SHARED_MEMORY, check_dtype, resolve_device
+from demo_t2v.diffusion.guidance import ALL_NOISE_LEVELS, Interval, Scale
 from demo_t2v.model_folder import ModelError, class_name, first_line, only_variant, weight_files
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class ModelDefaults:
 
     steps: int
     guidance: float
+    guidance_interval: Interval
     negative_prompt: str
     frames: int
     side: int
@@ -51,26 +54,32 @@ class ModelDefaults:
         return cls(
             steps=pipeline.config.num_inference_steps,
             guidance=pipeline.config.guidance_scale,
+            guidance_interval=pipeline.config.guidance_interval,
             negative_prompt=pipeline.config.negative_prompt,
             frames=pipeline.unet.config.sample_frames,
             side=pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
         )
 
     def complete(self, config: InferenceConfig) -> InferenceConfig:
-        """The configuration with these values where it has none.
+        """The configuration with these values where it has none, and with those of its preset.
 
-        Raises ConfigError for windows that leave frames out.
+        Raises ConfigError for windows that leave frames out, and for a preset that another option
+        contradicts or that the model cannot have.
         """
+        preset = self._preset(config)
         own = {
             "height": self.side,
             "width": self.side,
             "num_frames": self.frames,
-            "num_inference_steps": self.steps,
+            "num_inference_steps": max(1, round(preset.steps * self.steps)),
+            "scheduler": preset.scheduler,
             "guidance_scale": self.guidance,
+            "guidance_interval": preset.guidance_interval or self.guidance_interval,
             "negative_prompt": self.negative_prompt,
         }
-        missing = {key: value for key, value in own.items() if getattr(config, key) is None}
-        complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | missing)
+        changes = {key: value for key, value in own.items() if getattr(config, key) is None}
+        changes["preset"] = None
+        complete: InferenceConfig = load(InferenceConfig, None, (), config.model_dump() | changes)
         window = complete.window_frames or self.frames
         if complete.window_stride is not None and complete.window_stride > window:
             raise ConfigError(
@@ -78,6 +87,22 @@ class ModelDefaults:
                 f"not {complete.window_stride}"
             )
         return complete
+
+    def _preset(self, config: InferenceConfig) -> Preset:
+        """The preset of a configuration, by default `balanced`. Raises ConfigError."""
+        if config.preset is None:
+            return PRESETS["balanced"]
+        for key in SET_BY_PRESET:
+            if getattr(config, key) is not None:
+                raise ConfigError(
+                    f"preset {config.preset} and {key} are both given: give one of them"
+                )
+        if config.preset != "balanced" and self.guidance <= 1:
+            raise ConfigError(
+                f"preset {config.preset}: {config.model} is made for {self.steps} steps without "
+                "guidance; leave preset out"
+            )
+        return PRESETS[config.preset]
 
 
 @dataclass(frozen=True)
@@ -232,12 +257,22 @@ def read_defaults(folder: Path) -> ModelDefaults:
         return ModelDefaults(
             steps=int(index["num_inference_steps"]),
             guidance=float(index["guidance_scale"]),
+            guidance_interval=_read_guidance_interval(index),
             negative_prompt=read_negative_prompt(folder),
             frames=int(unet["sample_frames"]),
             side=int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}: its configuration has no usable {error}") from None
+
+
+def _read_guidance_interval(index: Mapping[str, Any]) -> Interval:
+    """The default guidance interval in a model's index; all noise levels where it has none.
+
+    Raises ValueError, TypeError.
+    """
+    low, high = index.get("guidance_interval", ALL_NOISE_LEVELS)
+    return Scale(1.0, (float(low), float(high))).interval
 
 
 def read_negative_prompt(folder: Path) -> str:

@@ -21,7 +21,7 @@ _FIXED: Final = {"height", "width", "format"}
 
 
 @takes_options(
-    *("model", "lora_strength", "device"),
+    *("model", "lora_strength", "device", "preset", "guidance_interval"),
     *(
         key
         for key, (_, option) in inference_options().items()

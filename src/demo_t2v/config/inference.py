@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
@@ -74,6 +75,7 @@ Interval = Annotated[
     tuple[NoiseLevel, NoiseLevel], BeforeValidator(_interval), AfterValidator(_check_interval)
 ]
 """Lowest and highest noise level, as fractions of the training's timesteps."""
+ALL_NOISE_LEVELS: Final = (0.0, 1.0)
 
 
 def _as_list(value: Any) -> Any:
@@ -85,6 +87,35 @@ Side = Annotated[int, Field(ge=8, le=8192)]
 """Height or width of a video in pixels."""
 SchedulerName = Literal["dpm++", "ddim", "unipc", "euler", "euler_a", "heun", "lcm", "ddpm"]
 """Names of `demo_t2v.diffusion.schedulers.make_scheduler`."""
+PresetName = Literal["fast", "balanced", "best"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A choice between speed and quality, relative to the model's own defaults.
+
+    None is the model's own value.
+    """
+
+    steps: float = 1.0
+    """Number of steps as a multiple of the model's own."""
+    scheduler: SchedulerName | None = None
+    guidance_interval: Interval | None = None
+
+
+PRESETS: Final[Mapping[PresetName, Preset]] = {
+    "fast": Preset(steps=0.5, scheduler="dpm++", guidance_interval=(0.5, 1.0)),
+    "balanced": Preset(),
+    "best": Preset(steps=2.0, guidance_interval=ALL_NOISE_LEVELS),
+}
+SET_BY_PRESET: Final = (
+    "num_inference_steps",
+    "scheduler",
+    "guidance_interval",
+    "content_guidance_interval",
+    "motion_guidance_interval",
+)
+"""The options that a preset sets, and the two that replace one of them."""
 
 
 class InferDataset(Strict):
@@ -139,6 +170,10 @@ class InferenceConfig(Strict):
         Option("Seed. Each video's own seed comes from it.", shapes_video=True),
         Aliases("inference_seed"),
     ] = 0
+    preset: Annotated[
+        PresetName | None,
+        Option("Speed or quality: sets steps, scheduler and guidance interval."),
+    ] = None
     scheduler: Annotated[
         SchedulerName | None, Option("Sampler of the noise process.", shapes_video=True)
     ] = None
@@ -181,18 +216,30 @@ class InferenceConfig(Strict):
         Literal["content", "motion"],
         Option("The prompt that is guided first, where the scales differ.", shapes_video=True),
     ] = "content"
+    guidance_interval: Annotated[
+        Interval | None,
+        Option("Noise levels of content and motion guidance.", metavar="LOW-HIGH"),
+    ] = None
     content_guidance_interval: Annotated[
-        Interval,
-        Option("Noise levels of content guidance.", metavar="LOW-HIGH", shapes_video=True),
-    ] = (0.0, 1.0)
+        Interval | None,
+        Option(
+            "Noise levels of content guidance (default: those of both).",
+            metavar="LOW-HIGH",
+            shapes_video=True,
+        ),
+    ] = None
     motion_guidance_interval: Annotated[
-        Interval,
-        Option("Noise levels of motion guidance.", metavar="LOW-HIGH", shapes_video=True),
-    ] = (0.0, 1.0)
+        Interval | None,
+        Option(
+            "Noise levels of motion guidance (default: those of both).",
+            metavar="LOW-HIGH",
+            shapes_video=True,
+        ),
+    ] = None
     bypass_guidance_interval: Annotated[
         Interval,
         Option("Noise levels of bypass guidance.", metavar="LOW-HIGH", shapes_video=True),
-    ] = (0.0, 1.0)
+    ] = ALL_NOISE_LEVELS
     negative_prompt: Annotated[
         str | None,
         Option("Prompt of both encoders on the unconditional side.", "negative", shapes_video=True),
@@ -292,8 +339,9 @@ class InferenceConfig(Strict):
 
     @property
     def guidance(self) -> dict[str, Any]:
-        """The arguments of `demo_t2v.diffusion.guidance.make_guidance`."""
-        return {key: getattr(self, key) for key in type(self).model_fields if "guidance_" in key}
+        """The arguments of `demo_t2v.diffusion.guidance.make_guidance`, those that are not None."""
+        keys = (key for key in type(self).model_fields if "guidance_" in key)
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
 
 def inference_options() -> dict[str, tuple[FieldInfo, Option]]:
@@ -314,11 +362,17 @@ def label(key: str) -> str:
 
 
 def video_settings(config: InferenceConfig) -> dict[str, Any]:
-    """The options that shape a video, as JSON values for the manifest."""
+    """The options that shape a video, as JSON values for the manifest.
+
+    `guidance_interval` is the value of the intervals of content and motion that are None.
+    """
     shaping = {key for key, (_, option) in inference_options().items() if option.shapes_video}
     if config.lora is not None:
         shaping.add("lora_strength")
-    return config.model_dump(mode="json", include=shaping)
+    settings = config.model_dump(mode="json", include=shaping)
+    for key in ("content_guidance_interval", "motion_guidance_interval"):
+        settings[key] = settings[key] or list(config.guidance_interval or ALL_NOISE_LEVELS)
+    return settings
 
 
 def _options(model: type[BaseModel], above: str) -> Iterator[tuple[str, tuple[FieldInfo, Option]]]:

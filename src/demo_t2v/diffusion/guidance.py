@@ -15,6 +15,7 @@ Denoiser = Callable[["Tensor", "Tensor"], "Tensor"]
 GuidanceOrder = Literal["content", "motion"]
 Interval = tuple[float, float]
 """Lowest and highest noise level, as fractions of the training's timesteps; both are included."""
+ALL_NOISE_LEVELS: Final[Interval] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Scale:
     """
 
     value: float
-    interval: Interval = (0.0, 1.0)
+    interval: Interval = ALL_NOISE_LEVELS
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value) and self.value >= 0):
@@ -142,21 +143,23 @@ def make_guidance(
     motion_guidance_scale: float | None = None,
     bypass_guidance_scale: float = 0.0,
     guidance_order: GuidanceOrder = "content",
-    content_guidance_interval: Interval = (0.0, 1.0),
-    motion_guidance_interval: Interval = (0.0, 1.0),
-    bypass_guidance_interval: Interval = (0.0, 1.0),
+    guidance_interval: Interval = ALL_NOISE_LEVELS,
+    content_guidance_interval: Interval | None = None,
+    motion_guidance_interval: Interval | None = None,
+    bypass_guidance_interval: Interval = ALL_NOISE_LEVELS,
 ) -> ContentMotionGuidance:
     """The guidance of the options with these names.
 
-    `guidance_scale` is the scale of both prompts, where theirs is None; below 1 it counts as 1,
-    which is no guidance. Raises ValueError for scales and intervals that Scale refuses.
+    `guidance_scale` and `guidance_interval` are those of both prompts, where theirs are None. A
+    `guidance_scale` below 1 counts as 1, which is no guidance. Raises ValueError for scales and
+    intervals that Scale refuses.
     """
     both = max(Scale(guidance_scale).value, 1.0)
     content = both if content_guidance_scale is None else content_guidance_scale
     motion = both if motion_guidance_scale is None else motion_guidance_scale
     return ContentMotionGuidance(
-        Scale(content, content_guidance_interval),
-        Scale(motion, motion_guidance_interval),
+        Scale(content, content_guidance_interval or guidance_interval),
+        Scale(motion, motion_guidance_interval or guidance_interval),
         Scale(bypass_guidance_scale, bypass_guidance_interval),
         guidance_order,
     )

@@ -179,10 +179,13 @@ def _description(folder: Path) -> Iterator[str]:
     method = _METHOD if "motion_encoder" in components else f"the base network of {_METHOD}"
     negative = escape(defaults.negative_prompt)
     negative = f" and the negative prompt “{negative}”" if negative else ""
+    low, high = defaults.guidance_interval
+    interval = f" at noise levels of {low:g} to {high:g}" if (low, high) != (0, 1) else ""
     yield (
         f"A text-to-video model: {method}, as a diffusers pipeline of DEMO-T2V. By default it "
         f"makes {defaults.frames} frames of {defaults.side}x{defaults.side} pixels in "
-        f"{defaults.steps} steps with guidance {defaults.guidance:g}{negative}."
+        f"{defaults.steps} steps with guidance {defaults.guidance:g}{interval}"
+        f"{negative}."
     )
     yield "\n".join([
         "| component | class | parameters | file size |",

@@ -130,6 +130,7 @@ class Runner:
         all parts are in memory.
         """
         plan = plan or Plan(config.decode_chunk_size)
+        config = model.defaults.complete(config)
         config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk_size})
         load = partial(_load, model, config)
         if plan.drop_text or plan.offload != "none":
@@ -139,7 +140,6 @@ class Runner:
                 )
             if plan.offload != "none":
                 return cls(load(offload=plan.offload), config, max_pending=0)
-            config = model.defaults.complete(config)
             embeds = encode_prompts(load(without=DENOISING), jobs, config)
             gc.collect()
             return cls(load(without=TEXT), config, embeds)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from demo_t2v.config import Aliases, Strict
+from demo_t2v.config.inference import ALL_NOISE_LEVELS, Interval
 from demo_t2v.config.yaml_text import ExpandedPath, OptionalPath
 from demo_t2v.models.lora_targets import LoraTarget
 from demo_t2v.training.config.base import TrainConfig
@@ -117,3 +118,5 @@ class DenoiserTraining(TrainConfig):
     """Denoising steps that the saved pipeline uses by default."""
     guidance_scale: Annotated[float, Field(ge=0), Aliases("guide_scale")] = 4.0
     """Guidance scale that the saved pipeline uses by default."""
+    guidance_interval: Interval = ALL_NOISE_LEVELS
+    """Noise levels at which the saved pipeline guides by default (arXiv 2404.07724)."""

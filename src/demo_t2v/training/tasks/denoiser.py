@@ -245,6 +245,7 @@ class DenoiserTask:
             scheduler=make_sampling_scheduler(self.config, self.noise_scheduler),
             num_inference_steps=self.config.num_inference_steps,
             guidance_scale=self.config.guidance_scale,
+            guidance_interval=self.config.guidance_interval,
             negative_prompt=self.negative_prompt,
         )
 
