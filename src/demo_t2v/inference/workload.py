@@ -20,6 +20,7 @@ from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import resolve_device
+from demo_t2v.core.imports import uncollected
 from demo_t2v.core.launch import is_launched, world_size
 from demo_t2v.inference.backends.deepspeed import shard_denoiser
 from demo_t2v.inference.backends.processes import Coordinator, Counts, Outcome
@@ -135,7 +136,9 @@ class Workload:
 
     def _load(self, observer: Observer) -> Runner:
         """The model as it fits into memory, and as DeepSpeed shards it where that is wanted."""
-        from demo_t2v.inference.runner import Runner  # torch loads slowly
+        with uncollected():  # torch, transformers and diffusers load slowly
+            import demo_t2v.pipeline  # noqa: F401 - loading the model would import it
+            from demo_t2v.inference.runner import Runner
 
         plan, line = pick(self.model, self.config, len(self.missing))
         if self.coordinator.is_main:
