@@ -19,6 +19,7 @@ from demo_t2v.conditioning.speed import FILE as SPEED_FILE
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest
+from demo_t2v.core.compiler import check_compiler
 from demo_t2v.core.devices import resolve_device
 from demo_t2v.core.imports import uncollected
 from demo_t2v.core.launch import is_launched, world_size
@@ -79,12 +80,14 @@ class Workload:
     def prepare(cls, config: InferenceConfig, jobs: Sequence[Job], overwrite: bool = False) -> Self:
         """Find the model, the other processes, and what is missing in the output folder.
 
-        Raises ModelError, ConfigError, OutputError, LoraError, MotionWordError, ProcessError,
-        OSError.
+        Raises ModelError, ConfigError, CompilerError, OutputError, LoraError, MotionWordError,
+        ProcessError, OSError.
         """
         model = resolve(config.model)
         config = model.defaults.complete(config)
         check_motion(jobs, config, model.speed_calibration)
+        if config.compile:
+            _check_compile(config)
         folder = open_folder(config.out, config.model, _settings(config, model), model.fingerprint)
         if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
             raise ConfigError(
@@ -205,6 +208,14 @@ def _settings(config: InferenceConfig, model: ResolvedModel) -> dict[str, Any]:
     from demo_t2v.lora import adapter_file  # diffusers loads slowly
 
     return settings | {"lora_hash": digest(adapter_file(config.lora))[:16]}
+
+
+def _check_compile(config: InferenceConfig) -> None:
+    """Raise ConfigError or CompilerError where the denoiser cannot be compiled."""
+    if config.deepspeed_config:
+        raise ConfigError("compile: cannot compile the layers that deepspeed_config shards")
+    if config.engine == "local":  # each actor of Ray has a machine of its own
+        check_compiler(resolve_device(config.device, config.dtype)[0])
 
 
 def _without_gpu(config: InferenceConfig) -> str:
