@@ -76,10 +76,10 @@ def test_a_device_without_a_compiler() -> None:
         check_compiler("mps:0")
 
 
-def test_not_with_sharded_layers(tiny_folder: Path, tmp_path: Path) -> None:
+def test_not_with_deepspeed(tiny_folder: Path, tmp_path: Path) -> None:
     words = ("--compile", "--deepspeed-config", "some.json")
     done = in_process.run(tmp_path, "generate", "a car", "--model", tiny_folder, *words)
-    assert_one_line(done, 2, "compile: cannot compile", "deepspeed_config")
+    assert_one_line(done, 2, "compile: cannot be combined with deepspeed_config")
 
 
 def test_not_with_an_offloaded_denoiser(tiny_folder: Path) -> None:

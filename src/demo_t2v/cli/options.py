@@ -71,7 +71,7 @@ def _parameter(name: str, field: FieldInfo, option: Option, default: Any) -> ins
         kind = list[str]
     default = field.get_default() if default is None else default
     description = option.help
-    if default not in (None, False) and "(default" not in description:
+    if default is not None and default is not False and "(default" not in description:
         description = f"{description.removesuffix('.')} (default: {default})."
     typer_option = typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=description)
     return inspect.Parameter(

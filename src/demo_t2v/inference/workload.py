@@ -213,7 +213,9 @@ def _settings(config: InferenceConfig, model: ResolvedModel) -> dict[str, Any]:
 def _check_compile(config: InferenceConfig) -> None:
     """Raise ConfigError or CompilerError where the denoiser cannot be compiled."""
     if config.deepspeed_config:
-        raise ConfigError("compile: cannot compile the layers that deepspeed_config shards")
+        raise ConfigError(
+            "compile: cannot be combined with deepspeed_config; leave one of them out"
+        )
     if config.engine == "local":  # each actor of Ray has a machine of its own
         check_compiler(resolve_device(config.device, config.dtype)[0])
 
