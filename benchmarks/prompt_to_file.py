@@ -27,6 +27,7 @@ from typing import Any
 
 PROMPT = "a balloon moves up in the sky"
 PROGRAM = (sys.executable, "-m", "demo_t2v")
+PHASES = ("imports", "loading", "text", "denoising", "decoding", "writing")
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
@@ -103,10 +104,13 @@ def main() -> None:
         return
     rounds = [one_round(args.against) for _ in range(args.rounds)]
     figures: dict[str, Any] = {name: [one[name] for one in rounds] for name in rounds[0]}
+    medians = {name: statistics.median(values) for name, values in figures.items()}
+    total = sum(medians[name] for name in PHASES)
     for name, values in figures.items():
         unit = " " if name == "ratio" else "s"
-        middle, low, high = statistics.median(values), min(values), max(values)
-        print(f"{name:10} {middle:6.2f} {unit}  ({low:.2f} to {high:.2f})")
+        share = f"{medians[name] / total:4.0%}" if name in PHASES else ""
+        spread = f"({min(values):.2f} to {max(values):.2f})"
+        print(f"{name:10} {medians[name]:6.2f} {unit} {share:5} {spread}")
     if args.json:
         figures["versions"] = {name: version(name) for name in PACKAGES}
         figures["versions"]["python"] = platform.python_version()

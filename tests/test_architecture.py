@@ -14,8 +14,8 @@ SOURCES = sorted((ROOT / "src" / "demo_t2v").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HEAVY = {"numpy", "av", "torch", "diffusers", "transformers", "tensorboard", "accelerate", "fsspec"}
 OPTIONAL = {
-    *("av", "bitsandbytes", "datasets", "deepspeed", "fsspec", "gradio", "matplotlib", "onnx"),
-    *("pandas", "pyarrow", "ray", "scipy", "sklearn", "tensorboard", "torchvision", "wandb"),
+    *("av", "bitsandbytes", "datasets", "deepspeed", "gradio", "matplotlib", "onnx", "pandas"),
+    *("pyarrow", "ray", "scipy", "sklearn", "tensorboard", "torchvision", "wandb"),
     "torch._inductor.compile_fx",
 }
 """Packages that no video needs, and the compiler's back end."""

@@ -25,10 +25,8 @@ from helpers.pipelines import latents_of, load_saved, with_effective_motion
 from helpers.program import assert_one_line, messages, run
 
 CALLS: tuple[dict[str, Any], ...] = (
-    {"guidance_scale": 1.0},
     {"guidance_scale": 3.0, "bypass_guidance_scale": 2.0},
-    {"motion_strength": 0.5},
-    {"motion_prompt": [[(0, "rises"), (2, "falls")]]},
+    {"motion_strength": 0.5, "motion_prompt": [[(0, "rises"), (2, "falls")]]},
     {"num_frames": 6, "window_frames": 4},
     {"output_attention": True},
 )
