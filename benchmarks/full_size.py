@@ -88,6 +88,7 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
         dtype=args.dtype,
         offload=args.offload,
         max_memory=args.max_memory,
+        compile=args.compile,
         batch_size=args.batch,
         decode_chunk_size=args.decode,
         num_inference_steps=args.steps,
@@ -98,8 +99,6 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
     runner = Runner.load(resolved, config, plan, [job.prompt for job in jobs])
     cuda = torch.cuda.is_available()
     figures: dict[str, Any] = {"plan": note} if note else {}
-    if args.compile:
-        runner.pipeline.unet.compile()
     if args.warm_up:  # the first steps select algorithms, or compile
         started = time.perf_counter()
         short = runner.config.model_copy(update={"num_inference_steps": args.warm_up})
@@ -151,7 +150,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--offload", default="none")
     parser.add_argument("--max-memory", help="such as 8GB")
-    parser.add_argument("--compile", action="store_true", help="the denoiser, by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="the blocks of the denoiser")
     parser.add_argument("--out", type=Path, help="default: a file in benchmarks/results/")
     args = parser.parse_args()
     if args.make is not None:

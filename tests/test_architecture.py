@@ -12,7 +12,13 @@ from helpers.program import ROOT
 
 SOURCES = sorted((ROOT / "src" / "demo_t2v").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-HEAVY = {"av", "torch", "diffusers", "transformers", "tensorboard", "accelerate"}
+HEAVY = {"numpy", "av", "torch", "diffusers", "transformers", "tensorboard", "accelerate", "fsspec"}
+OPTIONAL = {
+    *("av", "bitsandbytes", "datasets", "deepspeed", "gradio", "matplotlib", "onnx", "pandas"),
+    *("pyarrow", "ray", "scipy", "sklearn", "tensorboard", "torchvision", "wandb"),
+    "torch._inductor.compile_fx",
+}
+"""Packages that no video needs, and the compiler's back end."""
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -65,12 +71,38 @@ def test_every_class_name_is_defined_once():
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
+def modules_after(code: str) -> set[str]:
+    """The modules that a new process has imported when `code` has run."""
+    done = run(sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)")
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
 def test_the_command_line_is_imported_without_the_heavy_packages():
     """Bad input is found, and help is shown, without loading torch."""
-    done = run(sys.executable, "-c", "import demo_t2v.cli, sys; print(*sys.modules)")
-    assert done.returncode == 0, done.stderr
-    assert "demo_t2v.cli" in done.stdout.split()
-    assert not HEAVY & set(done.stdout.split())
+    found = modules_after("import demo_t2v.cli")
+    assert "demo_t2v.cli" in found
+    assert not HEAVY & found
+
+
+def test_help_and_usage_errors_load_no_heavy_package():
+    program = """
+from demo_t2v.cli import app
+for words in ("--help", "generate --help", "train --help", "data --help", "generate --nonsense"):
+    try:
+        app(words.split())
+    except SystemExit:
+        pass
+"""
+    found = modules_after(program)
+    assert "typer" in found
+    assert not HEAVY & found
+
+
+def test_generating_imports_no_optional_package():
+    found = modules_after("import demo_t2v.inference.runner, demo_t2v.pipeline")
+    assert "diffusers" in found
+    assert not OPTIONAL & found
 
 
 def test_tests_and_helpers_import_no_test_module():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -61,6 +60,8 @@ def main() -> None:
 
 def _print_version(requested: bool) -> None:
     if requested:
+        from importlib.metadata import version
+
         typer.echo(f"demo-t2v {version('demo-t2v')}")
         raise typer.Exit
 

@@ -10,7 +10,7 @@ import typer
 from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import ConfigError, load
-from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models
+from demo_t2v.core.imports import uncollected
 
 if TYPE_CHECKING:
     from demo_t2v.data.clips import CaptionedClip
@@ -80,10 +80,13 @@ def encode(
     Continues an interrupted run; several may run at once.
     """
     with one_line_errors():
+        from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models
+
         settings = find_models(load(AnyTraining, config, overrides or []))
         if not isinstance(settings, DenoiserTraining):
             raise ConfigError(f"{config}: task: only the clips of a denoiser can be encoded")
-        from demo_t2v.training.data.feature_cache import encode_clips
+        with uncollected():
+            from demo_t2v.training.data.feature_cache import encode_clips
 
         quieten_libraries()
         skipped: dict[str, None] = {}

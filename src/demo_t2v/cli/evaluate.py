@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from demo_t2v.cli.terminal import one_line_errors, progress
+from demo_t2v.core.imports import uncollected
 
 evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
 
@@ -28,8 +29,9 @@ def sprites(
     with one_line_errors():
         from rich.console import Console
 
-        from demo_t2v.evaluation.report import check_writable, save_report, tables
-        from demo_t2v.evaluation.sprites.benchmark import evaluate as run
+        with uncollected():
+            from demo_t2v.evaluation.report import check_writable, save_report, tables
+            from demo_t2v.evaluation.sprites.benchmark import evaluate as run
 
         if out is not None:
             check_writable(out)

@@ -14,6 +14,7 @@ from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.config.inference import inference_options
+from demo_t2v.core.imports import uncollected
 from demo_t2v.inference.jobs import PromptError, check_prompt, make_jobs
 
 _VIDEOS: Final = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
@@ -54,11 +55,12 @@ def explain(
         config = model.defaults.complete(given)
         (job,) = make_jobs([("1", text)], 1, config.seed)
 
-        from demo_t2v.core.atomic_io import atomic_write
-        from demo_t2v.evaluation import explanation
-        from demo_t2v.evaluation.explanation_picture import draw_explanation
-        from demo_t2v.evaluation.report import check_writable
-        from demo_t2v.inference.runner import Runner
+        with uncollected():
+            from demo_t2v.core.atomic_io import atomic_write
+            from demo_t2v.evaluation import explanation
+            from demo_t2v.evaluation.explanation_picture import draw_explanation
+            from demo_t2v.evaluation.report import check_writable
+            from demo_t2v.inference.runner import Runner
 
         explanation.check_explainable(model, config, job, against)
         frames = None if video is None else explanation.read_clip(video, config)

@@ -130,7 +130,9 @@ class _Display:
 
 
 def _event(name: str, figures: Mapping[str, Any]) -> None:
-    print(json.dumps({"event": name, **figures}), file=sys.stderr, flush=True)
+    # One write: two threads report, and `print` writes the end of the line by itself.
+    sys.stderr.write(json.dumps({"event": name, **figures}) + "\n")
+    sys.stderr.flush()
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:

@@ -14,7 +14,7 @@ from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import exit_with, one_line_errors, only_reports_on_stdout, progress
 from demo_t2v.conditioning.motion_words import check_name
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.training.config.motion_word import MotionWordTraining
+from demo_t2v.core.imports import uncollected
 
 
 @takes_options("model", "seed")
@@ -47,6 +47,8 @@ def learn_motion(
     Only the word's vectors are trained. An interrupted run resumes with the same command.
     """
     with one_line_errors(), only_reports_on_stdout() as report:
+        from demo_t2v.training.config.motion_word import MotionWordTraining
+
         check_name(name)
         base: InferenceConfig = load(InferenceConfig, None, (), options)
         settings: dict[str, Any] = {"name": name, "content": content, "seed": base.seed}
@@ -55,8 +57,9 @@ def learn_motion(
         settings["log_dir"] = cache() / "motion-words"
         config: MotionWordTraining = load(MotionWordTraining, None, (), settings)
         model = resolve(base.model)
-        from demo_t2v.training.motion_words import learn_motion_word
-        from demo_t2v.training.trainer import TrainingStopped
+        with uncollected():
+            from demo_t2v.training.motion_words import learn_motion_word
+            from demo_t2v.training.trainer import TrainingStopped
 
         file, losses = out or Path(f"{name}.safetensors"), list[float]()
         try:

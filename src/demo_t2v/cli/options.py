@@ -66,12 +66,12 @@ def _parameter(name: str, field: FieldInfo, option: Option, default: Any) -> ins
     metavar = option.metavar
     if get_origin(scalar) is Literal:
         metavar = "|".join(get_args(scalar))
-    kind: Any = scalar if scalar in (int, float) and metavar is None else str
+    kind: Any = scalar if scalar in (bool, int, float) and metavar is None else str
     if get_origin(scalar) is tuple:
         kind = list[str]
     default = field.get_default() if default is None else default
     description = option.help
-    if default is not None and "(default" not in description:
+    if default is not None and default is not False and "(default" not in description:
         description = f"{description.removesuffix('.')} (default: {default})."
     typer_option = typer.Option(f"--{name.replace('_', '-')}", metavar=metavar, help=description)
     return inspect.Parameter(

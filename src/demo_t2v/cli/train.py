@@ -11,8 +11,8 @@ import typer
 from demo_t2v.checkpoints.resolve import quieten_libraries
 from demo_t2v.cli.terminal import exit_with, one_line_errors, only_reports_on_stdout, progress
 from demo_t2v.config import load
+from demo_t2v.core.imports import uncollected
 from demo_t2v.core.launch import world_size
-from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models, fit_device
 
 
 def train(
@@ -30,14 +30,18 @@ def train(
 ) -> None:
     """Train one stage of a model; continues from the last checkpoint of an earlier run."""
     with one_line_errors(), only_reports_on_stdout() as report:
+        # Schemas take time to build: other commands do without those of training.
+        from demo_t2v.training.config import AnyTraining, DenoiserTraining, find_models, fit_device
+
         settings = find_models(load(AnyTraining, config, overrides or []))
         source: Any = resume if resume in ("auto", "none") else Path(resume)
-        from demo_t2v.training.data.feature_cache import prepare
-        from demo_t2v.training.distributed.deepspeed_config import apply_deepspeed_config
-        from demo_t2v.training.logging import RunLogger
-        from demo_t2v.training.tasks import make_task
-        from demo_t2v.training.trainer import TrainingStopped
-        from demo_t2v.training.trainer import train as run
+        with uncollected():
+            from demo_t2v.training.data.feature_cache import prepare
+            from demo_t2v.training.distributed.deepspeed_config import apply_deepspeed_config
+            from demo_t2v.training.logging import RunLogger
+            from demo_t2v.training.tasks import make_task
+            from demo_t2v.training.trainer import TrainingStopped
+            from demo_t2v.training.trainer import train as run
 
         quieten_libraries()
         settings = fit_device(apply_deepspeed_config(settings, world_size()))

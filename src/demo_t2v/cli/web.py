@@ -12,6 +12,7 @@ from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors
 from demo_t2v.conditioning.motion_words import word_file
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.core.imports import uncollected
 from demo_t2v.web.proxies import without_proxies
 
 
@@ -45,7 +46,8 @@ def web(
         for source in config.motion_word or ():
             word_file(source)
         try:
-            with without_proxies("*"):  # Gradio's import makes a client for each proxy
+            # Gradio's import makes a client for each proxy.
+            with uncollected(), without_proxies("*"):
                 from demo_t2v.web.server import serve
         except ModuleNotFoundError as error:
             if error.name != "gradio":

@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy as np
-
 from demo_t2v.conditioning.blend import Blend
 from demo_t2v.conditioning.timeline import MotionPrompt, Timeline, as_blend
 from demo_t2v.core.errors import UserError
@@ -93,6 +91,8 @@ class SpeedCalibration:
         curves = (self.knobs, self.sides_per_frame, self.factors)
         if len(self.knobs) < 2 or len(set(map(len, curves))) > 1:
             raise SpeedError("each list should have as many numbers, 2 or more")
+        import numpy as np  # too slow for a command's help
+
         if not np.isfinite(curves).all() or not (np.diff(curves) > 0).all():
             raise SpeedError("knobs and speeds should be finite and rise")
 
@@ -128,6 +128,8 @@ class SpeedCalibration:
                 f"speed: {speed!r} is no speed; write pixels a frame as 2.5px, frame sides a "
                 "second as 0.4sides/s, or times the usual speed as 1.5x"
             )
+        import numpy as np
+
         number, unit = float(found[1]), found[2]
         curve, scale = {
             "px": (self.sides_per_frame, side),

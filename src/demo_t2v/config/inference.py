@@ -322,6 +322,10 @@ class InferenceConfig(Strict):
         Annotated[int, BeforeValidator(parse_size), Field(gt=0)] | None,
         Option("Limit of the device's memory, such as 8GB.", metavar="SIZE"),
     ] = None
+    compile: Annotated[
+        bool,
+        Option("Compile the blocks of the denoiser: a slow first step, then faster ones."),
+    ] = False
     engine: Annotated[
         Literal["local", "ray"],
         Option("What starts the processes: a launcher (local), or a Ray cluster."),

@@ -21,16 +21,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from demo_t2v.config import InferenceConfig, canonical_keys
 from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest, make_folder, sync, sync_all, temporary_path
 from demo_t2v.core.errors import UserError
 from demo_t2v.inference.jobs import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MANIFEST: Final = "manifest.jsonl"
 _ID_LENGTH: Final = 40

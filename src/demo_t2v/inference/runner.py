@@ -25,6 +25,7 @@ from torch import Tensor
 from demo_t2v.checkpoints.memory import DENOISING, TEXT, Plan
 from demo_t2v.checkpoints.resolve import ModelDefaults, ResolvedModel
 from demo_t2v.config import ConfigError, InferenceConfig
+from demo_t2v.core.compiler import compile_blocks
 from demo_t2v.core.devices import as_device_error, name_and_memory
 from demo_t2v.core.devices import free_memory as free_device_memory
 from demo_t2v.diffusion.guidance import make_guidance
@@ -127,12 +128,17 @@ class Runner:
 
         Where the plan drops the text encoders, they encode the texts of `jobs`, and are freed
         before the denoiser is loaded. Raises ModelError, and ConfigError for an adapter where not
-        all parts are in memory.
+        all parts are in memory, and for a compiled denoiser that is offloaded.
         """
         plan = plan or Plan(config.decode_chunk_size)
         config = model.defaults.complete(config)
         config = config.model_copy(update={"decode_chunk_size": plan.decode_chunk_size})
         load = partial(_load, model, config)
+        if config.compile and plan.offload != "none":
+            raise ConfigError(
+                "compile: needs the denoiser in the device's memory; raise max_memory, or no "
+                "offload"
+            )
         if plan.drop_text or plan.offload != "none":
             if config.lora is not None:
                 raise ConfigError(
@@ -312,6 +318,8 @@ def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> Demo
     if pipeline.content_encoder is not None:
         for source in config.motion_word or ():
             pipeline.load_motion_word(source)
+    if config.compile and pipeline.unet is not None:
+        compile_blocks(pipeline.unet)
     return pipeline
 
 

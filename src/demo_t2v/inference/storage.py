@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.inference.outputs import MANIFEST, OutputError, OutputFolder, read_manifest
 
@@ -79,6 +77,8 @@ def open_folder(
     """The folder at a path, or at an URL such as `s3://bucket/videos`. Raises OutputError."""
     if "://" not in location:
         return OutputFolder(Path(location), model, settings, model_hash)
+    import fsspec  # too slow for a command's help
+
     try:
         files, root = fsspec.core.url_to_fs(location)
     except (ValueError, ImportError) as error:  # an unknown kind of URL, or its library is not here

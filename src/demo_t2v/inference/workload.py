@@ -19,7 +19,9 @@ from demo_t2v.conditioning.speed import FILE as SPEED_FILE
 from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.config.inference import video_settings
 from demo_t2v.core.atomic_io import digest
+from demo_t2v.core.compiler import check_compiler
 from demo_t2v.core.devices import resolve_device
+from demo_t2v.core.imports import uncollected
 from demo_t2v.core.launch import is_launched, world_size
 from demo_t2v.inference.backends.deepspeed import shard_denoiser
 from demo_t2v.inference.backends.processes import Coordinator, Counts, Outcome
@@ -78,12 +80,14 @@ class Workload:
     def prepare(cls, config: InferenceConfig, jobs: Sequence[Job], overwrite: bool = False) -> Self:
         """Find the model, the other processes, and what is missing in the output folder.
 
-        Raises ModelError, ConfigError, OutputError, LoraError, MotionWordError, ProcessError,
-        OSError.
+        Raises ModelError, ConfigError, CompilerError, OutputError, LoraError, MotionWordError,
+        ProcessError, OSError.
         """
         model = resolve(config.model)
         config = model.defaults.complete(config)
         check_motion(jobs, config, model.speed_calibration)
+        if config.compile:
+            _check_compile(config)
         folder = open_folder(config.out, config.model, _settings(config, model), model.fingerprint)
         if world_size() > 1 and "://" in config.out:  # a manifest there has one writer
             raise ConfigError(
@@ -135,7 +139,9 @@ class Workload:
 
     def _load(self, observer: Observer) -> Runner:
         """The model as it fits into memory, and as DeepSpeed shards it where that is wanted."""
-        from demo_t2v.inference.runner import Runner  # torch loads slowly
+        with uncollected():  # torch, transformers and diffusers load slowly
+            import demo_t2v.pipeline  # noqa: F401 - loading the model would import it
+            from demo_t2v.inference.runner import Runner
 
         plan, line = pick(self.model, self.config, len(self.missing))
         if self.coordinator.is_main:
@@ -202,6 +208,16 @@ def _settings(config: InferenceConfig, model: ResolvedModel) -> dict[str, Any]:
     from demo_t2v.lora import adapter_file  # diffusers loads slowly
 
     return settings | {"lora_hash": digest(adapter_file(config.lora))[:16]}
+
+
+def _check_compile(config: InferenceConfig) -> None:
+    """Raise ConfigError or CompilerError where the denoiser cannot be compiled."""
+    if config.deepspeed_config:
+        raise ConfigError(
+            "compile: cannot be combined with deepspeed_config; leave one of them out"
+        )
+    if config.engine == "local":  # each actor of Ray has a machine of its own
+        check_compiler(resolve_device(config.device, config.dtype)[0])
 
 
 def _without_gpu(config: InferenceConfig) -> str:

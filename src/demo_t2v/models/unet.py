@@ -69,6 +69,7 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ["ResnetBlock", "TemporalConv", "Transformer"]  # noqa: RUF012 (diffusers')
 
     @register_to_config
     def __init__(
