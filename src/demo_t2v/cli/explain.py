@@ -17,7 +17,7 @@ from demo_t2v.config.inference import inference_options
 from demo_t2v.inference.jobs import PromptError, check_prompt, make_jobs
 
 _VIDEOS: Final = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-_FIXED: Final = {"height", "width", "format"}
+_FIXED: Final = {"height", "width", "format", "cache"}
 
 
 @takes_options(

@@ -15,7 +15,9 @@ from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.web.proxies import without_proxies
 
 
-@takes_options("model", "lora", "motion_word", "scheduler", "device", "dtype")
+@takes_options(
+    "model", "lora", "motion_word", "scheduler", "cache", "cache_interval", "device", "dtype"
+)
 def web(
     *,
     options: Mapping[str, Any],
