@@ -49,7 +49,7 @@ class LayerSizes:
         )
 
 
-class FeatureCache(Protocol):
+class DeepFeatures(Protocol):
     """The input of the last layer, kept from one forward pass to a later one."""
 
     @property
@@ -71,7 +71,7 @@ class ForwardPass:
     temb: Tensor  # (B*F, T)
     motion_strength: float
     eot_index: Tensor | None  # (B,), or (B, F) with motion states for each frame
-    cache: FeatureCache | None = None
+    cache: DeepFeatures | None = None
     eot_attention: list[Tensor] = field(default_factory=list)  # one (B, H, W, F) a layer
 
 

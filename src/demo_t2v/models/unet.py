@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from demo_t2v.models.blocks import (
     Block,
     BlockConditioning,
+    DeepFeatures,
     DownBlock,
-    FeatureCache,
     ForwardPass,
     LayerSizes,
     MidBlock,
@@ -165,7 +165,7 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         conditioning: Conditioning | None = None,
         motion_strength: float = 1.0,
         eot_index: Tensor | None = None,
-        cache: FeatureCache | None = None,
+        cache: DeepFeatures | None = None,
     ) -> DemoUNetOutput:
         """Predict the noise in `sample`, or the velocity of a network trained for it.
 
