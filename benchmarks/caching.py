@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.core.atomic_io import atomic_write
-from demo_t2v.diffusion.caching import CacheConfig
+from demo_t2v.diffusion.caching import FORECAST_STEPS, CacheConfig
 from demo_t2v.evaluation.report import Proportion
 from demo_t2v.evaluation.sprites.classification import classify_video
 from demo_t2v.evaluation.sprites.prompts import SpritePrompt, list_prompts
@@ -108,8 +108,9 @@ def list_variants(steps: int, intervals: Sequence[int]) -> dict[str, Variant]:
     """The variants by name, of which the first has complete steps only."""
     variants = {COMPLETE: Variant(None, steps)}
     for interval in intervals:
-        for name in ("deep", "forecast"):
-            variants[f"{name} {interval}"] = Variant(CacheConfig(name, interval), steps)
+        variants[f"deep {interval}"] = Variant(CacheConfig("deep", interval), steps)
+        if steps >= FORECAST_STEPS * interval:
+            variants[f"forecast {interval}"] = Variant(CacheConfig("forecast", interval), steps)
     fewer = round(steps * 0.6)
     return variants | {f"{fewer} steps": Variant(None, fewer)}
 

@@ -21,8 +21,10 @@ from helpers.pipelines import differ, latents_of, seeded, with_effective_motion,
 from helpers.program import assert_one_line
 from helpers.tiny_networks import tiny_unet
 
-NAMES: tuple[CacheName, ...] = ("deep", "forecast")
 STEPS = 6
+CASES = (("deep", 2, STEPS), ("deep", 3, STEPS), ("deep", STEPS, STEPS), ("forecast", 2, 16))
+"""Name, interval and steps."""
+each_case = pytest.mark.parametrize(("name", "interval", "steps"), CASES)
 
 
 @pytest.fixture(scope="module")
@@ -107,58 +109,55 @@ def test_a_pass_that_the_step_before_did_not_have_is_complete() -> None:
     assert complete == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["deep", "forecast"])
 def test_an_interval_of_one_step_changes_nothing(pipeline: DemoPipeline, name: CacheName) -> None:
-    plain = video(pipeline)
-    assert torch.equal(video(cached(pipeline, name, 1)), plain)
+    plain = video(pipeline, num_inference_steps=8)
+    assert torch.equal(video(cached(pipeline, name, 1), num_inference_steps=8), plain)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("interval", [2, 3, STEPS])
+@each_case
 def test_the_steps_between_compute_the_outer_layers_only(
-    pipeline: DemoPipeline, calls: list[str], name: CacheName, interval: int
+    pipeline: DemoPipeline, calls: list[str], name: CacheName, interval: int, steps: int
 ) -> None:
-    video(cached(pipeline, name, interval))
-    complete = ["first", "deep", "last"]
-    between = ["first", "last"]
-    assert calls == (complete + between * (interval - 1)) * (STEPS // interval)
+    video(cached(pipeline, name, interval), num_inference_steps=steps)
+    complete, between = ["first", "deep", "last"], ["first", "last"]
+    assert calls == (complete + between * (interval - 1)) * (steps // interval)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_case
 def test_features_that_do_not_change_are_cached_without_loss(
-    pipeline: DemoPipeline, name: CacheName
+    pipeline: DemoPipeline, name: CacheName, interval: int, steps: int
 ) -> None:
     """The input of the last layer is made the same in all steps."""
     pipeline = deepcopy(pipeline)
     resnet = pipeline.unet.up_blocks[-1].resnets[-2]
     for convolution in (resnet.conv2, resnet.conv_shortcut):
         torch.nn.init.zeros_(convolution.weight)
-    plain = video(pipeline)
-    for interval in (2, 3, STEPS):
-        assert torch.equal(video(cached(pipeline, name, interval)), plain)
+    plain = video(pipeline, num_inference_steps=steps)
+    assert torch.equal(video(cached(pipeline, name, interval), num_inference_steps=steps), plain)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_cache_changes_the_video_until_it_is_disabled(
-    pipeline: DemoPipeline, name: CacheName
-) -> None:
-    plain = video(pipeline)
+def test_a_cache_changes_the_video_until_it_is_disabled(pipeline: DemoPipeline) -> None:
+    plain = video(pipeline, num_inference_steps=16)
     assert not pipeline.is_cache_enabled
-    assert differ(video(cached(pipeline, name)), plain)
+    deep = video(cached(pipeline, "deep"), num_inference_steps=16)
     assert pipeline.is_cache_enabled
+    assert differ(deep, plain)
+    assert differ(video(cached(pipeline, "forecast"), num_inference_steps=16), deep)
     pipeline.disable_cache()
-    assert torch.equal(video(pipeline), plain)
+    assert torch.equal(video(pipeline, num_inference_steps=16), plain)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_video_depends_on_its_batch(pipeline: DemoPipeline, name: CacheName) -> None:
-    together = video(cached(pipeline, name), ["a car", "a fish falls"])
-    alone = video(pipeline, "a fish falls", generator=seeded(1))
+@pytest.mark.parametrize(("name", "steps"), [("deep", STEPS), ("forecast", 16)])
+def test_no_video_depends_on_its_batch(pipeline: DemoPipeline, name: CacheName, steps: int) -> None:
+    prompts = ["a car", "a fish falls"]
+    together = video(cached(pipeline, name), prompts, num_inference_steps=steps)
+    alone = video(pipeline, prompts[1], generator=seeded(1), num_inference_steps=steps)
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_no_call_depends_on_the_call_before(pipeline: DemoPipeline) -> None:
-    first = video(cached(pipeline, "forecast"))
+    first = video(cached(pipeline))
 
     def stop(pipeline: DemoPipeline, step: int, _: Tensor, tensors: dict[str, Tensor]) -> dict:
         pipeline._interrupt = step == 2
@@ -172,7 +171,7 @@ def test_each_window_has_its_own_features(pipeline: DemoPipeline) -> None:
     """Windows that do not overlap are videos of their own."""
     noise = torch.randn(1, 4, 8, 4, 4)
     windows = {"num_frames": 8, "window_frames": 4, "window_stride": 4}
-    whole = video(cached(pipeline, "forecast"), latents=noise, **windows)
+    whole = video(cached(pipeline), latents=noise, **windows)
     for frames in (slice(0, 4), slice(4, 8)):
         part = video(pipeline, latents=noise[:, :, frames])
         torch.testing.assert_close(whole[:, :, frames], part, atol=1e-4, rtol=1e-4)
@@ -236,6 +235,8 @@ def test_what_a_call_refuses(pipeline: DemoPipeline) -> None:
         video(pipeline, num_inference_steps=2)
     with pytest.raises(ValueError, match="output_attention: needs complete steps"):
         video(pipeline, output_attention=True)
+    with pytest.raises(ValueError, match="needs 16 steps with the interval 2, not 15; take deep"):
+        video(cached(pipeline, "forecast"), num_inference_steps=15)
     heun = with_scheduler(
         pipeline, HeunDiscreteScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     )
@@ -271,9 +272,10 @@ def test_the_command_line(place: Path) -> None:
         (("--cache", "shallow"), "cache: should be one of deep or forecast, not shallow"),
         (("--cache", "deep", "--cache-interval", "0"), "cache_interval: should be at least 1"),
         (
-            ("--cache", "forecast", "--cache-interval", "3"),
+            ("--cache", "deep", "--cache-interval", "3"),
             "cache_interval 3: must be at most the number of steps, 2",
         ),
+        (("--cache", "forecast"), "cache forecast: needs 16 steps with the interval 2, not 2"),
         (
             ("--cache", "deep", "--scheduler", "heun"),
             "cache: HeunDiscreteScheduler calls the network several times a step",

@@ -14,12 +14,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CacheName = Literal["deep", "forecast"]
+FORECAST_STEPS: Final = 8
+"""A forecast needs so many steps for each step of its interval: over longer parts of the noise
+process features are not on a line (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class CacheConfig:
         if num_steps < self.interval:
             raise ValueError(
                 f"cache_interval {self.interval}: must be at most the number of steps, {num_steps}"
+            )
+        if self.name == "forecast" and num_steps < FORECAST_STEPS * self.interval:
+            raise ValueError(
+                f"cache forecast: needs {FORECAST_STEPS * self.interval} steps with the interval "
+                f"{self.interval}, not {num_steps}; take deep, or a smaller interval"
             )
 
 
