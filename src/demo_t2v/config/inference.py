@@ -119,6 +119,7 @@ SET_BY_PRESET: Final = (
 )
 """The options that a preset sets, and the two that replace one of them."""
 
+
 class InferDataset(Strict):
     """The file of prompts, with the columns `id,prompt`: CSV, JSON lines or Parquet.
 
