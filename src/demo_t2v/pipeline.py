@@ -27,6 +27,7 @@ from demo_t2v.conditioning.timeline import (
     as_motion_prompts,
     encode_timelines,
 )
+from demo_t2v.diffusion.caching import CachingMixin, StepCache
 from demo_t2v.diffusion.guidance import (
     ALL_NOISE_LEVELS,
     Condition,
@@ -78,7 +79,7 @@ class DemoPipelineOutput(BaseOutput):
     over the heads and the motion transformers, whose maps are resized to h and w."""
 
 
-class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
+class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, CachingMixin, DiffusionPipeline):
     """Text to video by DEMO (arXiv 2410.24219), as a diffusers pipeline.
 
     Without a motion encoder it is the base model, ModelScopeT2V. To save memory it can be loaded
@@ -241,8 +242,9 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         frames then differ by rounding, since the fused attention of torch gives no maps.
         `return_dict` False returns a tuple. The tensors of a callback are `latents` and `clean`,
         the estimate of the noise-free latents. Raises ValueError for unsuitable sizes, lists of
-        wrong length, a prompt given twice or not at all, an unsuitable scheduler, and for
-        `output_attention` without motion transformers.
+        wrong length, a prompt given twice or not at all, an unsuitable scheduler, for
+        `output_attention` without motion transformers or with a cache, and for a cache that does
+        not fit (`CachingMixin.check_cache`).
         """
         side = self.unet.config.sample_size * self.vae_scale_factor
         num_frames = default_to(num_frames, self.unet.config.sample_frames)
@@ -277,6 +279,7 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         step_kwargs = step_options(self.scheduler, generator, eta)
         steps = default_to(num_inference_steps, self.config.num_inference_steps)
         set_timesteps(self.scheduler, steps, timesteps, self._execution_device)
+        cache = self.start_cache(len(self.scheduler.timesteps), output_attention)
 
         if prompt_embeds is None:
             negative = default_to(negative_prompt, self.config.negative_prompt)
@@ -295,6 +298,7 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
             guider,
             motion_strength,
             attention,
+            cache,
         )
         latents = self.prepare_latents(
             num_prompts * num_videos_per_prompt,
@@ -312,6 +316,8 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
+                if cache is not None:
+                    cache.next_step()
                 noisy = self.scheduler.scale_model_input(latents, timestep)
                 prediction = denoise(noisy, timestep)
                 latents = self.scheduler.step(
@@ -422,11 +428,13 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
         guider: ContentMotionGuidance,
         motion_strength: float = 1.0,
         attention: list[Tensor] | None = None,
+        cache: StepCache | None = None,
     ) -> Denoiser:
         """The network under guidance. Keys and values are computed when the conditions change.
 
         Each call appends the motion attention (B, F, h, w) of the prompts to `attention`, if given.
-        Raises ValueError for that without motion transformers.
+        Raises ValueError for that without motion transformers. `cache` keeps features from step to
+        step; the caller begins the steps.
         """
         if attention is not None and not (self.unet.config.motion and motion_strength):
             raise ValueError("output_attention: needs motion transformers, and motion_strength > 0")
@@ -451,6 +459,7 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, DiffusionPipeline):
                 conditioning=conditioning,
                 motion_strength=strength,
                 eot_index=eot_index if attention is not None and strength else None,
+                cache=cache and cache.next_pass((conditions, strength)),
             )
             if attention is not None and strength:
                 maps = output.mean_eot_attention.chunk(len(conditions))

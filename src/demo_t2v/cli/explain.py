@@ -18,7 +18,7 @@ from demo_t2v.core.imports import uncollected
 from demo_t2v.inference.jobs import PromptError, check_prompt, make_jobs
 
 _VIDEOS: Final = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-_FIXED: Final = {"height", "width", "format"}
+_FIXED: Final = {"height", "width", "format", "cache"}
 
 
 @takes_options(

@@ -16,7 +16,9 @@ from demo_t2v.core.imports import uncollected
 from demo_t2v.web.proxies import without_proxies
 
 
-@takes_options("model", "lora", "motion_word", "scheduler", "device", "dtype")
+@takes_options(
+    "model", "lora", "motion_word", "scheduler", "cache", "cache_interval", "device", "dtype"
+)
 def web(
     *,
     options: Mapping[str, Any],

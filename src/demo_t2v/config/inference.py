@@ -87,6 +87,8 @@ Side = Annotated[int, Field(ge=8, le=8192)]
 """Height or width of a video in pixels."""
 SchedulerName = Literal["dpm++", "ddim", "unipc", "euler", "euler_a", "heun", "lcm", "ddpm"]
 """Names of `demo_t2v.diffusion.schedulers.make_scheduler`."""
+CacheName = Literal["deep", "forecast"]
+"""Names of `demo_t2v.diffusion.caching.CacheConfig`."""
 PresetName = Literal["fast", "balanced", "best"]
 
 
@@ -305,6 +307,14 @@ class InferenceConfig(Strict):
     decode_chunk_size: Annotated[
         int, Field(ge=1), Option("Frames decoded at a time.", "decode-batch"), Aliases("decoder_bs")
     ] = 16
+    cache: Annotated[
+        CacheName | None,
+        BeforeValidator(none_if_off),
+        Option("Features that neighbouring steps reuse (default: none).", shapes_video=True),
+    ] = None
+    cache_interval: Annotated[
+        int, Field(ge=1), Option("Steps from one that computes all features to the next.")
+    ] = 2
     device: Annotated[
         str,
         AfterValidator(_check_device),
@@ -373,6 +383,8 @@ def video_settings(config: InferenceConfig) -> dict[str, Any]:
     shaping = {key for key, (_, option) in inference_options().items() if option.shapes_video}
     if config.lora is not None:
         shaping.add("lora_strength")
+    if config.cache is not None:
+        shaping.add("cache_interval")
     settings = config.model_dump(mode="json", include=shaping)
     for key in ("content_guidance_interval", "motion_guidance_interval"):
         settings[key] = settings[key] or list(config.guidance_interval or ALL_NOISE_LEVELS)

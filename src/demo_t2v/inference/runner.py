@@ -28,6 +28,7 @@ from demo_t2v.config import ConfigError, InferenceConfig
 from demo_t2v.core.compiler import compile_blocks
 from demo_t2v.core.devices import as_device_error, name_and_memory
 from demo_t2v.core.devices import free_memory as free_device_memory
+from demo_t2v.diffusion.caching import CacheConfig
 from demo_t2v.diffusion.guidance import make_guidance
 from demo_t2v.diffusion.schedulers import make_scheduler
 from demo_t2v.inference.background import Background
@@ -90,8 +91,8 @@ class DenoisedBatch:
 class Runner:
     """A loaded pipeline with the settings of its videos.
 
-    Raises ConfigError for a size that the network cannot take, and for guidance of the motion
-    where it has no motion branch.
+    Raises ConfigError for a size that the network cannot take, for a cache that does not fit the
+    scheduler or the number of steps, and for guidance of the motion without a motion branch.
     """
 
     pipeline: DemoPipeline
@@ -111,6 +112,8 @@ class Runner:
         assert self.config.width
         try:
             self.pipeline.check_size(self.config.num_frames, self.config.height, self.config.width)
+            assert self.config.num_inference_steps
+            self.pipeline.check_cache(self.config.num_inference_steps)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if make_guidance(**self.config.guidance).separates and not self.pipeline.unet.config.motion:
@@ -311,10 +314,12 @@ class Runner:
 
 
 def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> DemoPipeline:
-    """The pipeline with the scheduler that is configured."""
+    """The pipeline with the scheduler and the cache that are configured."""
     pipeline = model.load(config.device, config.dtype, **options)
     if config.scheduler is not None:
         pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    if config.cache is not None:
+        pipeline.enable_cache(CacheConfig(config.cache, config.cache_interval))
     if pipeline.content_encoder is not None:
         for source in config.motion_word or ():
             pipeline.load_motion_word(source)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -48,6 +49,20 @@ class LayerSizes:
         )
 
 
+class DeepFeatures(Protocol):
+    """The input of the last layer, kept from one forward pass to a later one."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether this forward pass computes all layers, and stores the features."""
+
+    def store(self, features: Tensor) -> None:
+        """Keep the features (B*F, C, H, W) of this forward pass."""
+
+    def load(self) -> Tensor:
+        """The features (B*F, C, H, W) for this forward pass."""
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """Inputs that all blocks share in one forward pass, and the attention maps they collect."""
@@ -56,6 +71,7 @@ class ForwardPass:
     temb: Tensor  # (B*F, T)
     motion_strength: float
     eot_index: Tensor | None  # (B,), or (B, F) with motion states for each frame
+    cache: DeepFeatures | None = None
     eot_attention: list[Tensor] = field(default_factory=list)  # one (B, H, W, F) a layer
 
 
@@ -185,16 +201,24 @@ class UpBlock(Block):
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(channels[-1][1])])
 
+    def is_last(self, index: int) -> bool:
+        """Whether layer `index` is the last one of the network."""
+        return index == len(self.resnets) - 1 and not hasattr(self, "upsamplers")
+
     def forward(
         self, inputs: list[Tensor], run: ForwardPass, conditioning: BlockConditioning
     ) -> Tensor:
         """The output (B*F, C', H', W').
 
         `inputs` are the input (B*F, C, H, W) and the skip connection of each layer. They are
-        taken off the list, so that none is in memory longer than needed.
+        taken off the list, so that none is in memory longer than needed. With fewer skip
+        connections only the last layers run.
         """
+        layers = range(len(self.resnets))[1 - len(inputs) :]
         x = inputs.pop(0)
-        for index in range(len(self.resnets)):
+        for index in layers:
+            if run.cache is not None and run.cache.complete and self.is_last(index):
+                run.cache.store(x)
             x = self.run_layer(index, torch.cat([x, inputs.pop(0)], dim=1), run, conditioning)
         for upsample in getattr(self, "upsamplers", ()):
             x = upsample(x)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from demo_t2v.models.blocks import (
     Block,
     BlockConditioning,
+    DeepFeatures,
     DownBlock,
     ForwardPass,
     LayerSizes,
@@ -165,6 +166,7 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         conditioning: Conditioning | None = None,
         motion_strength: float = 1.0,
         eot_index: Tensor | None = None,
+        cache: DeepFeatures | None = None,
     ) -> DemoUNetOutput:
         """Predict the noise in `sample`, or the velocity of a network trained for it.
 
@@ -173,7 +175,8 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         `conditioning`, the keys and values made of them. `motion_strength` scales the motion
         transformers' residuals: 0 is the base network. With `eot_index`, (B,) or (B, F) for each
         frame, the position of the end-of-text token in the motion prompt, the output has each
-        motion transformer's attention map of that token (DEMO, eq. 3).
+        motion transformer's attention map of that token (DEMO, eq. 3). A `cache` that is not
+        complete has the input of the last layer; only the first and the last layer are computed.
         Raises ValueError for sides that are no multiples of the deepest level's stride.
         """
         self.check_size(*sample.shape[3:])
@@ -182,20 +185,27 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 raise ValueError("the denoiser needs content states or prepared conditioning")
             conditioning = self.prepare_conditioning(content, motion)
         num_frames = sample.shape[2]
-        run = ForwardPass(num_frames, self._embed(timestep, sample), motion_strength, eot_index)
-        block_conditioning = iter(conditioning)
+        run = ForwardPass(
+            num_frames, self._embed(timestep, sample), motion_strength, eot_index, cache
+        )
 
         # Down blocks push their outputs, up blocks pop them: no tensor is referenced after its use.
         features = [self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))]
         if self.config.temporal:
             features[0], _ = self.transformer_in(features[0], num_frames)
-        for down_block in self.down_blocks:
-            features += down_block(features[-1], run, next(block_conditioning))
-        features.append(self.mid_block(features[-1], run, next(block_conditioning)))
-        for up_block in self.up_blocks:
-            # A list that nothing else reads: hooks of DeepSpeed and FSDP2 pass a copy of it on.
-            inputs = [features.pop() for _ in range(len(up_block.resnets) + 1)]
-            features.append(up_block(inputs, run, next(block_conditioning)))
+        if cache is None or cache.complete:
+            block_conditioning = iter(conditioning)
+            for down_block in self.down_blocks:
+                features += down_block(features[-1], run, next(block_conditioning))
+            features.append(self.mid_block(features[-1], run, next(block_conditioning)))
+            for up_block in self.up_blocks:
+                # A list that nothing else reads: hooks of DeepSpeed and FSDP2 pass a copy of it on.
+                inputs = [features.pop() for _ in range(len(up_block.resnets) + 1)]
+                features.append(up_block(inputs, run, next(block_conditioning)))
+        else:
+            features.append(
+                self.up_blocks[-1]([cache.load(), features.pop()], run, conditioning[-1])
+            )
         x = self.conv_out(F.silu(self.conv_norm_out(features.pop())))
 
         prediction = rearrange(x, "(b f) c h w -> b c f h w", f=num_frames)

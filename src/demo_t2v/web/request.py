@@ -286,7 +286,7 @@ class GenerationRequest:
         if self.tab == "compare":  # both videos have the same file name
             yield from ("--out", f"outputs/motion-{strength:g}")
         default = InferenceConfig()
-        for key in ("model", "lora", "scheduler", "device", "dtype"):
+        for key in ("model", "lora", "scheduler", "cache", "cache_interval", "device", "dtype"):
             if getattr(base, key) != getattr(default, key):
                 yield f"{flag(key)}={getattr(base, key)}"
         for source in base.motion_word or ():
