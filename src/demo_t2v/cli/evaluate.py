@@ -68,8 +68,8 @@ def videos(
     with one_line_errors():
         from rich.console import Console
 
+        from demo_t2v.evaluation.all_metrics import make_metrics
         from demo_t2v.evaluation.measurement import measure
-        from demo_t2v.evaluation.metrics.all_metrics import make_metrics
         from demo_t2v.evaluation.report import check_writable
         from demo_t2v.evaluation.results import save_results
         from demo_t2v.evaluation.tables import results_table
