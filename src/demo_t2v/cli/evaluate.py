@@ -62,6 +62,12 @@ def videos(
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of these.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Their side in pixels.")] = None,
+    clip: Annotated[
+        str, typer.Option(metavar="FOLDER|HUB_ID", help="CLIP for CLIPSIM and consistency.")
+    ] = "",
+    raft: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="RAFT's weights from torchvision.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Results to write.")] = None,
 ) -> None:
     """Measure a folder of videos."""
@@ -82,7 +88,7 @@ def videos(
         texts = {row[0]: row[1] for row in read_prompts(prompts)} if prompts else None
         files = list_videos(folder, texts)
         real_files = list_videos(real) if real else []
-        metrics, not_computed = make_metrics(with_real=bool(real_files))
+        metrics, not_computed = make_metrics(with_real=bool(real_files), clip=clip, raft=raft)
         with progress("videos", len(files) + len(real_files)) as bar:
             results = measure(
                 metrics,

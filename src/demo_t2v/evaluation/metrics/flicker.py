@@ -19,6 +19,7 @@ class TemporalFlickering(VideoMetric):
     """
 
     name = "temporal flickering"
+    notes = ("still videos have 100",)
 
     def measure(self, clip: Clip) -> float:
         """The value of one video in percent. Raises EvaluationError for a single frame."""

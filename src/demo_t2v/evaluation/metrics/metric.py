@@ -27,9 +27,12 @@ class MissingWeightsError(EvaluationError):
     """A metric whose weights are not here; the message names the file and where it comes from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
-    """One video to measure; `prompt` is empty where it is not known."""
+    """One video to measure; `prompt` is empty where it is not known.
+
+    Clips are equal if they are one object, so that a cache can have them as keys.
+    """
 
     name: str
     frames: Frames
@@ -78,6 +81,8 @@ class VideoMetric(ABC):
     """A Metric whose figure is the mean of a value that each video has."""
 
     needs_real: bool = False
+    notes: Sequence[str] = ()
+    """The notes of its figure."""
 
     def __init__(self) -> None:
         self._values: list[float] = []
@@ -99,7 +104,7 @@ class VideoMetric(ABC):
         if not self._values:
             raise TooFewVideosError("0 videos: a mean needs at least 1")
         values = np.array(self._values)
-        return Figure(float(values.mean()), mean_interval(values), len(values))
+        return Figure(float(values.mean()), mean_interval(values), len(values), notes=self.notes)
 
 
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
