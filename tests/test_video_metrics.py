@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from demo_t2v.checkpoints.original.openclip import clip_from_openclip, clip_tokenizer
+from demo_t2v.core.atomic_io import digest
 from demo_t2v.data.video import write_video
 from demo_t2v.evaluation.metrics.clip_consistency import ClipConsistency
 from demo_t2v.evaluation.metrics.clip_embeddings import ClipEmbedder
@@ -204,7 +207,7 @@ def test_the_temporal_consistency_of_a_still_video_is_1(embedder: ClipEmbedder) 
 
 def test_a_video_of_any_shape_is_embedded(embedder: ClipEmbedder) -> None:
     """The short side is scaled and the centre cropped: the sides do not count."""
-    middle = moving_texture(1)
+    middle = moving_texture(1, side=SIDE)
     wide = np.pad(middle, ((0, 0), (0, 0), (30, 30), (0, 0)))
     assert torch.equal(embedder.frames(clip(wide)), embedder.frames(clip(middle)))
 
@@ -243,6 +246,34 @@ def test_the_command_names_variant_and_weights(tmp_path: Path, clip_folder: Path
     assert "openai/clip-vit-base-patch32" in metrics["CLIPSIM"]["not_computed"]
 
 
+@pytest.mark.parametrize(("size", "width"), [("small", 32), ("large", 64)])
+def test_raft_s_weights_select_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, width: int
+) -> None:
+    class Network(nn.Module):
+        """In RAFT's place: its first layer has RAFT's name and width, and its flow is 2 pixels."""
+
+        def __init__(self, weights: None) -> None:
+            super().__init__()
+            assert weights is None  # nothing is downloaded
+            self.feature_encoder = nn.Module()
+            self.feature_encoder.convnormrelu = nn.Sequential(nn.Conv2d(3, width, 7, bias=False))
+
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+            return [uniform_flow(2)(first, second)]
+
+    names = ("torchvision", "torchvision.models", "torchvision.models.optical_flow")
+    modules = {name: ModuleType(name) for name in names}
+    setattr(modules[names[-1]], f"raft_{size}", Network)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    torch.save(Network(None).state_dict(), tmp_path / "raft.pth")
+    metric = FlowScore(VideoFlow.raft(tmp_path / "raft.pth"))
+    assert metric.name == f"flow score (RAFT {size})"
+    assert metric.update(clip(np.zeros((2, 128, 128, 3), np.uint8))) == pytest.approx(2)
+    assert metric.depends_on()["sha256"] == digest(tmp_path / "raft.pth")
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -250,8 +281,8 @@ def test_the_command_names_variant_and_weights(tmp_path: Path, clip_folder: Path
         (["--clip", "empty"], "--clip empty: "),
         (["--clip", "no-tokenizer"], "has no tokenizer.json"),
         (["--clip", "no-preprocessing"], "--clip no-preprocessing: "),
-        (["--raft", "none.pth"], "--raft: none.pth: cannot be read"),
-        (["--raft", "text.pth"], "--raft: text.pth: does not hold this RAFT network's weights"),
+        (["--raft", "none.pth"], "--raft none.pth: cannot be read"),
+        (["--raft", "text.pth"], "--raft text.pth: does not hold this RAFT network's weights"),
     ],
 )
 def test_wrong_weights_are_one_line(

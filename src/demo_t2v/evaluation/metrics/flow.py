@@ -80,7 +80,7 @@ class VideoFlow:
         try:
             raft = Raft(weights)
         except ValueError as error:
-            raise EvaluationError(f"--raft: {error}") from None
+            raise EvaluationError(f"--raft {error}") from None
         name = "RAFT large" if raft.large else "RAFT small"
         return cls(name, raft, {"weights": weights.name, "sha256": digest(weights)})
 
