@@ -142,7 +142,7 @@ class Raft(nn.Module):
     def __init__(self, weights: Path | None = None, network: nn.Module | None = None) -> None:
         super().__init__()
         state = None if weights is None else _read(weights)
-        self.large = bool(state) and len(state.get(_FIRST_CONVOLUTION, ())) == _LARGE_WIDTH
+        self.large = len((state or {}).get(_FIRST_CONVOLUTION, ())) == _LARGE_WIDTH
         self.network = network or _raft(self.large, download=state is None)
         if state is not None:
             try:

@@ -40,7 +40,9 @@ class ClipEmbedder:
         try:
             self.model = load_network(CLIPModel, folder, dtype=torch.float32).eval()
             self.tokenizer = load_tokenizer(folder)
-            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            self.processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                folder, backend="pil"
+            )
         except (ModelError, ConfigError, OSError, ValueError) as error:
             raise EvaluationError(f"--clip {name}: {first_line(error)}") from None
         self.model.to(process_device())
