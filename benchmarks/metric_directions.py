@@ -24,8 +24,8 @@ from rich.table import Table
 from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import Clip as SpriteClip
 from demo_t2v.data.sprites import Trajectory, draw_clip, render
-from demo_t2v.evaluation.all_metrics import single_video_metrics
 from demo_t2v.evaluation.metrics.metric import Clip, MissingWeightsError
+from demo_t2v.evaluation.single_video_metrics import single_video_metrics
 from demo_t2v.evaluation.sprites.classification import classify_video
 
 FPS = 8
@@ -83,7 +83,7 @@ def sprite_score(cases: Sequence[Case]) -> float:
     return 100 * float(np.mean(right))
 
 
-def measure(cases: Sequence[Case], clip: str, raft: Path | None) -> dict[str, float]:
+def measure(cases: Sequence[Case], clip: str | None, raft: Path | None) -> dict[str, float]:
     """The value of each metric that can be computed; `sides a second` of a flow score too."""
     metrics = []
     for _, make in single_video_metrics(clip, raft):
@@ -106,7 +106,7 @@ def measure(cases: Sequence[Case], clip: str, raft: Path | None) -> dict[str, fl
 def measure_versions(
     count: int,
     resolution: int = 64,
-    clip: str = "",
+    clip: str | None = None,
     raft: Path | None = None,
     on_version: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, float]]:
@@ -124,7 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--resolution", type=int, default=64, help="a multiple of 32")
-    parser.add_argument("--clip", default="", help="folder or hub repository of a CLIP")
+    parser.add_argument("--clip", help="folder or hub repository of a CLIP")
     parser.add_argument("--raft", type=Path, help="RAFT's weights from torchvision")
     parser.add_argument("--json", type=Path, help="file for all values")
     options = parser.parse_args()

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--memory-only", action="store_true", help="only the row of all metrics")
-    parser.add_argument("--clip", default="", help="folder or hub repository of a CLIP")
+    parser.add_argument("--clip", help="folder or hub repository of a CLIP")
     parser.add_argument("--raft", type=Path, help="RAFT's weights from torchvision")
     parser.add_argument("--json", type=Path, help="file for all values")
     options = parser.parse_args()

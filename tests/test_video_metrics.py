@@ -246,6 +246,22 @@ def test_the_command_names_variant_and_weights(tmp_path: Path, clip_folder: Path
     assert "openai/clip-vit-base-patch32" in metrics["CLIPSIM"]["not_computed"]
 
 
+def test_a_repository_of_the_hub(monkeypatch: pytest.MonkeyPatch, clip_folder: Path) -> None:
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, "*.safetensors" in allow_patterns))
+        if name == "org/other":
+            raise OSError("no route")
+        return str(clip_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert ClipSim(ClipEmbedder("org/clip")).name == "CLIPSIM (org/clip)"
+    assert asked == [("org/clip", True)]
+    with pytest.raises(ConnectionError, match=r"--clip org/other: .* \(no route\)"):
+        ClipEmbedder("org/other")
+
+
 @pytest.mark.parametrize(("size", "width"), [("small", 32), ("large", 64)])
 def test_raft_s_weights_select_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, width: int

@@ -63,8 +63,8 @@ def videos(
     fps: Annotated[float | None, typer.Option(help="Frames a second of these.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Their side in pixels.")] = None,
     clip: Annotated[
-        str, typer.Option(metavar="FOLDER|HUB_ID", help="CLIP for CLIPSIM and consistency.")
-    ] = "",
+        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="CLIP for CLIPSIM and consistency.")
+    ] = None,
     raft: Annotated[
         Path | None, typer.Option(metavar="FILE", help="RAFT's weights from torchvision.")
     ] = None,

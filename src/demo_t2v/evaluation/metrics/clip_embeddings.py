@@ -30,11 +30,16 @@ class ClipEmbedder:
     """A CLIP of transformers, with the tokenizer and the image preprocessing that it came with.
 
     `name` is a folder or a repository on the hub, such as openai/clip-vit-base-patch32; frames are
-    preprocessed by Pillow. Raises MissingWeightsError for an empty name, EvaluationError for one
+    preprocessed by Pillow. Raises MissingWeightsError for None, EvaluationError for a name
     that leads to no complete CLIP, ConnectionError when the hub cannot be reached.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None) -> None:
+        if name is None:
+            raise MissingWeightsError(
+                "needs a CLIP: name a folder or a repository of the hub by --clip "
+                "(openai/clip-vit-base-patch32)"
+            )
         folder = _find(name)
         quieten_libraries()
         try:
@@ -77,21 +82,20 @@ class ClipEmbedder:
 
 def _find(name: str) -> Path:
     """The folder that a name leads to, downloaded from the hub if it is no folder here."""
-    if not name:
-        raise MissingWeightsError(
-            "needs a CLIP: name a folder or a repository of the hub by --clip "
-            "(openai/clip-vit-base-patch32)"
-        )
     if Path(name).is_dir():
         return Path(name)
+    missing = EvaluationError(f"--clip {name}: is neither a folder nor a repository as org/name")
     if Path(name).exists() or not HUB_ID.fullmatch(name):
-        raise EvaluationError(f"--clip {name}: is neither a folder nor a repository as org/name")
+        raise missing
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
         if not weight_files(folder, None):
             snapshot_download(name, allow_patterns=["pytorch_model*.bin*"])
+    except RepositoryNotFoundError:
+        raise missing from None
     except Exception as error:  # the client passes on whatever its network library raises
         raise ConnectionError(
             f"--clip {name}: is no folder here, and the hub does not give it ({first_line(error)})"
