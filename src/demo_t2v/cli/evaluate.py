@@ -10,7 +10,7 @@ import typer
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.core.imports import uncollected
 
-evaluate = typer.Typer(no_args_is_help=True, help="Score a model.")
+evaluate = typer.Typer(no_args_is_help=True, help="Measure models and videos.")
 
 
 @evaluate.command()
@@ -49,3 +49,59 @@ def sprites(
         console = Console()
         for table in tables(report):
             console.print(table)
+
+
+@evaluate.command()
+def videos(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Videos made by any program.")],
+    real: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Real videos to compare with.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts by id, the file's name (default: manifest)."),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of these.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Their side in pixels.")] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="CLIP for CLIPSIM and consistency.")
+    ] = None,
+    raft: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="RAFT's weights from torchvision.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Results to write.")] = None,
+) -> None:
+    """Measure a folder of videos."""
+    with one_line_errors():
+        from rich.console import Console
+
+        from demo_t2v.evaluation.all_metrics import make_metrics
+        from demo_t2v.evaluation.measurement import measure
+        from demo_t2v.evaluation.report import check_writable
+        from demo_t2v.evaluation.results import save_results
+        from demo_t2v.evaluation.tables import results_table
+        from demo_t2v.evaluation.video_files import ClipFormat, list_videos
+        from demo_t2v.inference.jobs import read_prompts
+
+        if out is not None:
+            check_writable(out)
+        form = ClipFormat(frames, fps, resolution)
+        texts = {row[0]: row[1] for row in read_prompts(prompts)} if prompts else None
+        files = list_videos(folder, texts)
+        real_files = list_videos(real) if real else []
+        metrics, not_computed = make_metrics(with_real=bool(real_files), clip=clip, raft=raft)
+        with progress("videos", len(files) + len(real_files)) as bar:
+            results = measure(
+                metrics,
+                files,
+                subject=str(folder),
+                real=real_files,
+                real_subject=str(real or ""),
+                form=form,
+                not_computed=not_computed,
+                on_video=bar.advance,
+            )
+        if out is not None:
+            save_results(results, out)
+        Console().print(results_table(results))

@@ -137,10 +137,11 @@ class Sampling:
             given = f"{self.frames} of {self.resolution} pixels at {self.fps:g} a second"
             raise VideoError(f"frames, fps and resolution should be positive, not {given}")
 
-    def indices(self, total: int, rate: Fraction, rng: np.random.Generator) -> list[int]:
+    def indices(self, total: int, rate: Fraction, rng: np.random.Generator | None) -> list[int]:
         """Indices of the clip's frames in a video of `total` frames, `rate` of them a second.
 
-        They are 1/fps seconds apart, rounded down to integers, from a random start. In a video too
+        They are 1/fps seconds apart, rounded down to integers, from a random start; without `rng`,
+        from the first frame. In a video too
         short for that, they are spread over its length; in one slower than `fps`, they are
         consecutive. No frame is used twice. If the video has fewer frames than a clip, frames are
         repeated evenly with `repeat_frames`; otherwise that is a VideoError.
@@ -151,12 +152,12 @@ class Sampling:
         step = max(rate / Fraction(self.fps), Fraction(1))
         if gaps * step > total - 1:
             step = Fraction(total - 1, gaps)
-        start = int(rng.integers(int(total - 1 - gaps * step) + 1))
+        start = int(rng.integers(int(total - 1 - gaps * step) + 1)) if rng else 0
         return [start + int(number * step) for number in range(self.frames)]
 
 
 def sample_video(
-    source: Path | BinaryIO, sampling: Sampling, rng: np.random.Generator
+    source: Path | BinaryIO, sampling: Sampling, rng: np.random.Generator | None
 ) -> NDArray[np.uint8]:
     """One clip of a video, uint8 RGB (F, side, side, 3): short side scaled, centre cropped.
 

@@ -27,23 +27,31 @@ def read_whole_clip(source: Path, frames: int, resolution: int) -> NDArray[np.ui
     has fewer frames.
     """
     sampling = Sampling(frames, _SPREAD, resolution)
-    rng = np.random.default_rng(0)
+    return read_clip(source, sampling, Fraction(1))
+
+
+def read_clip(source: Path, sampling: Sampling, picture_rate: Fraction) -> NDArray[np.uint8]:
+    """A clip from the start of a video file or a folder of pictures, uint8 RGB (F, side, side, 3).
+
+    A folder holds `picture_rate` pictures a second, in the order of their names. Raises VideoError
+    as `read_whole_clip`.
+    """
     try:
         if source.is_dir():
-            return _read_folder(source, sampling, rng)
-        return sample_video(source, sampling, rng)
+            return _read_folder(source, sampling, picture_rate)
+        return sample_video(source, sampling, None)
     except OSError as error:
         raise VideoError(f"{source}: cannot be read ({reason(error, source)})") from None
     except VideoError as error:
         raise VideoError(f"{source}: {error}") from None
 
 
-def _read_folder(folder: Path, sampling: Sampling, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _read_folder(folder: Path, sampling: Sampling, rate: Fraction) -> NDArray[np.uint8]:
     """A clip of the pictures in a folder. Raises VideoError, whose message does not name it."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
     if not files:
         raise VideoError("is a folder without pictures (png, jpg, webp, bmp)")
-    indices = sampling.indices(len(files), Fraction(1), rng)
+    indices = sampling.indices(len(files), rate, None)
     return np.stack([_read_picture(files[index], sampling.resolution) for index in indices])
 
 

@@ -25,6 +25,9 @@ COARSEST: Final = 8
 """Shorter side of the coarsest level in pixels, unless the frames are smaller."""
 DAMPING: Final = 1e-4
 """Added to the mean squared slopes: below it the flow goes to zero."""
+_FIRST_CONVOLUTION: Final = "feature_encoder.convnormrelu.0.weight"
+_LARGE_WIDTH: Final = 64  # its channels in raft_large; raft_small has 32
+_OTHER_WEIGHTS: Final = "{}: does not hold this RAFT network's weights"
 
 
 class FlowEstimator(Protocol):
@@ -131,16 +134,21 @@ class Raft(nn.Module):
 
     `network` takes two batches of frames (N, 3, H, W) in [-1, 1], with sides that are multiples of
     8 and at least 128, and returns a list of flows, the best one last. The default is
-    torchvision's raft_small. `weights` is a file with its state dict, as torchvision distributes
-    it; without it torchvision downloads them. Raises ValueError without torchvision, and for a
-    file of other weights.
+    torchvision's raft_small, or raft_large if `weights` are those. `weights` is a file with the
+    state dict, as torchvision distributes it; without it torchvision downloads raft_small's.
+    Raises ValueError without torchvision, and for a file of other weights.
     """
 
     def __init__(self, weights: Path | None = None, network: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = network or _raft_small(download=weights is None)
-        if weights is not None:
-            _load(self.network, weights)
+        state = None if weights is None else _read(weights)
+        self.large = len((state or {}).get(_FIRST_CONVOLUTION, ())) == _LARGE_WIDTH
+        self.network = network or _raft(self.large, download=state is None)
+        if state is not None:
+            try:
+                self.network.load_state_dict(state)
+            except RuntimeError:
+                raise ValueError(_OTHER_WEIGHTS.format(weights)) from None
         self.requires_grad_(False).eval()
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -153,19 +161,23 @@ class Raft(nn.Module):
         return resize_flow(network(*frames)[-1], (height, width))
 
 
-def _raft_small(download: bool) -> nn.Module:
+def _raft(large: bool, download: bool) -> nn.Module:
     try:
         models = importlib.import_module("torchvision.models.optical_flow")
     except ModuleNotFoundError:
         raise ValueError("RAFT needs torchvision: pip install 'demo-t2v[raft]'") from None
-    network: nn.Module = models.raft_small(weights="DEFAULT" if download else None)
+    make = models.raft_large if large else models.raft_small
+    network: nn.Module = make(weights="DEFAULT" if download else None)
     return network
 
 
-def _load(network: nn.Module, weights: Path) -> None:
+def _read(weights: Path) -> dict[str, Tensor]:
     try:
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        state = torch.load(weights, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{weights}: cannot be read ({error.strerror})") from None
     except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError):
-        raise ValueError(f"{weights}: does not hold this RAFT network's weights") from None
+        state = None
+    if not isinstance(state, dict):
+        raise ValueError(_OTHER_WEIGHTS.format(weights))
+    return state

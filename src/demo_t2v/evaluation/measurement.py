@@ -1,0 +1,65 @@
+"""Measures videos: each is read once, for all metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from demo_t2v.evaluation.metrics.metric import Metric, TooFewVideosError
+from demo_t2v.evaluation.results import MetricResult, Results, package_versions
+from demo_t2v.evaluation.video_files import ClipFormat, VideoFile
+
+
+def measure(
+    metrics: Sequence[Metric],
+    videos: Sequence[VideoFile],
+    *,
+    subject: str,
+    real: Sequence[VideoFile] = (),
+    real_subject: str = "",
+    form: ClipFormat = ClipFormat(),  # noqa: B008 (frozen)
+    settings: Mapping[str, Any] | None = None,
+    not_computed: Sequence[MetricResult] = (),
+    on_video: Callable[[], None] | None = None,
+) -> Results:
+    """All metrics on `videos`, compared with `real` where a metric needs it.
+
+    One video is in memory at a time. `not_computed` are metrics that could not be made. Raises
+    EvaluationError for a video that cannot be read or measured.
+    """
+    compared = [metric for metric in metrics if metric.needs_real]
+    if compared:
+        for video in real:
+            clip = video.read(form)
+            for metric in compared:
+                metric.update(clip, real=True)
+            if on_video:
+                on_video()
+    rows = []
+    for video in videos:
+        clip = video.read(form)
+        values = {metric.name: metric.update(clip) for metric in metrics}
+        frames, height, width, _ = clip.frames.shape
+        rows.append(
+            {
+                "name": video.name,
+                "prompt": video.prompt,
+                "sha256": video.sha256,
+                "frames": frames,
+                "height": height,
+                "width": width,
+                "fps": clip.fps,
+                **{name: value for name, value in values.items() if value is not None},
+            }
+        )
+        if on_video:
+            on_video()
+    results = [*map(_result, metrics), *not_computed]
+    return Results(subject, real_subject, dict(settings or {}), results, rows, package_versions())
+
+
+def _result(metric: Metric) -> MetricResult:
+    try:
+        return MetricResult(metric.name, metric.compute(), metric.depends_on())
+    except TooFewVideosError as error:
+        return MetricResult(metric.name, None, metric.depends_on(), str(error))
