@@ -182,7 +182,7 @@ def resolve(name: str, to_train: bool = False) -> ResolvedModel:
 def _find(name: str, to_train: bool) -> Path:
     folder = BUILT_IN.get(name, Path(name))
     if name and (folder / "model_index.json").is_file():
-        return folder
+        return _complete(folder)
     if is_published(name):
         return _converted(name, to_train)
     if name not in BUILT_IN and not path_exists(folder) and HUB_ID.fullmatch(name):
@@ -191,6 +191,22 @@ def _find(name: str, to_train: bool) -> Path:
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
     what = describe_broken_link(folder) or what
     raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
+
+
+def _complete(folder: Path) -> Path:
+    """The folder, or that of the complete model where it holds only what differs from another."""
+    base = read_object(folder / "model_index.json").get("base_model")
+    if base is None:
+        return folder
+    from demo_t2v.checkpoints.adapted import assembled
+
+    found = BUILT_IN.get(str(base), Path(str(base)))
+    if not (found / "unet" / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: its base_model {base} is no complete model; write the name of a built-in "
+            "one or a folder in model_index.json"
+        )
+    return assembled(folder, found)
 
 
 def is_published(name: str) -> bool:
@@ -244,7 +260,7 @@ def _download(name: str) -> Path:
         raise ModelError(
             f"{name}: the hub's repository is no diffusers model (no model_index.json)"
         )
-    return folder
+    return _complete(folder)
 
 
 def read_defaults(folder: Path) -> ModelDefaults:
