@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from itertools import islice
@@ -28,7 +29,7 @@ from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.trainer import train
 from helpers import in_process
 from helpers.pipelines import latents_of, load_saved
-from helpers.program import assert_one_line
+from helpers.program import ROOT, assert_one_line
 from helpers.stages import DENOISER, assert_same_weights, load, metrics, prepared_task
 from helpers.stages import run as run_stage
 
@@ -197,7 +198,14 @@ def test_an_adapter_is_saved_alone_and_is_a_model(
         latents_of(complete), latents_of(task.pipeline()), rtol=1e-3, atol=1e-3
     )
     assert resolve(str(folder)).folder == model.folder
-    # Another base is another model.
+    # Shipped, it is half as large, and its base is the built-in model.
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    importlib.import_module("ship_sprites").ship_adapter(folder, tmp_path / "shipped")
+    shipped = json.loads((tmp_path / "shipped/model_index.json").read_text())
+    assert (shipped["base_model"], shipped["num_inference_steps"]) == ("sprites", 2)
+    tensors = load_file(tmp_path / "shipped/unet" / WEIGHT_NAME)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    # A base that is nowhere is an error.
     index = json.loads((folder / "model_index.json").read_text())
     index["base_model"] = "nowhere"
     (folder / "model_index.json").write_text(json.dumps(index))

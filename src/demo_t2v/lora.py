@@ -113,7 +113,8 @@ def merge_lora(network: nn.Module, source: str | Path, component: str) -> None:
         for name in names:
             weight = network.get_parameter(f"{name}.weight")
             up, down = (own[f"{name}.lora_{which}.weight"].float() for which in "BA")
-            weight += scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape).to(weight.dtype)
+            update = scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+            weight.copy_(weight + update)
 
 
 class LoraMixin(LoraBaseMixin):

@@ -259,7 +259,7 @@ class FrameConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, F, H*W) -> the same shape."""
-        return F.conv2d(x, self.weight[..., 0], self.bias, padding=self.padding[:2])  # type: ignore[arg-type]
+        return F.conv2d(x, self.weight[..., 0], self.bias, padding=self.padding[:2])
 
 
 class Downsample(nn.Module):

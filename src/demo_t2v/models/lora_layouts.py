@@ -74,8 +74,7 @@ def from_list(
             continue
         named |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
         ranks[name] = len(down)
-    settings = {"r": max(ranks.values()), "lora_alpha": max(ranks.values())}
-    settings |= {"rank_pattern": ranks, "alpha_pattern": ranks}
+    settings = {"rank_pattern": ranks, "alpha_pattern": ranks}  # so that B A is added unscaled
     return named, {f"unet.{key}": value for key, value in settings.items()}
 
 
@@ -84,8 +83,8 @@ def _layers(unet: DemoUNet, guidance_channels: int) -> dict[str, torch.Size]:
     sizes = unet.config
     down = ["CrossAttnDownBlock3D" if each else "DownBlock3D" for each in sizes.attention]
     up = ["CrossAttnUpBlock3D" if each else "UpBlock3D" for each in reversed(sizes.attention)]
-    keys = ("in_channels", "out_channels", "layers_per_block", "cross_attention_dim")
-    keys += ("attention_head_dim", "norm_num_groups", "block_out_channels")
+    keys = ["in_channels", "out_channels", "layers_per_block", "cross_attention_dim"]
+    keys += ["attention_head_dim", "norm_num_groups", "block_out_channels"]
     with torch.device("meta"):
         network = UNet3DConditionModel(
             down_block_types=tuple(down),
