@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -63,7 +64,8 @@ def ship_adapter(source: Path, folder: Path) -> None:
         metadata = stored.metadata()
     save_file({name: each.half() for name, each in load_file(file).items()}, file, metadata)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    text = json.dumps(index | {"base_model": "sprites"}, indent=2, sort_keys=True) + "\n"
+    base = os.path.relpath(BUILT_IN["sprites"], folder)
+    text = json.dumps(index | {"base_model": base}, indent=2, sort_keys=True) + "\n"
     (folder / "model_index.json").write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
-from demo_t2v.checkpoints.resolve import ModelError, load_pipeline, resolve
+from demo_t2v.checkpoints.resolve import BUILT_IN, ModelError, load_pipeline, resolve
 from demo_t2v.config import ConfigError
 from demo_t2v.diffusion.distillation import (
     clean_target,
@@ -198,18 +198,19 @@ def test_an_adapter_is_saved_alone_and_is_a_model(
         latents_of(complete), latents_of(task.pipeline()), rtol=1e-3, atol=1e-3
     )
     assert resolve(str(folder)).folder == model.folder
+    assert torch.equal(latents_of(load_saved(folder)), latents_of(load_saved(model.folder)))
     # Shipped, it is half as large, and its base is the built-in model.
     monkeypatch.syspath_prepend(ROOT / "scripts")
     importlib.import_module("ship_sprites").ship_adapter(folder, tmp_path / "shipped")
     shipped = json.loads((tmp_path / "shipped/model_index.json").read_text())
-    assert (shipped["base_model"], shipped["num_inference_steps"]) == ("sprites", 2)
+    assert (tmp_path / "shipped" / shipped["base_model"]).samefile(BUILT_IN["sprites"])
     tensors = load_file(tmp_path / "shipped/unet" / WEIGHT_NAME)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     # A base that is nowhere is an error.
     index = json.loads((folder / "model_index.json").read_text())
     index["base_model"] = "nowhere"
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="its base_model nowhere is no complete model"):
+    with pytest.raises(ModelError, match="base_model nowhere is no folder of a complete model"):
         resolve(str(folder))
 
 

@@ -21,7 +21,14 @@ from demo_t2v.config.inference import PRESETS, SET_BY_PRESET, Preset
 from demo_t2v.core.atomic_io import describe_broken_link, path_exists
 from demo_t2v.core.devices import SHARED_MEMORY, check_dtype, resolve_device
 from demo_t2v.diffusion.guidance import ALL_NOISE_LEVELS, Interval, Scale
-from demo_t2v.model_folder import ModelError, class_name, first_line, only_variant, weight_files
+from demo_t2v.model_folder import (
+    ModelError,
+    base_folder,
+    class_name,
+    first_line,
+    only_variant,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
@@ -194,19 +201,13 @@ def _find(name: str, to_train: bool) -> Path:
 
 
 def _complete(folder: Path) -> Path:
-    """The folder, or that of the complete model where it holds only what differs from another."""
-    base = read_object(folder / "model_index.json").get("base_model")
+    """The folder, or for an adapted model that of the complete one."""
+    base = base_folder(folder, read_object(folder / "model_index.json"))
     if base is None:
         return folder
-    from demo_t2v.checkpoints.adapted import assembled
+    from demo_t2v.checkpoints.adapted import complete_folder
 
-    found = BUILT_IN.get(str(base), Path(str(base)))
-    if not (found / "unet" / "config.json").is_file():
-        raise ModelError(
-            f"{folder}: its base_model {base} is no complete model; write the name of a built-in "
-            "one or a folder in model_index.json"
-        )
-    return assembled(folder, found)
+    return complete_folder(folder, base)
 
 
 def is_published(name: str) -> bool:

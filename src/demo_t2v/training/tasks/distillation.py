@@ -174,4 +174,4 @@ class DistillationTask(DenoiserTask):
             self.pipeline().save_pretrained(folder)
         else:
             assert self.config.base is not None
-            save_adapted(self.pipeline(), folder, str(self.config.base.resolve()))
+            save_adapted(self.pipeline(), folder, self.config.base.resolve())
