@@ -69,7 +69,9 @@ class FolderMixin:
             folder = Path(diffusers_class.download(name, **options))
         index = diffusers_class.load_config(folder)
         if (base := base_folder(folder, index)) is not None:
-            return _adapt(cls.from_pretrained(base, **options), folder, index)
+            adapted = cls.from_pretrained(base, **options)
+            _adapt(adapted, folder, index)
+            return adapted
         check_files(folder, index, options.keys())
         options = {"variant": only_variant(folder), **options}
         pipeline: Any = super().from_pretrained(folder, **options)  # type: ignore[misc]
@@ -142,8 +144,8 @@ def base_folder(folder: Path, index: Mapping[str, Any]) -> Path | None:
     return base
 
 
-def _adapt(pipeline: Any, folder: Path, index: Mapping[str, Any]) -> Any:
-    """The base's pipeline, changed to that of an adapted folder. Raises ModelError, LoraError."""
+def _adapt(pipeline: Any, folder: Path, index: Mapping[str, Any]) -> None:
+    """Turn the base's pipeline into that of an adapted folder. Raises ModelError, LoraError."""
     from diffusers import DDIMScheduler
 
     from demo_t2v.lora import merge_lora
@@ -159,7 +161,6 @@ def _adapt(pipeline: Any, folder: Path, index: Mapping[str, Any]) -> Any:
         merge_lora(pipeline.unet, folder / "unet", "unet")
     pipeline.register_modules(scheduler=scheduler)
     pipeline.register_to_config(**{key: index[key] for key in DEFAULT_KEYS})
-    return pipeline
 
 
 def register_classes() -> None:
