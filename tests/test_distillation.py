@@ -153,13 +153,13 @@ def test_the_loss_falls_on_one_batch(stages: Path) -> None:
     task = prepared_task(config)
     optimizer = torch.optim.Adam(task.unet.parameters(), lr=3e-3)
     batch, losses = task.batch(range(2)), []
-    for _ in range(25):
+    for _ in range(12):
         loss, _ = task.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -171,7 +171,7 @@ def test_an_untrained_student_of_a_teacher_without_guidance_agrees_on_single_ste
     sizes = "model={motion: true, dropout: 0}"
     config = student_stage(stages, "agrees", sizes, distillation=options)
     task = prepared_task(config)
-    _, figures = task.loss(task.batch(range(4)))
+    _, figures = task.loss(task.batch(range(2)))
     assert figures["distillation"] < 1e-8
 
 
@@ -274,17 +274,8 @@ def test_the_command_trains_a_student_that_the_command_uses(stages: Path) -> Non
     done = in_process.run(stages, "train", "--config", "by-command.yaml", "num_steps=1")
     assert done.returncode == 0, done.stderr
     model = stages / "by-command/final"
-    words = [
-        "generate",
-        "a car falls",
-        "--model",
-        model,
-        "--out",
-        "fast",
-        "--motion",
-        "a car rises",
-    ]
-    done = in_process.run(stages, *words)
+    words = ["a car falls", "--model", model, "--out", "fast", "--motion-prompt", "it rises"]
+    done = in_process.run(stages, "generate", *words, "motion_strength=1.2")
     assert done.returncode == 0, done.stderr
     made = json.loads((stages / "fast/manifest.jsonl").read_text())["settings"]
     assert (made["num_inference_steps"], made["guidance_scale"]) == (2, 1)
