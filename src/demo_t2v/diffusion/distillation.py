@@ -70,7 +70,7 @@ def clean_target(
 
     With x = `latents` at a and s, and x' = `solution` at a' and s', the step is
     x' = a' x0 + (s' / s)(x - a x0), so x0 = (x' - (s' / s) x) / (a' - (s' / s) a)
-    (arXiv 2202.00512, eq. 8 and appendix G).
+    (arXiv 2202.00512, algorithm 2).
     """
     ratio = ((1 - next_alpha_bar) / (1 - alpha_bar)).sqrt()
     return (solution - ratio * latents) / (next_alpha_bar.sqrt() - ratio * alpha_bar.sqrt())

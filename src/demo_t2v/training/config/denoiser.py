@@ -40,8 +40,8 @@ class Distillation(Strict):
     """Guidance scale of the teacher; None: its default."""
     p_real: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability that a clip's noisy latents are the real clip's at every step. Otherwise they are
-    those that the student's own steps lead to, from noise alone. Both are mixed as in arXiv
-    2406.06890, sec. 4.3."""
+    those that the student's own steps lead to, from noise alone (mixed trajectory distillation,
+    arXiv 2406.06890)."""
     p_other_motion: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Probability that the motion prompt is another clip's caption."""
     p_motion_strength: Annotated[float, Field(ge=0, le=1)] = 0.3
