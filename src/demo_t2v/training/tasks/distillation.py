@@ -48,8 +48,11 @@ class DistillationTask(DenoiserTask):
         self.teacher = DemoPipeline.from_pretrained(config.base, dtype=torch.float32)
         for network in (self.teacher.unet, self.teacher.content_encoder, self.teacher.vae):
             network.requires_grad_(False).eval()
-        scale = self.options.guidance_scale
-        self.guider = make_guidance(self.teacher.config.guidance_scale if scale is None else scale)
+        scale, defaults = self.options.guidance_scale, self.teacher.config
+        self.guider = make_guidance(
+            defaults.guidance_scale if scale is None else scale,
+            guidance_interval=defaults.guidance_interval,
+        )
         steps, noise = config.num_inference_steps, self.noise_scheduler.config
         try:
             self.scheduler = student_scheduler(noise, self.options.highest_noise_level)
