@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
 
 from demo_t2v.models.state_dicts import StateDictError
@@ -80,6 +79,8 @@ def from_list(
 
 def _layers(unet: DemoUNet, guidance_channels: int) -> dict[str, torch.Size]:
     """The layers of diffusers' network of the same sizes, in order, with their weights' shapes."""
+    from diffusers import UNet3DConditionModel  # loads slowly, and few adapters need it
+
     sizes = unet.config
     down = ["CrossAttnDownBlock3D" if each else "DownBlock3D" for each in sizes.attention]
     up = ["CrossAttnUpBlock3D" if each else "UpBlock3D" for each in reversed(sizes.attention)]
