@@ -3,21 +3,27 @@
 python scripts/ship_sprites.py --demo runs/sprites/demo --base runs/sprites/base \
     --autoencoder runs/sprites/encoder
 
-Each option is optional; both models get the autoencoder. `--curves RUN ...` adds the curves of
-further runs. New curves are drawn to the right of the existing ones.
+Each option is optional; both models get the autoencoder. `--fast runs/sprites/fast` copies the
+adapter of the four-step student, whose base is then the shipped `sprites`. `--curves RUN ...` adds
+the curves of further runs. New curves are drawn to the right of the existing ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from demo_t2v.checkpoints.resolve import BUILT_IN
+from demo_t2v.lora import WEIGHT_NAME
 from demo_t2v.pipeline import DemoPipeline
 
 WIDTH, HEIGHT, MARGIN = 320, 180, 30
@@ -50,6 +56,19 @@ def remove_origin(folder: Path) -> None:
         file.write_text(text, encoding="utf-8")
 
 
+def ship_adapter(source: Path, folder: Path) -> None:
+    """Copy an adapted model in half precision; its base becomes the built-in model."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    file = folder / "unet" / WEIGHT_NAME
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata()
+    save_file({name: each.half() for name, each in load_file(file).items()}, file, metadata)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    base = os.path.relpath(BUILT_IN["sprites"], folder)
+    text = json.dumps(index | {"base_model": base}, indent=2, sort_keys=True) + "\n"
+    (folder / "model_index.json").write_text(text, encoding="utf-8")
+
+
 def draw(curves: Path, runs: list[Path]) -> None:
     """Add the runs' curves to a picture; a curve of the same name is replaced."""
     old = re.findall(r"<g [^>]*>(.*?)</g>", curves.read_text(encoding="utf-8"), re.DOTALL)
@@ -74,6 +93,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--autoencoder", type=Path)
+    parser.add_argument("--fast", type=Path)
     parser.add_argument("--curves", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     runs = {"sprites": args.demo, "sprites-base": args.base}
@@ -88,9 +108,12 @@ def main() -> None:
         shipped.save_pretrained(BUILT_IN[name])
         remove_origin(BUILT_IN[name])
     assets = BUILT_IN["sprites"].parent
-    draw(assets / "curves.svg", [*args.curves, *filter(None, [*runs.values(), args.autoencoder])])
-    size = sum(file.stat().st_size for file in assets.rglob("*.safetensors")) / 2**20
-    print(f"wrote {assets}: {size:.1f} MiB of weights")
+    if args.fast is not None:
+        ship_adapter(args.fast / "final", assets.with_name("sprites-fast") / "model")
+    trained = filter(None, [*runs.values(), args.autoencoder, args.fast])
+    draw(assets / "curves.svg", [*args.curves, *trained])
+    size = sum(file.stat().st_size for file in assets.parent.rglob("*.safetensors")) / 2**20
+    print(f"wrote {assets.parent}: {size:.1f} MiB of weights")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ SCRIPT = ROOT / "scripts" / "train_sprites.py"
 TINY = ("num_steps=2", "batch_size=4", "log_interval=1", "warmup_steps=1", "tensorboard=null")
 
 STAGES = ["autoencoder", "clip", "motion-clip", "stills", "base", "demo", "decoder", "encoder"]
+STAGES += ["fast"]
 
 
 def command(out: Path, *words: str) -> list[str]:
@@ -55,6 +56,9 @@ def test_the_chain_resumes_after_sigterm_and_ends_with_a_card(tmp_path: Path) ->
     assert "128x128 pixels" in card
     assert "demo 2" in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
+    assert len(json.loads((out / "score-fast.json").read_text())["subjects"][0]["videos"]) == 3
+    fast = json.loads((out / "final-fast" / "model_index.json").read_text())
+    assert (fast["num_inference_steps"], fast["guidance_scale"]) == (4, 1)
 
 
 @pytest.mark.parametrize(

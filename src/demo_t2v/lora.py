@@ -25,11 +25,19 @@ from transformers import CLIPTextModel
 from demo_t2v.core.atomic_io import make_folder
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.weight_files import find_weight_file
+from demo_t2v.models.lora_layouts import from_list, from_peft, is_peft
 from demo_t2v.models.lora_targets import LoraTarget, lora_layers
-from demo_t2v.models.state_dicts import Shape, check_state_dict, select_component
+from demo_t2v.models.state_dicts import (
+    Shape,
+    StateDictError,
+    check_state_dict,
+    select_component,
+)
 from demo_t2v.models.unet import DemoUNet
 
 WEIGHT_NAME: Final = "pytorch_lora_weights.safetensors"
+_OTHER_NAMES: Final = ("adapter_model.safetensors", "unet_lora.pt")  # `models.lora_layouts`
+_PEFT_SETTINGS: Final = "adapter_config.json"
 _METADATA: Final = "lora_adapter_metadata"  # where diffusers keeps peft's settings
 # Keys of peft's configuration that are read from a file. Others can change the base or import code.
 _CONFIG_KEYS: Final = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
@@ -66,9 +74,47 @@ def add_lora(
         motion_encoder.requires_grad_(False)
     depth = 0 if motion_encoder is None else motion_encoder.config.num_hidden_layers
     components: dict[str, Any] = {"unet": unet, "motion_encoder": motion_encoder}
-    for name, layers in lora_layers(target, depth).items():
+    for name, pattern in lora_layers(target, depth).items():
+        layers = layers_of(components[name]) if target == "network" else pattern
         config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=layers)  # type: ignore[arg-type]
         components[name].add_adapter(config, adapter_name)
+
+
+def layers_of(network: nn.Module) -> list[str]:
+    """The names of a network's linear layers and convolutions, which LoRA can adapt."""
+    kinds = nn.Linear | nn.Conv2d | nn.Conv3d
+    return [name for name, layer in network.named_modules() if isinstance(layer, kinds)]
+
+
+def merge_lora(network: nn.Module, source: str | Path, component: str) -> None:
+    """Add an adapter's update to the weights of a network, without peft.
+
+    `source` is a file or a folder with `WEIGHT_NAME`, whose tensors of `component` count. A weight
+    W becomes W + alpha / r B A (arXiv 2106.09685, eq. 3). Raises LoraError for tensors that do not
+    belong to the network.
+    """
+    label, tensors, settings = _read(source, WEIGHT_NAME)
+    own, settings = (select_component(component, each) for each in (tensors, settings))
+    scale = settings.get("lora_alpha", 1) / settings.get("r", 1)
+    names = dict.fromkeys(name.partition(".lora_")[0] for name in own)
+    expected: dict[str, Shape] = {}
+    for name in names:
+        down = own.get(f"{name}.lora_A.weight")
+        weight = network.get_parameter(f"{name}.weight") if name in layers_of(network) else None
+        if weight is not None and down is not None:
+            rank, ones = len(down), (1,) * (weight.ndim - 2)
+            expected[f"{component}.{name}.lora_A.weight"] = (rank, *weight.shape[1:])
+            expected[f"{component}.{name}.lora_B.weight"] = (weight.shape[0], rank, *ones)
+    try:
+        check_state_dict(tensors, expected)
+    except StateDictError as error:
+        raise LoraError(f"{label}: {error}") from None
+    with torch.no_grad():
+        for name in names:
+            weight = network.get_parameter(f"{name}.weight")
+            up, down = (own[f"{name}.lora_{which}.weight"].float() for which in "BA")
+            update = scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+            weight.copy_(weight + update)
 
 
 class LoraMixin(LoraBaseMixin):
@@ -90,16 +136,17 @@ class LoraMixin(LoraBaseMixin):
         """Load an adapter and activate it with weight 1; adapters loaded before become inactive.
 
         `source` is a file, a folder or a hub repository with `weight_name` in it, or a state dict,
-        whose alpha is its rank. `set_adapters` activates several. Load adapters before sequential
-        offloading. Raises LoraError, without changing the pipeline, if peft or the file is
-        missing, if a tensor is missing, surplus or of wrong shape, or if the name is in use;
-        ConnectionError if the hub does not answer.
+        whose alpha is its rank. Files of MCM and T2V-Turbo are read too (`models.lora_layouts`).
+        `set_adapters` activates several. Load adapters before sequential offloading. Raises
+        LoraError, without changing the pipeline, if peft or the file is missing, if a tensor is
+        missing, surplus or of wrong shape, or if the name is in use; ConnectionError if the hub
+        does not answer.
         """
         _require_peft()
         from peft.utils import set_peft_model_state_dict
 
         name = self._unused_name(adapter_name)
-        label, tensors, settings = _read(source, weight_name)
+        label, tensors, settings = _read(source, weight_name, self.unet)
         adapters, expected = [], dict[str, Shape]()
         try:
             for component in self._lora_loadable_modules:
@@ -199,11 +246,7 @@ def _peft_config(
     with torch.device("meta"):
         bare = (kind.from_config if isinstance(module, ModelMixin) else kind)(module.config)
         named = {name.partition(".lora_")[0] for name in tensors}
-        layers = [
-            name
-            for name, layer in bare.named_modules()
-            if name in named and isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
-        ]
+        layers = [name for name in layers_of(bare) if name in named]
         rank = next((len(t) for name, t in tensors.items() if ".lora_A." in name and t.ndim), 1)
         values = {"r": rank, "lora_alpha": rank}
         values |= {key: settings[key] for key in _CONFIG_KEYS if key in settings}
@@ -216,26 +259,60 @@ def _peft_config(
 
 
 def _read(
-    source: str | Path | Mapping[str, Tensor], weight_name: str
+    source: str | Path | Mapping[str, Tensor], weight_name: str, unet: DemoUNet | None = None
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """The source's name in messages, its tensors, and peft's settings, {} if there are none."""
+    """The source's name in messages, its tensors, and peft's settings, {} if there are none.
+
+    A list of tensors needs the denoiser to name them.
+    """
     if isinstance(source, Mapping):
         return "the tensors given", dict(source), {}
     file = adapter_file(source, weight_name)
+    if file.suffix == ".pt" and unet is not None:
+        return str(file), *_read_list(file, unet)
     try:
         with safe_open(file, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             settings = json.loads((stored.metadata() or {}).get(_METADATA, "{}"))
     except (SafetensorError, OSError, ValueError):
         raise LoraError(f"{file}: is no complete safetensors file of an adapter") from None
+    if is_peft(tensors):
+        tensors, settings = from_peft(tensors, _read_settings(file.with_name(_PEFT_SETTINGS)))
     if not isinstance(settings, dict):
         raise LoraError(f"{file}: its {_METADATA} is no JSON object of peft's settings")
     return str(file), tensors, settings
 
 
+def _read_settings(file: Path) -> dict[str, Any]:
+    """The settings in peft's folder. Raises LoraError."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoraError(f"{file}: is missing; it has the adapter's settings") from None
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise LoraError(f"{file}: is no JSON object of peft's settings")
+    return settings
+
+
+def _read_list(file: Path, unet: DemoUNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The named tensors and settings of a list of tensors in a torch file. Raises LoraError."""
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # any error of pickle or of the archive
+        tensors = None
+    if not isinstance(tensors, list) or not all(isinstance(each, Tensor) for each in tensors):
+        raise LoraError(f"{file}: is no torch file with a list of tensors of an adapter")
+    try:
+        return from_list([each.detach() for each in tensors], unet)
+    except StateDictError as error:
+        raise LoraError(f"{file}: {error}") from None
+
+
 def adapter_file(source: str | Path, weight_name: str = WEIGHT_NAME) -> Path:
-    """The adapter's file, from a file, a folder or a hub repository.
+    """The adapter's file, from a file, a folder or a hub repository; MCM's and T2V-Turbo's too.
 
     Raises LoraError for an adapter that does not exist, ConnectionError if the hub does not answer.
     """
-    return find_weight_file(source, weight_name, "adapter", LoraError)
+    return find_weight_file(source, weight_name, "adapter", LoraError, _OTHER_NAMES)

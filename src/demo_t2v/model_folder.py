@@ -22,6 +22,9 @@ OWN_CLASSES: Final[Mapping[str, str]] = {
     "OpenCLIPTokenizer": "demo_t2v.models.tokenizer",
 }
 """This package's classes among a pipeline's components: class name -> module."""
+BASE_KEY: Final = "base_model"
+DEFAULT_KEYS: Final = ("num_inference_steps", "guidance_scale", "negative_prompt")
+"""The defaults of a call in a pipeline's configuration."""
 _SHIM: Final = '''"""{name} for diffusers' from_pretrained with trust_remote_code=True."""
 
 try:
@@ -56,6 +59,7 @@ class FolderMixin:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """As in diffusers. If all weights of a network are of one variant, it is the default.
 
+        An adapted folder (`base_folder`) gives its base with the adapter added to the weights.
         Raises ModelError for a folder in which a component's files or weights are missing.
         """
         name = pretrained_model_name_or_path
@@ -63,7 +67,12 @@ class FolderMixin:
         folder = Path(name)
         if not folder.is_dir():
             folder = Path(diffusers_class.download(name, **options))
-        check_files(folder, diffusers_class.load_config(folder), options.keys())
+        index = diffusers_class.load_config(folder)
+        if (base := base_folder(folder, index)) is not None:
+            adapted = cls.from_pretrained(base, **options)
+            _adapt(adapted, folder, index)
+            return adapted
+        check_files(folder, index, options.keys())
         options = {"variant": only_variant(folder), **options}
         pipeline: Any = super().from_pretrained(folder, **options)  # type: ignore[misc]
         pipeline.register_to_config(_name_or_path=str(name))
@@ -116,6 +125,42 @@ class FolderMixin:
             code.write_text(_SHIM.format(name=kind, module=module), encoding="utf-8")
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         file.write_text(text, encoding="utf-8")
+
+
+def base_folder(folder: Path, index: Mapping[str, Any]) -> Path | None:
+    """The folder of the model that an adapted one differs from; None for a complete model.
+
+    An adapted folder has the defaults of a call and `base_model`, the path of its base from there,
+    in `model_index.json`, a DDIM scheduler, and in `unet` an adapter (LoRA, arXiv 2106.09685) in
+    place of the weights. Raises ModelError for a base that is no complete model.
+    """
+    if (name := index.get(BASE_KEY)) is None:
+        return None
+    base = folder / str(name)
+    if not (base / "unet" / "config.json").is_file():
+        raise ModelError(
+            f"{folder / 'model_index.json'}: base_model {name} is no folder of a complete model"
+        )
+    return base
+
+
+def _adapt(pipeline: Any, folder: Path, index: Mapping[str, Any]) -> None:
+    """Turn the base's pipeline into that of an adapted folder. Raises ModelError, LoraError."""
+    from diffusers import DDIMScheduler
+
+    from demo_t2v.lora import merge_lora
+
+    missing = [key for key in DEFAULT_KEYS if key not in index]
+    if missing:
+        raise ModelError(f"{folder / 'model_index.json'}: has no {' and no '.join(missing)}")
+    try:
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'scheduler'}: cannot be read ({first_line(error)})") from None
+    if pipeline.unet is not None:
+        merge_lora(pipeline.unet, folder / "unet", "unet")
+    pipeline.register_modules(scheduler=scheduler)
+    pipeline.register_to_config(**{key: index[key] for key in DEFAULT_KEYS})
 
 
 def register_classes() -> None:

@@ -21,7 +21,14 @@ from demo_t2v.config.inference import PRESETS, SET_BY_PRESET, Preset
 from demo_t2v.core.atomic_io import describe_broken_link, path_exists
 from demo_t2v.core.devices import SHARED_MEMORY, check_dtype, resolve_device
 from demo_t2v.diffusion.guidance import ALL_NOISE_LEVELS, Interval, Scale
-from demo_t2v.model_folder import ModelError, class_name, first_line, only_variant, weight_files
+from demo_t2v.model_folder import (
+    ModelError,
+    base_folder,
+    class_name,
+    first_line,
+    only_variant,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
@@ -182,7 +189,7 @@ def resolve(name: str, to_train: bool = False) -> ResolvedModel:
 def _find(name: str, to_train: bool) -> Path:
     folder = BUILT_IN.get(name, Path(name))
     if name and (folder / "model_index.json").is_file():
-        return folder
+        return _complete(folder)
     if is_published(name):
         return _converted(name, to_train)
     if name not in BUILT_IN and not path_exists(folder) and HUB_ID.fullmatch(name):
@@ -191,6 +198,16 @@ def _find(name: str, to_train: bool) -> Path:
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
     what = describe_broken_link(folder) or what
     raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
+
+
+def _complete(folder: Path) -> Path:
+    """The folder, or for an adapted model that of the complete one."""
+    base = base_folder(folder, read_object(folder / "model_index.json"))
+    if base is None:
+        return folder
+    from demo_t2v.checkpoints.adapted import complete_folder
+
+    return complete_folder(folder, base)
 
 
 def is_published(name: str) -> bool:
@@ -244,7 +261,7 @@ def _download(name: str) -> Path:
         raise ModelError(
             f"{name}: the hub's repository is no diffusers model (no model_index.json)"
         )
-    return folder
+    return _complete(folder)
 
 
 def read_defaults(folder: Path) -> ModelDefaults:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo_t2v.core.errors import UserError
 
 
 def find_weight_file(
-    source: str | Path, weight_name: str, what: str, error: type[UserError]
+    source: str | Path,
+    weight_name: str,
+    what: str,
+    error: type[UserError],
+    other_names: Sequence[str] = (),
 ) -> Path:
     """The file of a file's name, a folder or a hub repository, both with `weight_name` in them.
 
-    `what` names it in messages, such as "adapter". Raises `error` where there is none,
-    ConnectionError if the hub does not answer.
+    Where they do not have it, the first of `other_names` counts. `what` names it in messages, such
+    as "adapter". Raises `error` where there is none, ConnectionError if the hub does not answer.
     """
     path = Path(source)
     if path.is_dir():
-        path = path / weight_name
+        path = _first(path, (weight_name, *other_names))
     if path.is_file():
         return path
     missing = error(
@@ -30,7 +35,8 @@ def find_weight_file(
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:  # `hf_hub_download` would retry for half a minute
-        file = Path(snapshot_download(str(source), allow_patterns=[weight_name]), weight_name)
+        names = (weight_name, *other_names)
+        file = _first(Path(snapshot_download(str(source), allow_patterns=list(names))), names)
     except (HFValidationError, RepositoryNotFoundError):
         raise missing from None
     except Exception as problem:  # the client raises any error of its network library
@@ -41,3 +47,8 @@ def find_weight_file(
     if not file.is_file():
         raise missing
     return file
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path:
+    """The first of these files that a folder has; without any, the path of the first."""
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])

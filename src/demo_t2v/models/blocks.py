@@ -276,11 +276,14 @@ class TemporalConv(nn.Module):
 
 
 class FrameConv(nn.Conv3d):
-    """A (3, 1, 1) convolution, computed in two dimensions: faster on most devices."""
+    """A (k, 1, 1) convolution, computed in two dimensions: faster on most devices.
+
+    An adapter of it (LoRA) consists of two of them: k = 3, then k = 1 without padding.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, F, H*W) -> the same shape."""
-        return F.conv2d(x, self.weight[..., 0], self.bias, padding=(1, 0))
+        return F.conv2d(x, self.weight[..., 0], self.bias, padding=self.padding[:2])
 
 
 class Downsample(nn.Module):

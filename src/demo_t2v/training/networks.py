@@ -15,6 +15,7 @@ from demo_t2v.training.config import (
     AnyTraining,
     ClipTraining,
     DenoiserTraining,
+    Distillation,
     StudentTraining,
 )
 
@@ -40,6 +41,8 @@ def check_config(config: AnyTraining) -> None:
             _check("clip", config.clip, *_TEXT)
             _check("base", config.base, "unet/config.json")
             _check_motion_losses(config)
+            if config.distillation is not None:
+                _check_distillation(config, config.distillation)
 
 
 def _check(key: str, folder: Path | None, *files: str) -> None:
@@ -58,6 +61,23 @@ def _check_motion_losses(config: DenoiserTraining) -> None:
         raise ConfigError("video_motion_weight: single frames do not move; write 0")
     if config.text_motion_weight and not config.stills:  # stills: the loss is left out
         raise ConfigError("text_motion_weight: single frames do not move; write 0")
+
+
+def _check_distillation(config: DenoiserTraining, student: Distillation) -> None:
+    """Raise ConfigError for a base that is no model, and for options that students do not have."""
+    _check("base", config.base, "model_index.json", "content_encoder/config.json")
+    for key in ("text_motion_weight", "regularization_weight"):
+        if getattr(config, key) and has_motion_branch(config):
+            raise ConfigError(f"{key}: is for denoisers, not for a distilled student; write 0")
+    if config.guidance_scale > 1:
+        raise ConfigError("guidance_scale: a distilled student needs no guidance; write 1")
+    if config.lora is not None and config.lora.target != "network":
+        raise ConfigError(
+            f"lora.target: a distilled student needs network, not {config.lora.target}"
+        )
+    low, high = student.motion_strength
+    if low > high:
+        raise ConfigError(f"distillation.motion_strength: {low} should be at most {high}")
 
 
 def has_motion_branch(config: DenoiserTraining) -> bool:

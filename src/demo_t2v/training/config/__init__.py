@@ -25,7 +25,7 @@ from demo_t2v.training.config.datasets import (
     VideoDataset,
     WebvidDataset,
 )
-from demo_t2v.training.config.denoiser import DenoiserTraining, Lora
+from demo_t2v.training.config.denoiser import DenoiserTraining, Distillation, Lora
 
 __all__ = [
     "AnyDataset",
@@ -35,6 +35,7 @@ __all__ = [
     "CustomDataset",
     "Dataset",
     "DenoiserTraining",
+    "Distillation",
     "Lora",
     "ShardsDataset",
     "SpritesDataset",

@@ -24,6 +24,35 @@ class Lora(Strict):
     """The adapter's update is scaled by `alpha` / `rank`; None: by 1."""
 
 
+class Distillation(Strict):
+    """A student of a few steps without guidance, which learns from the frozen `base`.
+
+    The configuration's `num_inference_steps` are the student's steps, and its
+    `video_motion_weight` weighs the motion of real clips.
+    """
+
+    highest_noise_level: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Noise level of the first step, as a fraction of the training's timesteps: above it latents
+    are noise alone."""
+    solver_steps: Annotated[int, Field(ge=1)] = 3
+    """Steps of the teacher for one step of the student, by DPM-Solver++."""
+    guidance_scale: Annotated[float, Field(ge=0)] | None = None
+    """Guidance scale of the teacher; None: its default."""
+    p_real: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability that a clip's noisy latents are the real clip's at every step. Otherwise they are
+    those that the student's own steps lead to, from noise alone (mixed trajectory distillation,
+    arXiv 2406.06890)."""
+    p_other_motion: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Probability that the motion prompt is another clip's caption."""
+    p_motion_strength: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Probability that a batch has a motion strength other than 1."""
+    motion_strength: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (
+        0.5,
+        1.5,
+    )
+    """Lowest and highest of these motion strengths."""
+
+
 def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
     if lora is not None:
         if info.data.get("base") is None:
@@ -32,6 +61,16 @@ def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
             if info.data.get(key):
                 raise ValueError(f"freezes all of the base already: leave out {key}")
     return lora
+
+
+def _check_distillation(student: Distillation | None, info: ValidationInfo) -> Distillation | None:
+    if student is not None:
+        if info.data.get("base") is None:
+            raise ValueError("needs a trained model to learn from: give base")
+        for key in ("freeze_unet", "stop_grad_index", "stills", "min_snr_gamma", "motion_clip"):
+            if info.data.get(key):
+                raise ValueError(f"trains the denoiser of the base alone: leave out {key}")
+    return student
 
 
 class DenoiserTraining(TrainConfig):
@@ -96,6 +135,9 @@ class DenoiserTraining(TrainConfig):
     final layer norm are frozen."""
     lora: Annotated[Lora | None, AfterValidator(_check_lora)] = None
     """Train only an adapter: `final/` then holds the adapter's file instead of a model."""
+    distillation: Annotated[Distillation | None, AfterValidator(_check_distillation)] = None
+    """Train a student that needs a few steps and no guidance, rather than a denoiser. With `lora`
+    it is an adapter of the target `network`."""
     motion_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the motion encoder; None: the same as `lr`."""
     video_motion_weight: Annotated[float, Field(ge=0)] = 0.1

@@ -16,6 +16,7 @@ from demo_t2v.training.task import Task
 from demo_t2v.training.tasks.autoencoder import AutoencoderTask
 from demo_t2v.training.tasks.clip import ClipTask
 from demo_t2v.training.tasks.denoiser import DenoiserTask
+from demo_t2v.training.tasks.distillation import DistillationTask
 from demo_t2v.training.tasks.student import StudentTask
 
 __all__ = ["make_task"]
@@ -36,5 +37,7 @@ def make_task(config: AnyTraining) -> Task:
             return StudentTask(config)
         case ClipTraining():
             return ClipTask(config)
-        case DenoiserTraining():
+        case DenoiserTraining(distillation=None):
             return DenoiserTask(config)
+        case DenoiserTraining():
+            return DistillationTask(config)
