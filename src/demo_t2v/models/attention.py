@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demo_t2v.models.layout import frames_to_clips
 from demo_t2v.models.linear import Linear
 
 TransformerKind = Literal["content", "motion", "temporal"]
@@ -221,7 +222,7 @@ class Transformer(nn.Module):
         if self.kind == "content":
             h = rearrange(self.norm(x), "n c h w -> n (h w) c")
         else:  # as in the base model, group norm includes the frames
-            h = self.norm(rearrange(x, "(b f) c h w -> b c f (h w)", f=num_frames))
+            h = self.norm(frames_to_clips(x, num_frames))
             h = rearrange(h, "b c f s -> (b s) f c")
         h, token_map = self.transformer_blocks[0](self.proj_in(h), encoder_kv, token_index)
         h = self.proj_out(h)
