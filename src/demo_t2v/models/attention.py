@@ -100,7 +100,7 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., inner)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return F.gelu(gate).mul_(value)  # type: ignore[no-any-return]
+        return F.gelu(gate).mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -117,7 +117,8 @@ class FeedForward(nn.Module):
         if x.device.type != "cpu":
             return self.net(x)  # type: ignore[no-any-return]
         rows = x.reshape(-1, x.shape[-1])
-        return torch.cat([self.net(some) for some in rows.split(ROWS_AT_ONCE)]).view(x.shape)
+        parts = torch.split(rows, ROWS_AT_ONCE)
+        return torch.cat([self.net(part) for part in parts]).view(x.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -233,5 +234,5 @@ class Transformer(nn.Module):
             h = rearrange(h, "(b h w) f c -> b f c h w", h=height, w=width)
         if token_map is not None:
             token_map = rearrange(token_map, "b (h w f) -> b h w f", h=height, w=width)
-        clips = x.unflatten(0, (-1, num_frames))
+        clips = rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
         return torch.add(clips, h, alpha=strength).flatten(0, 1), token_map

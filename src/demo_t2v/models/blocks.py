@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo_t2v.models.attention import KeysValues, Transformer, TransformerKind
-from demo_t2v.models.layout import clips_to_frames, frames_to_clips
+from demo_t2v.models.layout import frames_to_clips
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ class TemporalConv(nn.Module):
         height = x.shape[2]
         h = frames_to_clips(x, num_frames)
         h = self.conv4(self.conv3(self.conv2(self.conv1(h))))
-        return x + clips_to_frames(h, height)
+        return x + rearrange(h, "b c f (h w) -> (b f) c h w", h=height)  # type: ignore[no-any-return]
 
 
 class FrameConv(nn.Conv3d):

@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def has_onednn() -> bool:
+    """Whether torch was built with oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 class Linear(nn.Linear):
     """A linear layer that oneDNN computes in fp32 on a CPU, as a 1x1 convolution.
 
@@ -15,8 +20,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C')."""
-        on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-        if not (on_cpu and torch.backends.mkldnn.is_available()):
+        if x.device.type != "cpu" or x.dtype != torch.float32 or not has_onednn():
             return super().forward(x)
         positions = x.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)  # channels last
         weight = self.weight[:, :, None, None]
