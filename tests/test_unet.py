@@ -307,6 +307,23 @@ def test_a_frame_attends_to_its_own_states() -> None:
             torch.testing.assert_close(token_map.view(2, 3, 4)[sample, :, frame], alone_map[0])
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_all_convolutions_of_a_cpu_have_one_memory_layout(batch: int) -> None:
+    unet, layouts = tiny_unet(), []
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
+            module.register_forward_pre_hook(
+                lambda _, args: layouts.append(
+                    args[0].is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+    _, content, motion = inputs(batch)
+    unet(torch.randn(batch, 4, 4, 8, 8), 7, content, motion)
+    assert len(layouts) > 40
+    assert all(layouts)
+
+
 def test_hooks_may_copy_the_lists_that_blocks_get() -> None:
     """As those of DeepSpeed (ZeRO-3) and FSDP2 do."""
     unet = small_network()

@@ -12,14 +12,21 @@ positions share them: cross-attention treats all queries of a sample as one sequ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demo_t2v.models.layout import frames_to_clips
+from demo_t2v.models.linear import Linear
+
 TransformerKind = Literal["content", "motion", "temporal"]
+
+ROWS_AT_ONCE: Final = 1024
+"""Rows of a feed-forward layer on a CPU: the widest ones read their weights once, and the results
+of narrow ones fit into the cache."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,10 @@ class Attention(nn.Module):
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
-        self.to_q = nn.Linear(channels, inner, bias=False)
-        self.to_k = nn.Linear(cross_attention_dim or channels, inner, bias=False)
-        self.to_v = nn.Linear(cross_attention_dim or channels, inner, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])  # named as in diffusers
+        self.to_q = Linear(channels, inner, bias=False)
+        self.to_k = Linear(cross_attention_dim or channels, inner, bias=False)
+        self.to_v = Linear(cross_attention_dim or channels, inner, bias=False)
+        self.to_out = nn.ModuleList([Linear(inner, channels)])  # named as in diffusers
 
     def keys_values(self, states: Tensor) -> KeysValues:
         """Keys and values of all heads from states (N, L, D), or (N, F, L, D) a frame."""
@@ -70,7 +77,7 @@ class Attention(nn.Module):
         The softmax is computed once for both.
         """
         query = self._split(self.to_q(x))
-        scores = query @ kv.keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores = query * query.shape[-1] ** -0.5 @ kv.keys.transpose(-1, -2)
         weights = scores.softmax(dim=-1)  # (B, heads, T, L)
         samples = torch.arange(len(token_index), device=token_index.device)
         token_map = weights.mean(dim=1)[samples, :, token_index]
@@ -88,12 +95,12 @@ class GEGLU(nn.Module):
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(channels, 2 * inner)
+        self.proj = Linear(channels, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., inner)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)  # type: ignore[no-any-return]
+        return F.gelu(gate).mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -102,12 +109,16 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = 4 * channels
-        gate, back = GEGLU(channels, inner), nn.Linear(inner, channels)
+        gate, back = GEGLU(channels, inner), Linear(inner, channels)
         self.net = nn.Sequential(gate, nn.Identity(), back)  # named as in diffusers
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., C) -> (..., C)."""
-        return self.net(x)  # type: ignore[no-any-return]
+        """x (..., C) -> (..., C). A CPU computes some rows at a time, in its cache."""
+        if x.device.type != "cpu":
+            return self.net(x)  # type: ignore[no-any-return]
+        rows = x.reshape(-1, x.shape[-1])
+        parts = torch.split(rows, ROWS_AT_ONCE)
+        return torch.cat([self.net(part) for part in parts]).view(x.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -178,12 +189,12 @@ class Transformer(nn.Module):
         self.kind = kind
         inner = heads * head_dim
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
+        self.proj_in = Linear(channels, inner)
         block = TransformerBlock(
             inner, heads, head_dim, None if kind == "temporal" else cross_attention_dim
         )
         self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = nn.Linear(inner, channels)
+        self.proj_out = Linear(inner, channels)
         # Every transformer starts as the identity.
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
@@ -212,14 +223,16 @@ class Transformer(nn.Module):
         if self.kind == "content":
             h = rearrange(self.norm(x), "n c h w -> n (h w) c")
         else:  # as in the base model, group norm includes the frames
-            h = self.norm(rearrange(x, "(b f) c h w -> b c f (h w)", f=num_frames))
+            h = self.norm(frames_to_clips(x, num_frames))
             h = rearrange(h, "b c f s -> (b s) f c")
         h, token_map = self.transformer_blocks[0](self.proj_in(h), encoder_kv, token_index)
         h = self.proj_out(h)
+        # Views: the sum reads h in its own order and has the memory layout of x.
         if self.kind == "content":
-            h = rearrange(h, "n (h w) c -> n c h w", h=height)
+            h = rearrange(h, "(b f) (h w) c -> b f c h w", f=num_frames, h=height)
         else:
-            h = rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width)
+            h = rearrange(h, "(b h w) f c -> b f c h w", h=height, w=width)
         if token_map is not None:
             token_map = rearrange(token_map, "b (h w f) -> b h w f", h=height, w=width)
-        return x + strength * h, token_map
+        clips = rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
+        return torch.add(clips, h, alpha=strength).flatten(0, 1), token_map

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo_t2v.models.attention import KeysValues, Transformer, TransformerKind
+from demo_t2v.models.layout import frames_to_clips
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ForwardPass:
     """Inputs that all blocks share in one forward pass, and the attention maps they collect."""
 
     num_frames: int
-    temb: Tensor  # (B*F, T)
+    temb: Tensor  # (B*F, T), after SiLU
     motion_strength: float
     eot_index: Tensor | None  # (B,), or (B, F) with motion states for each frame
     cache: DeepFeatures | None = None
@@ -242,9 +243,9 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """x (B*F, C, H, W), temb (B*F, T) -> (B*F, C', H, W)."""
+        """x (B*F, C, H, W), temb (B*F, T) after SiLU -> (B*F, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        h = h + self.time_emb_proj(temb)[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.conv_shortcut(x) + h  # type: ignore[no-any-return]
 
@@ -270,7 +271,7 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """x (B*F, C, H, W) -> the same shape."""
         height = x.shape[2]
-        h = rearrange(x, "(b f) c h w -> b c f (h w)", f=num_frames).contiguous()
+        h = frames_to_clips(x, num_frames)
         h = self.conv4(self.conv3(self.conv2(self.conv1(h))))
         return x + rearrange(h, "b c f (h w) -> (b f) c h w", h=height)  # type: ignore[no-any-return]
 

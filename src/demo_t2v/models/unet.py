@@ -190,7 +190,12 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         )
 
         # Down blocks push their outputs, up blocks pop them: no tensor is referenced after its use.
-        features = [self.conv_in(rearrange(sample, "b c f h w -> (b f) c h w"))]
+        frames = rearrange(sample, "b c f h w -> (b f) c h w")
+        if frames.device.type == "cpu":
+            # All layers keep this layout: positions as rows, and clips as frames, are views. On a
+            # GPU torch's group norm copies to the other layout.
+            frames = frames.contiguous(memory_format=torch.channels_last)
+        features = [self.conv_in(frames)]
         if self.config.temporal:
             features[0], _ = self.transformer_in(features[0], num_frames)
         if cache is None or cache.complete:
@@ -212,7 +217,7 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return DemoUNetOutput(prediction, None if eot_index is None else tuple(run.eot_attention))
 
     def _embed(self, timestep: Tensor | int, sample: Tensor) -> Tensor:
-        """The embedding of the timestep, and of the frame's index, for each frame: (B*F, T)."""
+        """SiLU of the embedding of timestep and frame index, for each frame: (B*F, T)."""
         batch, num_frames = len(sample), sample.shape[2]
         width = self.config.block_out_channels[0]
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(batch)
@@ -222,4 +227,4 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             indices = torch.arange(num_frames, device=sample.device)
             sinusoids = timestep_embedding(indices, width).to(sample.dtype)
             temb = temb + self.place_embedding(sinusoids).repeat(batch, 1)
-        return temb
+        return F.silu(temb)
