@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo_t2v.models.layout import frames_to_clips
-from demo_t2v.models.linear import Linear
+from demo_t2v.models.linear import Linear, computes_on_cpu
 
 TransformerKind = Literal["content", "motion", "temporal"]
 
@@ -114,7 +114,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C). A CPU computes some rows at a time, in its cache."""
-        if x.device.type != "cpu":
+        if not computes_on_cpu(x):
             return self.net(x)  # type: ignore[no-any-return]
         rows = x.reshape(-1, x.shape[-1])
         parts = torch.split(rows, ROWS_AT_ONCE)

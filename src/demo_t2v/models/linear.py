@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def computes_on_cpu(x: Tensor) -> bool:
+    """Whether torch computes operations on `x` by a CPU's libraries, not in compiled code."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def has_onednn() -> bool:
     """Whether torch was built with oneDNN."""
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
@@ -20,7 +25,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C')."""
-        if x.device.type != "cpu" or x.dtype != torch.float32 or not has_onednn():
+        if not computes_on_cpu(x) or x.dtype != torch.float32 or not has_onednn():
             return super().forward(x)
         positions = x.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)  # channels last
         weight = self.weight[:, :, None, None]
