@@ -70,6 +70,28 @@ def videos(
     raft: Annotated[
         Path | None, typer.Option(metavar="FILE", help="RAFT's weights from torchvision.")
     ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Weights for FID, KID, Inception Score (torch-fidelity)."
+        ),
+    ] = None,
+    i3d: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TorchScript file for FVD. Loading it runs its code."),
+    ] = None,
+    videomae: Annotated[
+        str | None, typer.Option(metavar="FOLDER|HUB_ID", help="VideoMAE model for FVD.")
+    ] = None,
+    image_frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Frames of each video for FID, KID, Inception Score (default: all)."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Features that are computed once.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Results to write.")] = None,
 ) -> None:
     """Measure a folder of videos."""
@@ -77,6 +99,7 @@ def videos(
         from rich.console import Console
 
         from demo_t2v.evaluation.all_metrics import make_metrics
+        from demo_t2v.evaluation.distribution_metrics import Extractors
         from demo_t2v.evaluation.measurement import measure
         from demo_t2v.evaluation.report import check_writable
         from demo_t2v.evaluation.results import save_results
@@ -90,7 +113,10 @@ def videos(
         texts = {row[0]: row[1] for row in read_prompts(prompts)} if prompts else None
         files = list_videos(folder, texts)
         real_files = list_videos(real) if real else []
-        metrics, not_computed = make_metrics(with_real=bool(real_files), clip=clip, raft=raft)
+        extractors = Extractors(inception, i3d, videomae, cache, image_frames)
+        metrics, not_computed = make_metrics(
+            with_real=bool(real_files), clip=clip, raft=raft, extractors=extractors
+        )
         with progress("videos", len(files) + len(real_files)) as bar:
             results = measure(
                 metrics,
@@ -99,6 +125,7 @@ def videos(
                 real=real_files,
                 real_subject=str(real or ""),
                 form=form,
+                settings={"frames": frames, "fps": fps, "resolution": resolution},
                 not_computed=not_computed,
                 on_video=bar.advance,
             )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from demo_t2v.evaluation.distribution_metrics import Extractors
 from demo_t2v.evaluation.metrics.metric import Metric, MissingWeightsError
 from demo_t2v.evaluation.results import MetricResult
 from demo_t2v.evaluation.single_video_metrics import single_video_metrics
 
 
 def make_metrics(
-    *, with_real: bool, clip: str | None = None, raft: Path | None = None
+    *,
+    with_real: bool,
+    clip: str | None = None,
+    raft: Path | None = None,
+    extractors: Extractors = Extractors(),  # noqa: B008 (frozen)
 ) -> tuple[list[Metric], list[MetricResult]]:
     """The metrics that can be computed here, and the reasons why others cannot.
 
@@ -19,6 +24,7 @@ def make_metrics(
     """
     makers = [
         *single_video_metrics(clip, raft),
+        *extractors.metrics(),
     ]
     metrics: list[Metric] = []
     missing = []

@@ -1,0 +1,77 @@
+"""The metrics that compare distributions of features: FID, KID, Inception Score, FVD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from demo_t2v.evaluation.features import i3d, inception, videomae
+from demo_t2v.evaluation.features.cache import CachedExtractor
+from demo_t2v.evaluation.features.extractor import Extractor
+from demo_t2v.evaluation.metrics.feature_sets import FeatureSets
+from demo_t2v.evaluation.metrics.fid import FrechetInceptionDistance
+from demo_t2v.evaluation.metrics.fvd import FrechetVideoDistance
+from demo_t2v.evaluation.metrics.inception_score import InceptionScore
+from demo_t2v.evaluation.metrics.kid import KernelInceptionDistance
+from demo_t2v.evaluation.metrics.metric import Metric, MissingWeightsError
+
+
+@dataclass(frozen=True)
+class Extractors:
+    """Where the networks of the features are; None: not here."""
+
+    inception: Path | None = None
+    i3d: Path | None = None
+    videomae: str | None = None
+    """A folder or a hub repository."""
+    cache: Path | None = None
+    """Folder of features that are computed once; None: they are computed each time."""
+    image_frames: int | None = None
+    """Frames of each video for the metrics of frames, evenly spread; None: all."""
+
+    def metrics(self) -> list[tuple[str, Callable[[], Metric]]]:
+        """Names of metrics, and functions that make them or raise MissingWeightsError.
+
+        A function raises EvaluationError for a network that is there and cannot be used.
+        """
+
+        @cache
+        def load_inception() -> tuple[FeatureSets, inception.InceptionV3]:
+            if self.inception is None:
+                raise MissingWeightsError(f"--inception FILE: {inception.WEIGHTS}")
+            network = inception.InceptionV3(self.inception)
+            return FeatureSets(self._cached(network), self.image_frames), network
+
+        def fid() -> Metric:
+            return FrechetInceptionDistance(load_inception()[0])
+
+        def kid() -> Metric:
+            return KernelInceptionDistance(load_inception()[0])
+
+        def inception_score() -> Metric:
+            sets, network = load_inception()
+            return InceptionScore(sets, network.logits)
+
+        def fvd_i3d() -> Metric:
+            if self.i3d is None:
+                raise MissingWeightsError(f"--i3d FILE: {i3d.WEIGHTS}")
+            return FrechetVideoDistance(FeatureSets(self._cached(i3d.I3D(self.i3d))))
+
+        def fvd_videomae() -> Metric:
+            if self.videomae is None:
+                raise MissingWeightsError(f"--videomae FOLDER: {videomae.WEIGHTS}")
+            network = videomae.VideoMAE(self.videomae)
+            return FrechetVideoDistance(FeatureSets(self._cached(network)))
+
+        return [
+            (FrechetInceptionDistance.name, fid),
+            (KernelInceptionDistance.name, kid),
+            (InceptionScore.name, inception_score),
+            ("FVD (I3D)", fvd_i3d),
+            ("FVD (VideoMAE)", fvd_videomae),
+        ]
+
+    def _cached(self, extractor: Extractor) -> Extractor:
+        return extractor if self.cache is None else CachedExtractor(extractor, self.cache)
