@@ -24,7 +24,7 @@ from rich.table import Table
 from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import Clip as SpriteClip
 from demo_t2v.data.sprites import Trajectory, draw_clip, render
-from demo_t2v.evaluation.metrics.metric import Clip, MissingWeightsError
+from demo_t2v.evaluation.metrics.metric import MissingWeightsError, VideoClip
 from demo_t2v.evaluation.single_video_metrics import single_video_metrics
 from demo_t2v.evaluation.sprites.classification import classify_video
 
@@ -92,7 +92,7 @@ def measure(cases: Sequence[Case], clip: str | None, raft: Path | None) -> dict[
         except MissingWeightsError:
             continue
     for number, case in enumerate(cases):
-        video = Clip(str(number), case.frames, FPS, case.wanted.caption)
+        video = VideoClip(str(number), case.frames, FPS, case.wanted.caption)
         for metric in metrics:
             metric.update(video)
     values = {}

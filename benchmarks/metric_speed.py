@@ -24,7 +24,7 @@ from rich.table import Table
 from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import draw_clip
 from demo_t2v.evaluation.all_metrics import make_metrics
-from demo_t2v.evaluation.metrics.metric import Clip, Metric, TooFewVideosError
+from demo_t2v.evaluation.metrics.metric import Metric, TooFewVideosError, VideoClip
 
 WARM_UP = 8
 
@@ -40,7 +40,7 @@ def measure(metrics: Sequence[Metric], count: int, resolution: int, frames: int)
     seconds = 0.0
     for number in range(count):
         drawn = draw_clip(rng, resolution, frames)
-        clip = Clip(str(number), drawn.frames, 8, drawn.caption)
+        clip = VideoClip(str(number), drawn.frames, 8, drawn.caption)
         start = time.perf_counter()
         for metric in metrics:
             if metric.needs_real:

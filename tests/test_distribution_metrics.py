@@ -24,7 +24,7 @@ from demo_t2v.evaluation.metrics.frechet import Moments, frechet_distance, jackk
 from demo_t2v.evaluation.metrics.fvd import FrechetVideoDistance
 from demo_t2v.evaluation.metrics.inception_score import InceptionScore, inception_score
 from demo_t2v.evaluation.metrics.kid import KernelInceptionDistance, polynomial_mmd
-from demo_t2v.evaluation.metrics.metric import Clip, TooFewVideosError
+from demo_t2v.evaluation.metrics.metric import TooFewVideosError, VideoClip
 from helpers.in_process import run
 
 
@@ -45,7 +45,9 @@ class Pixels:
 
 def clip(name, frames=2, size=2, seed=0, fps=8.0):
     shape = (frames, size, size, 3)
-    return Clip(name, np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8), fps)
+    return VideoClip(
+        name, np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8), fps
+    )
 
 
 def sets_of(generated, real=()):
@@ -202,7 +204,7 @@ def test_metrics_of_one_network_share_its_features():
     for real in (True, False):
         for number in range(4):
             for metric in metrics:
-                metric.update(Clip(str(number), ramp, 8), real)
+                metric.update(VideoClip(str(number), ramp, 8), real)
     assert extractor.calls == 8
     assert sets.generated.counts == sets.real.counts == [3] * 4
     # Frames 0, 4 and 8 of 9.
@@ -517,7 +519,7 @@ def test_fid_equals_that_of_torch_fidelity(tmp_path, monkeypatch):
     statistics = []
     for real in (False, True):
         batch = np.concatenate([clip("", 1, 40, seed + 50 * real).frames for seed in range(8)])
-        fid.update(Clip("", batch // (1 + real), 8), real)
+        fid.update(VideoClip("", batch // (1 + real), 8), real)
         features, logits = theirs(torch.from_numpy(batch // (1 + real)).movedim(-1, 1))
         np.testing.assert_allclose(network.logits(features.double().numpy()), logits, rtol=1e-3)
         statistics.append(metric_fid.fid_features_to_statistics(features))

@@ -26,7 +26,7 @@ from demo_t2v.evaluation.metrics.clipsim import ClipSim
 from demo_t2v.evaluation.metrics.dynamic_degree import DynamicDegree
 from demo_t2v.evaluation.metrics.flow import VideoFlow, visible_pixels
 from demo_t2v.evaluation.metrics.flow_score import FlowScore
-from demo_t2v.evaluation.metrics.metric import Clip, TooFewVideosError
+from demo_t2v.evaluation.metrics.metric import TooFewVideosError, VideoClip
 from demo_t2v.evaluation.metrics.warp_error import WarpError
 from demo_t2v.losses.optical_flow import FlowEstimator
 from helpers.in_process import run
@@ -60,8 +60,8 @@ def uniform_flow(x: float) -> FlowEstimator:
     return estimator
 
 
-def clip(frames: np.ndarray, fps: float = 8, prompt: str = "") -> Clip:
-    return Clip("clip", frames, fps, prompt)
+def clip(frames: np.ndarray, fps: float = 8, prompt: str = "") -> VideoClip:
+    return VideoClip("clip", frames, fps, prompt)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_video_moves_if_a_quarter_of_its_pairs_do() -> None:
         step = (second - first).mean(dim=(1, 2, 3)) * 127.5
         return step.view(-1, 1, 1, 1).expand(-1, 2, *first.shape[2:])
 
-    def video(moving_pairs: int) -> Clip:
+    def video(moving_pairs: int) -> VideoClip:
         levels = np.minimum(np.arange(16), moving_pairs) * 10
         return clip(levels.astype(np.uint8)[:, None, None, None].repeat(64, 1).repeat(64, 2)
                     .repeat(3, 3))  # fmt: skip

@@ -98,17 +98,19 @@ def videos(
     with one_line_errors():
         from rich.console import Console
 
-        from demo_t2v.evaluation.all_metrics import make_metrics
-        from demo_t2v.evaluation.distribution_metrics import Extractors
-        from demo_t2v.evaluation.measurement import measure
-        from demo_t2v.evaluation.report import check_writable
-        from demo_t2v.evaluation.results import save_results
-        from demo_t2v.evaluation.tables import results_table
-        from demo_t2v.evaluation.video_files import ClipFormat, list_videos
-        from demo_t2v.inference.jobs import read_prompts
+        with uncollected():
+            from demo_t2v.evaluation.all_metrics import make_metrics
+            from demo_t2v.evaluation.distribution_metrics import Extractors
+            from demo_t2v.evaluation.measurement import measure
+            from demo_t2v.evaluation.report import check_writable
+            from demo_t2v.evaluation.results import save_results
+            from demo_t2v.evaluation.tables import results_table
+            from demo_t2v.evaluation.video_files import ClipFormat, list_videos
+            from demo_t2v.inference.jobs import read_prompts
 
         if out is not None:
             check_writable(out)
+        settings = {"frames": frames, "fps": fps, "resolution": resolution}
         form = ClipFormat(frames, fps, resolution)
         texts = {row[0]: row[1] for row in read_prompts(prompts)} if prompts else None
         files = list_videos(folder, texts)
@@ -125,7 +127,7 @@ def videos(
                 real=real_files,
                 real_subject=str(real or ""),
                 form=form,
-                settings={"frames": frames, "fps": fps, "resolution": resolution},
+                settings=settings,
                 not_computed=not_computed,
                 on_video=bar.advance,
             )

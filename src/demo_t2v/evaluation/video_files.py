@@ -14,7 +14,7 @@ from demo_t2v.data.video import Sampling, VideoError, read_video
 from demo_t2v.data.whole_clips import read_clip
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.frame_grids import read_frames
-from demo_t2v.evaluation.metrics.metric import Clip
+from demo_t2v.evaluation.metrics.metric import VideoClip
 from demo_t2v.inference.outputs import read_manifest
 
 ENDINGS: Final = frozenset(
@@ -63,15 +63,15 @@ class VideoFile:
         """The hash of its content. Raises OSError."""
         return digest(self.path)
 
-    def read(self, form: ClipFormat) -> Clip:
+    def read(self, form: ClipFormat) -> VideoClip:
         """Its frames. Raises EvaluationError for a video that does not decode or is too short."""
         try:
             if form.sampling is not None:
                 frames = read_clip(self.path, form.sampling, Fraction(PICTURE_FPS))
-                return Clip(self.name, frames, form.sampling.fps, self.prompt)
+                return VideoClip(self.name, frames, form.sampling.fps, self.prompt)
             if self.path.is_dir():
-                return Clip(self.name, read_frames(self.path), PICTURE_FPS, self.prompt)
-            return Clip(self.name, *read_video(self.path), self.prompt)
+                return VideoClip(self.name, read_frames(self.path), PICTURE_FPS, self.prompt)
+            return VideoClip(self.name, *read_video(self.path), self.prompt)
         except OSError as error:
             problem = reason(error, self.path)
             raise EvaluationError(f"{self.path}: cannot be read ({problem})") from None

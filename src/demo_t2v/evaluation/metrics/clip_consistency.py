@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from demo_t2v.evaluation.metrics.clip_embeddings import ClipEmbedder
-from demo_t2v.evaluation.metrics.metric import Clip, VideoMetric, check_frames
+from demo_t2v.evaluation.metrics.metric import VideoClip, VideoMetric, check_frames
 
 
 class ClipConsistency(VideoMetric):
@@ -19,7 +19,7 @@ class ClipConsistency(VideoMetric):
         self.name = f"CLIP temporal consistency ({embedder.name})"
         self._embedder = embedder
 
-    def measure(self, clip: Clip) -> float:
+    def measure(self, clip: VideoClip) -> float:
         """The value of one video, in [-1, 1]. Raises EvaluationError for a single frame."""
         check_frames(clip, 2)
         frames = self._embedder.frames(clip)

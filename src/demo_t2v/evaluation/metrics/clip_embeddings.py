@@ -18,7 +18,7 @@ from demo_t2v.config import ConfigError
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import process_device
 from demo_t2v.evaluation.errors import EvaluationError
-from demo_t2v.evaluation.metrics.metric import Clip, MissingWeightsError
+from demo_t2v.evaluation.metrics.metric import MissingWeightsError, VideoClip
 from demo_t2v.model_folder import ModelError, first_line, load_network, weight_files
 from demo_t2v.training.data.features import load_tokenizer
 
@@ -69,7 +69,7 @@ class ClipEmbedder:
         return F.normalize(self.model.text_projection(pooled), dim=-1)[0]
 
     @torch.no_grad()
-    def _frames(self, clip: Clip) -> Tensor:
+    def _frames(self, clip: VideoClip) -> Tensor:
         """The embeddings (F, D) of the frames; their norms are 1."""
         embeddings = []
         for start in range(0, len(clip.frames), _BATCH):

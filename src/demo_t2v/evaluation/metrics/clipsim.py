@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from demo_t2v.evaluation.metrics.clip_embeddings import ClipEmbedder
-from demo_t2v.evaluation.metrics.metric import Clip, Figure, TooFewVideosError, VideoMetric
+from demo_t2v.evaluation.metrics.metric import Figure, TooFewVideosError, VideoClip, VideoMetric
 
 
 class ClipSim(VideoMetric):
@@ -22,14 +22,14 @@ class ClipSim(VideoMetric):
         self._embedder = embedder
         self._without_prompt = 0
 
-    def update(self, clip: Clip, real: bool = False) -> float | None:
+    def update(self, clip: VideoClip, real: bool = False) -> float | None:
         """The value of a video, None without a prompt."""
         if not clip.prompt:
             self._without_prompt += not real
             return None
         return super().update(clip, real)
 
-    def measure(self, clip: Clip) -> float:
+    def measure(self, clip: VideoClip) -> float:
         """The value of one video, in [-1, 1]."""
         return float((self._embedder.frames(clip) @ self._embedder.prompt(clip.prompt)).mean())
 

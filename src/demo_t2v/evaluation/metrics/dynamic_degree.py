@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from demo_t2v.evaluation.metrics.flow import LARGEST, FlowMetric
-from demo_t2v.evaluation.metrics.metric import Clip, check_frames
+from demo_t2v.evaluation.metrics.metric import VideoClip, check_frames
 
 FPS: Final = 8
 """Frames a second to which faster videos are thinned out."""
@@ -27,7 +27,7 @@ class DynamicDegree(FlowMetric):
 
     title = "dynamic degree"
 
-    def measure(self, clip: Clip) -> float:
+    def measure(self, clip: VideoClip) -> float:
         check_frames(clip, 2)
         interval = max(1, round(clip.fps / FPS))
         frames = clip.frames[::interval]

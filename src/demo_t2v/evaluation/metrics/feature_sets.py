@@ -9,7 +9,7 @@ from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.features.extractor import Extractor
 from demo_t2v.evaluation.features.rows import FeatureRows
 from demo_t2v.evaluation.frame_grids import spread_indices
-from demo_t2v.evaluation.metrics.metric import Clip, Figure
+from demo_t2v.evaluation.metrics.metric import Figure, VideoClip
 
 GROUPS: Final = 10
 """Groups of videos, whose differences give an interval."""
@@ -34,7 +34,7 @@ class FeatureSets:
         """The features of the generated or of the real videos."""
         return self.real if real else self.generated
 
-    def add(self, clip: Clip, real: bool) -> None:
+    def add(self, clip: VideoClip, real: bool) -> None:
         """Add a video. Raises EvaluationError for one that the extractor does not take."""
         frames = clip.frames
         if self._max_frames is not None and self._max_frames < len(frames):
@@ -65,7 +65,7 @@ class FeatureMetric(ABC):
         self.sets = sets
         self._updates = {False: 0, True: 0}
 
-    def update(self, clip: Clip, real: bool = False) -> None:
+    def update(self, clip: VideoClip, real: bool = False) -> None:
         """Add a video. Raises EvaluationError for one that cannot be measured."""
         self._updates[real] += 1
         if self._updates[real] > len(self.sets.rows(real).counts):

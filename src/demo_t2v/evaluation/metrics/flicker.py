@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from demo_t2v.evaluation.metrics.metric import Clip, VideoMetric, check_frames
+from demo_t2v.evaluation.metrics.metric import VideoClip, VideoMetric, check_frames
 
 
 class TemporalFlickering(VideoMetric):
@@ -21,7 +21,7 @@ class TemporalFlickering(VideoMetric):
     name = "temporal flickering"
     notes = ("still videos have 100",)
 
-    def measure(self, clip: Clip) -> float:
+    def measure(self, clip: VideoClip) -> float:
         """The value of one video in percent. Raises EvaluationError for a single frame."""
         check_frames(clip, 2)
         difference = np.abs(np.diff(clip.frames.astype(np.int16), axis=0)).mean()

@@ -19,9 +19,9 @@ from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import process_device
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.metrics.metric import (
-    Clip,
     Frames,
     MissingWeightsError,
+    VideoClip,
     VideoMetric,
     check_frames,
 )
@@ -91,7 +91,7 @@ class VideoFlow:
         return torch.cat(parts).double().cpu().numpy()
 
     @torch.no_grad()
-    def _statistics(self, clip: Clip) -> FlowStatistics:
+    def _statistics(self, clip: VideoClip) -> FlowStatistics:
         check_frames(clip, 2)
         parts = []
         for first, second in _pairs(clip.frames):

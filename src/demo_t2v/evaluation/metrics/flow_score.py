@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from demo_t2v.evaluation.metrics.flow import FlowMetric, VideoFlow
-from demo_t2v.evaluation.metrics.metric import Clip, Figure
+from demo_t2v.evaluation.metrics.metric import Figure, VideoClip
 
 
 class FlowScore(FlowMetric):
@@ -24,7 +24,7 @@ class FlowScore(FlowMetric):
         super().__init__(flow)
         self._speeds: list[float] = []
 
-    def measure(self, clip: Clip) -> float:
+    def measure(self, clip: VideoClip) -> float:
         pixels = float(self.flow.statistics(clip).mean.mean())
         self._speeds.append(pixels * clip.fps / min(clip.frames.shape[1:3]))
         return pixels

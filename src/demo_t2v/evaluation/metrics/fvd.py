@@ -7,7 +7,7 @@ from dataclasses import replace
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.metrics.feature_sets import FeatureSets
 from demo_t2v.evaluation.metrics.frechet import FrechetDistance
-from demo_t2v.evaluation.metrics.metric import Clip, Figure
+from demo_t2v.evaluation.metrics.metric import Figure, VideoClip
 
 
 class FrechetVideoDistance(FrechetDistance):
@@ -24,7 +24,7 @@ class FrechetVideoDistance(FrechetDistance):
         self._shape: tuple[int, ...] = ()
         self._rates: set[float] = set()
 
-    def update(self, clip: Clip, real: bool = False) -> None:
+    def update(self, clip: VideoClip, real: bool = False) -> None:
         """Add a video. Raises EvaluationError for a size or a length unlike the first video's."""
         if not self._shape:
             self._first, self._shape = clip.name, clip.frames.shape

@@ -28,7 +28,7 @@ class MissingWeightsError(EvaluationError):
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class VideoClip:
     """One video to measure; `prompt` is empty where it is not known.
 
     Clips are equal if they are one object, so that a cache can have them as keys.
@@ -64,7 +64,7 @@ class Metric(Protocol):
     def needs_real(self) -> bool:
         """Whether it compares with real videos."""
 
-    def update(self, clip: Clip, real: bool = False) -> float | None:
+    def update(self, clip: VideoClip, real: bool = False) -> float | None:
         """Add a video. Its own value, if the metric has one for a single video.
 
         Raises EvaluationError for a video that the metric cannot measure.
@@ -88,10 +88,10 @@ class VideoMetric(ABC):
         self._values: list[float] = []
 
     @abstractmethod
-    def measure(self, clip: Clip) -> float:
+    def measure(self, clip: VideoClip) -> float:
         """The value of one video. Raises EvaluationError."""
 
-    def update(self, clip: Clip, real: bool = False) -> float | None:
+    def update(self, clip: VideoClip, real: bool = False) -> float | None:
         """The value of a video, which counts unless it is real."""
         if real:
             return None
@@ -121,7 +121,7 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def check_frames(clip: Clip, least: int) -> None:
+def check_frames(clip: VideoClip, least: int) -> None:
     """Raise EvaluationError for a video of fewer than `least` frames."""
     if len(clip.frames) < least:
         raise EvaluationError(

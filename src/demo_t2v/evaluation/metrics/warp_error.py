@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from demo_t2v.evaluation.metrics.flow import FlowMetric, VideoFlow
-from demo_t2v.evaluation.metrics.metric import Clip, Figure
+from demo_t2v.evaluation.metrics.metric import Figure, VideoClip
 
 
 class WarpError(FlowMetric):
@@ -25,7 +25,7 @@ class WarpError(FlowMetric):
         super().__init__(flow)
         self._visible: list[float] = []
 
-    def measure(self, clip: Clip) -> float:
+    def measure(self, clip: VideoClip) -> float:
         statistics = self.flow.statistics(clip)
         self._visible.append(float(statistics.visible.mean()))
         return float(statistics.warp_error.mean())
