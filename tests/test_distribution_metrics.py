@@ -437,7 +437,7 @@ def test_a_folder_is_measured_with_a_cache(tmp_path, i3d_file):
 
     def results():
         words = ["--real", "real", "--i3d", i3d_file, "--videomae", "videomae"]
-        files = ["--cache", "cache", "--out", "r.json"]
+        files = ["--feature-cache", "cache", "--out", "r.json"]
         done = run(tmp_path, "evaluate", "videos", "mine", *words, *files)
         assert (done.returncode, done.stderr) == (0, "")
         metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]

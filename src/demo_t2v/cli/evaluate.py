@@ -89,7 +89,7 @@ def videos(
             min=1, help="Frames of each video for FID, KID, Inception Score (default: all)."
         ),
     ] = None,
-    cache: Annotated[
+    feature_cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Features that are computed once.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Results to write.")] = None,
@@ -115,7 +115,7 @@ def videos(
         texts = {row[0]: row[1] for row in read_prompts(prompts)} if prompts else None
         files = list_videos(folder, texts)
         real_files = list_videos(real) if real else []
-        extractors = Extractors(inception, i3d, videomae, cache, image_frames)
+        extractors = Extractors(inception, i3d, videomae, feature_cache, image_frames)
         metrics, not_computed = make_metrics(
             with_real=bool(real_files), clip=clip, raft=raft, extractors=extractors
         )
