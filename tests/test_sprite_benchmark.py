@@ -169,9 +169,9 @@ def test_real_clips_are_recognized():
     assert right["spoiled"] >= 11
 
 
-@pytest.mark.parametrize("shape", [(16, 64, 64), (16, 64, 32, 3), (16, 40, 40, 3), (0, 64, 64, 3)])
+@pytest.mark.parametrize("shape", [(16, 64, 64), (16, 64, 31, 3), (16, 64, 64, 4), (0, 64, 64, 3)])
 def test_other_shapes_and_types_are_refused(shape):
-    with pytest.raises(EvaluationError, match="multiple of 32"):
+    with pytest.raises(EvaluationError, match="at least 32"):
         read_scene(np.zeros(shape, np.uint8))
     with pytest.raises(EvaluationError, match="float64"):
         read_scene(np.zeros((16, 64, 64, 3)))

@@ -243,12 +243,16 @@ def _converted(name: str, to_train: bool) -> Path:
     return folder
 
 
-def _download(name: str) -> Path:
+def download(name: str, patterns: Sequence[str]) -> Path:
+    """The files of a hub repository that match `patterns`, in the hub's cache.
+
+    Raises ModelError for a name without a repository, ConnectionError.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, SPEED_FILE]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             f"{name}: is neither a folder here nor a repository on the hub that you may read"
@@ -257,6 +261,10 @@ def _download(name: str) -> Path:
         raise ConnectionError(
             f"{name}: is no folder here, and the hub does not give it ({first_line(error)})"
         ) from None
+
+
+def _download(name: str) -> Path:
+    folder = download(name, [*MODEL_FILES, SPEED_FILE])
     if not (folder / "model_index.json").is_file():
         raise ModelError(
             f"{name}: the hub's repository is no diffusers model (no model_index.json)"

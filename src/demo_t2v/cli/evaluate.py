@@ -2,53 +2,123 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from demo_t2v.cli.disentanglement import disentanglement
+from demo_t2v.cli.sensitivity import sensitivity
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.core.imports import uncollected
+from demo_t2v.evaluation.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from demo_t2v.evaluation.report import Report
+    from demo_t2v.evaluation.sprites.prompts import SpritePrompt
 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure models and videos.")
+evaluate.command()(sensitivity)
+evaluate.command()(disentanglement)
 
 
 @evaluate.command()
 def sprites(
     model: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER|HUB_ID", help="The model to score.")
-    ] = "sprites",
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER|HUB_ID", show_default="sprites", help="The model to score."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Report to write.")] = None,
     base: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="Model to compare with; '' for none.")
-    ] = "sprites-base",
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            show_default="sprites-base",
+            help="Model to compare with; '' for none.",
+        ),
+    ] = None,
     trained: Annotated[int, typer.Option(min=0, help="Prompts of trained pairs.")] = 216,
     held_out: Annotated[int, typer.Option(min=0, help="Prompts of held-out pairs.")] = 108,
+    videos: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Score these videos, made by any program."),
+    ] = None,
+    write_prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write ids and prompts for --videos, and end."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="one for each CPU", help="Processes for --videos."),
+    ] = None,
 ) -> None:
     """Count the videos that show the requested thing and motion."""
     with one_line_errors():
-        from rich.console import Console
+        from demo_t2v.evaluation.report import check_writable, save_report, tables
+        from demo_t2v.evaluation.sprites.prompts import list_prompts
+        from demo_t2v.evaluation.sprites.prompts import write_prompts as write
 
-        with uncollected():
-            from demo_t2v.evaluation.report import check_writable, save_report, tables
-            from demo_t2v.evaluation.sprites.benchmark import evaluate as run
-
-        if out is not None:
-            check_writable(out)
-        videos = (trained + held_out) * (3 if base else 2)
-        with progress("videos", videos) as bar:
-            report = run(
-                model,
-                base=base or None,
-                num_trained=trained,
-                num_held_out=held_out,
-                on_video=bar.advance,
-            )
+        for file in (out, write_prompts):
+            if file is not None:
+                check_writable(file)
+        prompts = list_prompts(trained, held_out)
+        if write_prompts is not None:
+            write(prompts, write_prompts)
+            typer.echo(write_prompts)
+            return
+        if videos is not None:
+            if model is not None or base is not None:
+                raise EvaluationError("--videos scores no model: remove --model and --base")
+            report = _score_folder(videos, prompts, processes or os.cpu_count() or 1)
+        else:
+            report = _score_model(model or "sprites", base, trained, held_out)
         if out is not None:
             save_report(report, out)
-        console = Console()
-        for table in tables(report):
-            console.print(table)
+        _print(tables(report))
+
+
+def _score_folder(folder: Path, prompts: Sequence[SpritePrompt], processes: int) -> Report:
+    from demo_t2v.evaluation.sprites.video_folder import score_folder
+
+    with progress("videos", len(prompts)) as bar:
+        report = score_folder(folder, prompts, processes=processes, on_video=bar.advance)
+    missing = report.subjects[0].missing
+    if missing:
+        typer.echo(
+            f"demo-t2v: {folder}: {len(missing)} of {len(prompts)} videos are missing, "
+            f"the first is {missing[0]}",
+            err=True,
+        )
+    return report
+
+
+def _score_model(model: str, base: str | None, trained: int, held_out: int) -> Report:
+    with uncollected():
+        from demo_t2v.evaluation.sprites.benchmark import evaluate as run
+
+    base = "sprites-base" if base is None else base
+    with progress("videos", (trained + held_out) * (3 if base else 2)) as bar:
+        return run(
+            model,
+            base=base or None,
+            num_trained=trained,
+            num_held_out=held_out,
+            on_video=bar.advance,
+        )
+
+
+def _print(tables: Iterable[Table]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)
 
 
 @evaluate.command()
@@ -96,8 +166,6 @@ def videos(
 ) -> None:
     """Measure a folder of videos."""
     with one_line_errors():
-        from rich.console import Console
-
         with uncollected():
             from demo_t2v.evaluation.all_metrics import make_metrics
             from demo_t2v.evaluation.distribution_metrics import Extractors
@@ -133,4 +201,4 @@ def videos(
             )
         if out is not None:
             save_results(results, out)
-        Console().print(results_table(results))
+        _print([results_table(results)])

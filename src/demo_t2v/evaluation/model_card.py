@@ -249,10 +249,11 @@ def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _score(report: Report) -> Iterator[str]:
+    seed = "" if report.seed is None else f", seed {report.seed}"
     yield (
         "## Score\n\nThe sprite score of DEMO-T2V: the percentage of videos with the motion, and "
         "with the thing, of the prompt, and its 95 % interval. Held-out pairs of thing and motion "
-        f"are not in the training data. One video a prompt, seed {report.seed}."
+        f"are not in the training data. One video a prompt{seed}."
     )
     names = {"model": "this model", "base": "its base"}
     rows = [

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,11 @@ from demo_t2v.evaluation.errors import EvaluationError
 if TYPE_CHECKING:
     from rich.table import Table
 
+BENCHMARK_VERSION: Final = 1
+"""Version of the prompts, of the sprite world and of the classification.
+
+Scores of different versions are not comparable.
+"""
 CRITERIA: Final = ("motion", "content", "both", "background")
 """What can be right in a video; content is the thing, both are motion and content."""
 NO_MOTION: Final = "none"
@@ -88,6 +93,8 @@ class Subject:
     role: str
     name: str
     videos: list[VideoScore]
+    missing: list[str] = field(default_factory=list)
+    """Ids of prompts without a video."""
 
     def subset(self, held_out: bool) -> list[VideoScore]:
         """The videos of held-out pairs, or of trained pairs."""
@@ -107,6 +114,7 @@ class Subject:
         return {
             "role": self.role,
             "name": self.name,
+            "missing": self.missing,
             **{
                 label: {name: share.as_json() for name, share in accuracies(videos).items()}
                 for label, videos in subsets.items()
@@ -123,12 +131,16 @@ class Subject:
 class Report:
     """All subjects on the same prompts, the real clips (upper bound) last."""
 
-    seed: int
+    seed: int | None
+    """The seed of the models' videos; None for videos that another program made."""
     subjects: list[Subject]
+    version: int = 1
+    """Version of the benchmark; a file without one has version 1."""
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {"seed": self.seed, "subjects": [subject.as_json() for subject in self.subjects]}
+        subjects = [subject.as_json() for subject in self.subjects]
+        return {"version": self.version, "seed": self.seed, "subjects": subjects}
 
 
 def accuracies(videos: Iterable[VideoScore]) -> dict[str, Proportion]:
@@ -189,6 +201,11 @@ def read_report(file: Path) -> Report:
         report = None
     if report is None or all(subject.role != "model" for subject in report.subjects):
         raise EvaluationError(f"{file}: is not a report of `demo-t2v evaluate sprites --out`")
+    if report.version != BENCHMARK_VERSION:
+        raise EvaluationError(
+            f"{file}: has version {report.version} of the sprite score; "
+            f"this program has version {BENCHMARK_VERSION}"
+        )
     return report
 
 

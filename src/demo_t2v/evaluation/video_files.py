@@ -57,6 +57,8 @@ class VideoFile:
     name: str
     path: Path
     prompt: str = ""
+    id: str = ""
+    """Its id in the manifest of `demo-t2v generate`, or else its name without the ending."""
 
     @cached_property
     def sha256(self) -> str:
@@ -101,9 +103,10 @@ def _list(folder: Path, prompts: Mapping[str, str]) -> list[VideoFile]:
     videos = []
     for path in sorted(pictures | {file for file in files if file.is_file()}):
         manifest = manifests.setdefault(path.parent, read_manifest(path.parent))
-        known = manifest.get(path.name, {}).get("prompt", "")
-        name = path.relative_to(folder).as_posix()
-        videos.append(VideoFile(name, path, prompts.get(path.stem, known)))
+        entry = manifest.get(path.name, {})
+        prompt = prompts.get(path.stem, entry.get("prompt", ""))
+        key = str(entry.get("id", path.stem))
+        videos.append(VideoFile(path.relative_to(folder).as_posix(), path, prompt, key))
     if not videos:
         kinds = ", ".join(sorted(ending[1:] for ending in ENDINGS))
         raise EvaluationError(f"{folder}: holds no videos ({kinds}, or folders of png)")

@@ -17,10 +17,10 @@ from demo_t2v.checkpoints.resolve import ResolvedModel, resolve
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.sprites import render, trajectory
 from demo_t2v.evaluation.errors import EvaluationError
-from demo_t2v.evaluation.report import Report, Subject, VideoScore
-from demo_t2v.evaluation.sprites.classification import classify_video
+from demo_t2v.evaluation.report import BENCHMARK_VERSION, Report, Subject, VideoScore
 from demo_t2v.evaluation.sprites.prompts import HELD_OUT, TRAINED, SpritePrompt, list_prompts
 from demo_t2v.evaluation.sprites.scene import SIDE
+from demo_t2v.evaluation.sprites.scoring import score_video
 from demo_t2v.inference.jobs import make_jobs
 from demo_t2v.inference.runner import Runner
 
@@ -55,16 +55,16 @@ def evaluate(
     frames, side = sizes["model"]
     clips = (_render(prompt, frames, side) for prompt in prompts)
     subjects.append(Subject(REAL_CLIPS, "sprite world", _score(prompts, clips, on_video)))
-    return Report(config.seed, subjects)
+    return Report(config.seed, subjects, BENCHMARK_VERSION)
 
 
 def _video_size(model: ResolvedModel) -> tuple[int, int]:
     """Frames and side in pixels of a model's videos. Raises EvaluationError."""
     defaults = model.defaults
-    if defaults.side % SIDE:
+    if defaults.side < SIDE:
         raise EvaluationError(
             f"{model.name}: makes videos of {defaults.side}x{defaults.side} pixels; "
-            f"the sprite score needs a multiple of {SIDE}"
+            f"the sprite score needs at least {SIDE}x{SIDE}"
         )
     return defaults.frames, defaults.side
 
@@ -90,22 +90,7 @@ def _score(
 ) -> list[VideoScore]:
     scores = []
     for prompt, frames in zip(prompts, videos, strict=True):
-        found = classify_video(frames)
-        scores.append(
-            VideoScore(
-                id=prompt.id,
-                prompt=prompt.prompt,
-                held_out=prompt.held_out,
-                thing=prompt.thing,
-                motion=prompt.motion,
-                background=prompt.background,
-                seen_thing=found.thing,
-                seen_motion=found.motion,
-                seen_background=found.background,
-                share=float(found.share.mean()),
-                deviation=found.deviation,
-            )
-        )
+        scores.append(score_video(prompt, frames))
         if on_video:
             on_video()
     return scores

@@ -47,7 +47,8 @@ class VideoClassification:
 def classify_video(frames: NDArray[np.uint8]) -> VideoClassification:
     """Recognize thing, motion and background of a video, uint8 RGB (F, H, W, 3).
 
-    H = W must be a multiple of 32. Raises EvaluationError for other shapes.
+    It may have any size of at least 32 pixels and any number of frames, which are compared with
+    motions of this number of frames. Raises EvaluationError for other shapes.
     """
     scene = read_scene(frames)
     match, rival = find_things(scene)

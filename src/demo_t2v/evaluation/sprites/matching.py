@@ -86,7 +86,7 @@ class Match:
         """S of a pose (x, y, size, angle), (N, N, 3)."""
         x, y, size, angle = pose
         drawn = render_sprite(self.thing, x, y, max(size, 0.05), angle, 2 * SIDE)
-        sprite = shrink(drawn[None].astype(np.float32) / 255, SIDE)[0].astype(np.float64)
+        sprite = shrink(drawn[None].astype(np.float32), SIDE)[0].astype(np.float64) / 255
         return np.asarray(sprite[..., :3] - sprite[..., 3:] * self.scene.backdrop[:, None])
 
     def path_with_angles(self, angles: NDArray[np.float64]) -> MatchedPath:
@@ -176,7 +176,7 @@ def _sprite_features(thing: str, side: int) -> Floats:
             for size in SIZES
         ]
     )  # (A * S, 64, 64, 4)
-    sprite = shrink(poses.astype(np.float32) / 255, side)
+    sprite = shrink(poses.astype(np.float32), side) / 255
     colour, opacity = sprite[..., :3], sprite[..., 3:]
     square = (colour**2).sum(-1, keepdims=True)
     features = [colour, opacity, square, opacity * colour, opacity**2]

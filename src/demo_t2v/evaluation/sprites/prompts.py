@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS, caption, held_out
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.inference.jobs import make_jobs
@@ -60,6 +64,14 @@ def list_prompts(
             )
         prompts += drawn[:count]
     return prompts
+
+
+def write_prompts(prompts: Iterable[SpritePrompt], file: Path) -> None:
+    """Write ids and prompts as CSV, which `demo-t2v generate` reads. Raises OSError."""
+    with atomic_write(file) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(("id", "prompt"))
+        rows.writerows((prompt.id, prompt.prompt) for prompt in prompts)
 
 
 def _choose_pairs(count: int, is_held_out: bool, rng: np.random.Generator) -> list[tuple[str, str]]:

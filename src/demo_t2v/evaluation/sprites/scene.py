@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final
+from functools import cache, cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class Scene:
     background: str
     """Name of the nearest known background."""
 
-    @property
+    @cached_property
     def difference(self) -> Floats:
         """D = I - B, (F, N, N, 3)."""
         return self.pixels - self.rows[:, None]
@@ -89,27 +89,52 @@ class Scene:
 
 
 def read_scene(frames: NDArray[np.uint8]) -> Scene:
-    """The scene of a video, uint8 RGB (F, H, W, 3), reduced to `SIDE` by `SIDE` pixels.
+    """The scene of a video, uint8 RGB (F, H, W, 3): its centre square on `SIDE` by `SIDE` pixels.
 
-    H = W must be a multiple of `SIDE`. Raises EvaluationError for other shapes and types.
+    Raises EvaluationError for sides below `SIDE`, and for other shapes and types.
     """
     count, height, width, channels = frames.shape if frames.ndim == 4 else (0, 0, 0, 0)
-    valid = count and height and height == width and height % SIDE == 0 and channels == 3
-    if not valid or frames.dtype != np.uint8:
+    if not count or min(height, width) < SIDE or channels != 3 or frames.dtype != np.uint8:
         raise EvaluationError(
             f"a video of shape {frames.shape} and type {frames.dtype} cannot be matched: "
-            f"it should be uint8 RGB (F, H, W, 3) with H = W a multiple of {SIDE}"
+            f"it should be uint8 RGB (F, H, W, 3) with H and W at least {SIDE}"
         )
-    pixels = shrink(frames.astype(np.float32) / 255, SIDE)
+    pixels = np.stack([_square(frame) for frame in frames])
     name, rows = fit_background(pixels)
     return Scene(pixels, rows, name)
 
 
-def shrink(pixels: NDArray[Any], side: int) -> Floats:
-    """Reduce (F, H, W, C) to (F, side, side, C) by block means; `side` divides H and W."""
-    count, height, width, channels = pixels.shape
-    blocks = pixels.reshape(count, side, height // side, side, width // side, channels)
-    return np.asarray(blocks.mean((2, 4)), dtype=np.float32)
+def _square(frame: NDArray[np.uint8]) -> Floats:
+    """The centre square of (H, W, 3) as area averages in [0, 1], (SIDE, SIDE, 3)."""
+    side = min(frame.shape[:2])
+    top, left = ((length - side) // 2 for length in frame.shape[:2])
+    centre = frame[top : top + side, left : left + side].astype(np.float64)
+    weights = area_weights(side, SIDE)
+    rows = np.tensordot(weights, centre, 1)  # (SIDE, W, 3)
+    columns = np.tensordot(weights, rows, (1, 1))  # (SIDE of x, SIDE of y, 3)
+    return (columns.swapaxes(0, 1) / 255).astype(np.float32)
+
+
+@cache
+def area_weights(length: int, cells: int) -> NDArray[np.float64]:
+    """Weights (cells, length) of `length` pixels in the averages over `cells` equal intervals."""
+    edges = np.arange(cells + 1) * (length / cells)
+    pixels = np.arange(length)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.asarray(np.clip(overlap, 0, None) * (cells / length))
+
+
+def shrink(pixels: NDArray[np.float32], side: int) -> Floats:
+    """Reduce (F, H, W, C) to (F, side, side, C) by block means; `side` divides H and W.
+
+    The means of integers do not depend on the order of the sum.
+    """
+    high, wide = (length // side for length in pixels.shape[1:3])
+    blocks = [pixels[:, row::high, column::wide] for row in range(high) for column in range(wide)]
+    total = blocks[0].copy()
+    for block in blocks[1:]:
+        total += block
+    return np.asarray(total / len(blocks), dtype=np.float32)
 
 
 def _pixel_centres(side: int) -> NDArray[np.float64]:
