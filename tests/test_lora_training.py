@@ -67,7 +67,10 @@ def test_training_changes_the_adapter_only_and_resumes_bit_exactly(
         ("base=null", "lora: needs a trained denoiser to adapt: give base"),
         ("freeze_unet=true", "lora: .*leave out freeze_unet"),
         ("stop_grad_index=1", "lora: .*leave out stop_grad_index"),
-        ("lora.target=content", "lora.target: should be one of motion or all, not content"),
+        (
+            "lora.target=content",
+            "lora.target: should be one of motion, all or network, not content",
+        ),
         ("lora.rank=0", "lora.rank: should be at least 1, not 0"),
     ],
 )

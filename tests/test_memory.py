@@ -138,6 +138,7 @@ def count_denoiser(config: dict[str, Any], rows: int, frames: int, h: int, w: in
     [
         (SPRITES, 16, 8, 8),
         (SPRITES, 4, 16, 8),
+        ({**SPRITES, "attention": (True, True)}, 16, 8, 8),
         (TINY, 4, 16, 16),
         (TINY, 16, 16, 32),
         ({**TINY, "layers_per_block": 3}, 8, 16, 16),

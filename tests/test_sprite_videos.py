@@ -116,7 +116,13 @@ def test_several_processes_find_the_same(tmp_path, monkeypatch):
     done: list[None] = []
     report = score_folder(tmp_path, PROMPTS, processes=2, on_video=lambda: done.append(None))
     assert len(done) == 2
-    assert report == score_folder(tmp_path, PROMPTS)
+    for found, expected in zip(
+        report.subjects[0].videos, score_folder(tmp_path, PROMPTS).subjects[0].videos, strict=True
+    ):  # sums have another order with another number of threads
+        assert found.share == pytest.approx(expected.share, abs=1e-4)
+        assert found.deviation == pytest.approx(expected.deviation, abs=1e-3)
+        assert found.id == expected.id
+        assert found.right == expected.right
 
 
 @pytest.mark.parametrize(

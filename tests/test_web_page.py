@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -306,16 +307,18 @@ def test_stop_stops_within_two_steps(
     session = open_session(InferenceConfig(device="cpu"), tmp_path)
     steps: list[float] = []
     step = DPMSolverMultistepScheduler.step
-    monkeypatch.setattr(
-        DPMSolverMultistepScheduler,
-        "step",
-        lambda *a, **k: (steps.append(time.monotonic()), step(*a, **k))[1],
-    )
+
+    def slow_step(*words: Any, **options: Any) -> Any:
+        time.sleep(0.5)  # so that a step takes longer than the click
+        steps.append(time.monotonic())
+        return step(*words, **options)
+
+    monkeypatch.setattr(DPMSolverMultistepScheduler, "step", slow_step)
     page = build_page(session)
     _, address, _ = page.launch(quiet=True, prevent_thread_lock=True, **launch_options())
     try:
         visitor = Visitor(browser, address)
-        visitor.settings(Steps=100, Videos=4)  # so that a step takes longer than the click
+        visitor.settings(Steps=100)
         visitor.request(PROMPT)
         visitor.wait_for_status("of 100")  # not each step updates the page
         visitor.panel.get_by_role("button", name="Stop").click()

@@ -243,12 +243,14 @@ def _rows(request: Request) -> int:
 def _denoiser_width(config: Mapping[str, Any]) -> int:
     """Numbers for each position of the latents, at the worst moment of a forward pass.
 
-    That is a feed-forward at the full side: in the first transformer, or at the end of the way
-    up, where the skip connections weigh too.
+    At the full side that is a feed-forward in the first transformer, or the end of the way up,
+    where the skip connections weigh too: a feed-forward there, or a residual block.
     """
     first, second = _first_two(config)
+    layer = 21 if config["attention"][0] else 8
     inner = config["num_input_heads"] * config["attention_head_dim"] if config["temporal"] else 0
-    return int(max(19 * inner + 3 * first, (25 + config["layers_per_block"]) * first + 2 * second))
+    last = (layer + config["layers_per_block"]) * first + 2 * second
+    return int(max(15 * inner + 3 * first, last))
 
 
 def _first_two(config: Mapping[str, Any]) -> tuple[int, int]:

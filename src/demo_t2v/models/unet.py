@@ -191,9 +191,10 @@ class DemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         # Down blocks push their outputs, up blocks pop them: no tensor is referenced after its use.
         frames = rearrange(sample, "b c f h w -> (b f) c h w")
-        if frames.device.type == "cpu":
+        if frames.device.type == "cpu" and not torch.is_grad_enabled():
             # All layers keep this layout: positions as rows, and clips as frames, are views. On a
-            # GPU torch's group norm copies to the other layout.
+            # GPU torch's group norm copies to the other layout. With gradients it can end the
+            # process in this layout, where weights are frozen (torch 2.13).
             frames = frames.contiguous(memory_format=torch.channels_last)
         features = [self.conv_in(frames)]
         if self.config.temporal:
