@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 from demo_t2v.core.atomic_io import make_folder
 from demo_t2v.core.errors import UserError
 from demo_t2v.core.weight_files import find_weight_file
-from demo_t2v.models.lora_layouts import from_list, from_peft, is_peft
+from demo_t2v.models.lora_layouts import from_list, from_peft, is_peft, layers_of
 from demo_t2v.models.lora_targets import LoraTarget, lora_layers
 from demo_t2v.models.state_dicts import (
     Shape,
@@ -78,12 +78,6 @@ def add_lora(
         layers = layers_of(components[name]) if target == "network" else pattern
         config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=layers)  # type: ignore[arg-type]
         components[name].add_adapter(config, adapter_name)
-
-
-def layers_of(network: nn.Module) -> list[str]:
-    """The names of a network's linear layers and convolutions, which LoRA can adapt."""
-    kinds = nn.Linear | nn.Conv2d | nn.Conv3d
-    return [name for name, layer in network.named_modules() if isinstance(layer, kinds)]
 
 
 def merge_lora(network: nn.Module, source: str | Path, component: str) -> None:

@@ -13,7 +13,6 @@ from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
 from demo_t2v.config.inference import inference_options, video_settings
 from demo_t2v.core.imports import uncollected
-from demo_t2v.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,13 +46,12 @@ def disentanglement(
 
         from demo_t2v.checkpoints.resolve import resolve
         from demo_t2v.core.atomic_io import atomic_write
-        from demo_t2v.evaluation.report import check_writable
+        from demo_t2v.evaluation.report import check_picture, check_writable
 
-        if grid is not None and grid.suffix.lower() != ".png":
-            raise EvaluationError(f"--grid {grid}: should be a .png file")
-        for file in (out, grid):
-            if file is not None:
-                check_writable(file)
+        if grid is not None:
+            check_picture("--grid", grid)
+        if out is not None:
+            check_writable(out)
         config: InferenceConfig = load(InferenceConfig, None, (), options)
         model = resolve(config.model)
 

@@ -9,7 +9,6 @@ import typer
 
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.core.imports import uncollected
-from demo_t2v.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,14 +50,13 @@ def sensitivity(
 
         from demo_t2v.checkpoints.resolve import BUILT_IN
         from demo_t2v.core.atomic_io import atomic_write
-        from demo_t2v.evaluation.report import check_writable
+        from demo_t2v.evaluation.report import check_picture, check_writable
         from demo_t2v.evaluation.word_lists import read_word_lists
 
-        if plot is not None and plot.suffix.lower() != ".png":
-            raise EvaluationError(f"--plot {plot}: should be a .png file")
-        for file in (out, plot):
-            if file is not None:
-                check_writable(file)
+        if plot is not None:
+            check_picture("--plot", plot)
+        if out is not None:
+            check_writable(out)
         models = list(model or ([] if clip else ["sprites"]))
         name = words or ("sprites" if set(models) & BUILT_IN.keys() else "english")
         lists = read_word_lists(name)

@@ -180,6 +180,13 @@ def check_writable(file: Path) -> None:
         raise PathError(f"{file}: is a folder; name a file")
 
 
+def check_picture(option: str, file: Path) -> None:
+    """As `check_writable`, for a picture. Raises EvaluationError for another ending than .png."""
+    if file.suffix.lower() != ".png":
+        raise EvaluationError(f"{option} {file}: should be a .png file")
+    check_writable(file)
+
+
 def save_report(report: Report, file: Path) -> None:
     """Write the report as JSON, atomically. Raises OSError."""
     with atomic_write(file) as partial:

@@ -27,6 +27,12 @@ _GUIDANCE_EMBEDDING: Final = "time_embedding.cond_proj"
 _GUIDANCE_CHANNELS: Final = 256  # `time_cond_proj_dim` of T2V-Turbo
 
 
+def layers_of(network: nn.Module) -> list[str]:
+    """The names of a network's linear layers and convolutions, which LoRA can adapt."""
+    kinds = nn.Linear | nn.Conv2d | nn.Conv3d
+    return [name for name, layer in network.named_modules() if isinstance(layer, kinds)]
+
+
 def is_peft(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are tensors that peft itself has saved."""
     return any(name.startswith(_PEFT_PREFIX) for name in tensors)
@@ -93,9 +99,4 @@ def _layers(unet: DemoUNet, guidance_channels: int) -> dict[str, torch.Size]:
             time_cond_proj_dim=guidance_channels,
             **{key: sizes[key] for key in keys},
         )
-    kinds = nn.Linear | nn.Conv2d | nn.Conv3d
-    return {
-        name: layer.weight.shape
-        for name, layer in network.named_modules()
-        if isinstance(layer, kinds)
-    }
+    return {name: network.get_parameter(f"{name}.weight").shape for name in layers_of(network)}

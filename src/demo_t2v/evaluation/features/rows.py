@@ -18,7 +18,7 @@ CHUNK: Final = 1024
 
 
 class FeatureRows:
-    """Feature vectors (N, D) of V videos, in a temporary file that nobody else sees."""
+    """Feature vectors (N, D) of V videos, in a temporary file without a name."""
 
     def __init__(self) -> None:
         self.width = 0
