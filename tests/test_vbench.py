@@ -130,6 +130,25 @@ def test_videos_are_numbered_by_seed_and_keep_their_bytes(tmp_path, clip):
     videos = tmp_path / "vb" / "videos"
     assert {"a red bird-0.mp4", "A dog-3-2.mp4", "-1.mp4"} < set(os.listdir(videos))
     assert all(file.read_bytes() == clip.read_bytes() for file in videos.iterdir())
+    assert (videos / "a red bird-0.mp4").samefile(tmp_path / "mine" / "6.mp4")
+
+
+def test_a_file_system_without_links_has_copies(tmp_path, clip, monkeypatch):
+    def no_links(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    export_videos(generate(tmp_path / "mine", clip, ("a", 1)), tmp_path / "vb")
+    assert (tmp_path / "vb" / "videos" / "a-0.mp4").read_bytes() == clip.read_bytes()
+
+
+def test_two_videos_of_one_name_are_one_line(tmp_path, clip, monkeypatch):
+    """As on a file system that does not distinguish capitals."""
+    lower = "demo_t2v.evaluation.vbench.export.video_name"
+    monkeypatch.setattr(lower, lambda prompt, index: f"{prompt.lower()}-{index}.mp4")
+    generate(tmp_path / "mine", clip, ("a dog", 1), ("A dog", 1))
+    done = run(tmp_path, "evaluate", "vbench", "export", "mine", "--out", "vb")
+    assert_one_line(done, "mine/1.mp4: another video has its name for VBench, 'a dog-0.mp4'")
 
 
 def test_the_commands_of_prompts_of_ones_own(tmp_path, clip):
@@ -151,17 +170,17 @@ def test_what_vbench_lacks_is_said(tmp_path, clip):
     generate(tmp_path / "mine", clip, *five, ("a red dog", 0), ("still", 1), ("mine", 1))
     write_info(
         tmp_path / "info.json",
-        **{"a red bird": ["color"], "a red dog": ["color"], "a cat": ["scene"]},
+        **{"a red bird": ["color"], "a red dog": ["color"], "a cat": ["scene", "object_class"]},
         still=["temporal_flickering"],
     )
     words = ["mine", "--out", "vb", "--full-info", "info.json"]
     done = run(tmp_path, "evaluate", "vbench", "export", *words)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
+        "demo-t2v: no videos for object_class, scene",
         "demo-t2v: temporal_flickering: fewer than 25 videos for 1 of 1 prompts, "
         "the first is 'still'",
         "demo-t2v: color: fewer than 5 videos for 1 of 2 prompts, the first is 'a red dog'",
-        "demo-t2v: scene: fewer than 5 videos for 1 of 1 prompts, the first is 'a cat'",
         "demo-t2v: not measured: 1 videos beyond the first ones of their prompts",
         "demo-t2v: not measured: 1 prompts that are not VBench's, the first is 'mine'",
     ]
@@ -187,7 +206,7 @@ def test_results_of_vbench_become_ours(tmp_path, clip):
     write_scores(results / "results_1_eval_results.json", dynamic_degree=moving)
     quality = score(0.5, **dict(zip(names, (40.0, 50.0, 60.0), strict=True)))
     write_scores(results / "results_2_eval_results.json", imaging_quality=quality)
-    weighted = score(0.93, **dict(zip(names, (0.9, 0.92, 0.94), strict=True)))
+    weighted = score(0.93, **dict(zip(names[1:], (0.9, 0.94), strict=True)))
     write_scores(results / "results_3_eval_results.json", subject_consistency=weighted)
     files = [f"vb/evaluation_results/results_{n}_eval_results.json" for n in (1, 2, 3)]
     words = ["--export", "vb", "--vbench-version", "0.1.5", "--out", "r.json"]
@@ -219,6 +238,7 @@ def test_results_of_vbench_become_ours(tmp_path, clip):
     figure = metrics["VBench subject consistency"].figure
     assert (figure.value, figure.interval) == (0.93, None)
     assert "not the mean of the videos, 0.92" in figure.notes[0]
+    assert figure.notes[1] == "1 of 3 videos have no value"
 
 
 def test_results_without_the_export_have_the_prompts_of_the_names(tmp_path):

@@ -17,13 +17,7 @@ from demo_t2v.core.atomic_io import atomic_write, reason
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.metrics.metric import check_frames
 from demo_t2v.evaluation.vbench.names import ENDING, video_name
-from demo_t2v.evaluation.vbench.suite import (
-    CUSTOM,
-    Coverage,
-    PromptSuite,
-    read_json,
-    samples,
-)
+from demo_t2v.evaluation.vbench.suite import CUSTOM, Coverage, PromptSuite, read_json, samples
 from demo_t2v.evaluation.video_files import ClipFormat, VideoFile
 from demo_t2v.inference.outputs import MANIFEST, read_manifest
 
@@ -128,9 +122,10 @@ def read_export(folder: Path) -> Export:
 
 def coverage_notes(export: Export, suite: PromptSuite) -> list[str]:
     """What VBench's list has and the export lacks, and the reverse; a sentence each."""
-    notes = []
+    empty = [dimension for dimension, each in export.coverage.items() if not each.videos]
+    notes = [f"no videos for {', '.join(empty)}"] if empty else []
     for dimension, each in export.coverage.items():
-        if each.incomplete:
+        if each.videos and each.incomplete:
             notes.append(
                 f"{dimension}: fewer than {samples(dimension)} videos for {each.incomplete} of "
                 f"{each.prompts} prompts, the first is {each.first!r}"
@@ -183,9 +178,9 @@ def _number(folder: Path, entries: Sequence[dict[str, Any]]) -> list[tuple[dict[
                 "takes videos of different seeds"
             )
     return [
-        (samples[seed], index)
-        for samples in by_prompt.values()
-        for index, seed in enumerate(sorted(samples))
+        (by_seed[seed], index)
+        for by_seed in by_prompt.values()
+        for index, seed in enumerate(sorted(by_seed))
     ]
 
 

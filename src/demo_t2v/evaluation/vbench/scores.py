@@ -18,14 +18,14 @@ from demo_t2v.evaluation.metrics.metric import Figure, mean_interval
 from demo_t2v.evaluation.results import MetricResult, Results
 from demo_t2v.evaluation.vbench.export import EXPORT, VIDEOS, Export, ExportedVideo
 from demo_t2v.evaluation.vbench.names import prompt_of
-from demo_t2v.evaluation.vbench.suite import DIMENSIONS, check_dimension, read_json
+from demo_t2v.evaluation.vbench.suite import DIMENSIONS, FLICKERING, check_dimension, read_json
 
 _PERCENT: Final = "imaging_quality"
 """The dimension whose single videos have values up to 100, and their mean up to 1."""
 _NOTES: Final = {
     "color": "videos without the object do not count",
     "dynamic_degree": "share of the videos that move",
-    "temporal_flickering": "still videos have 1",
+    FLICKERING: "still videos have 1",
     _PERCENT: "values of single videos are divided by 100, as in VBench's mean",
 }
 """What a reader of a dimension must know."""
@@ -33,7 +33,7 @@ _TOLERANCE: Final = 1e-6
 
 
 @dataclass(frozen=True)
-class VideoScore:
+class VideoValue:
     """A video's value as VBench writes it."""
 
     video_path: str
@@ -41,15 +41,15 @@ class VideoScore:
 
 
 @dataclass(frozen=True)
-class Score:
+class DimensionScore:
     """A dimension's value, and those of its videos."""
 
     dimension: str
     value: float
-    videos: Sequence[VideoScore]
+    videos: Sequence[VideoValue]
 
 
-def read_scores(file: Path) -> list[Score]:
+def read_scores(file: Path) -> list[DimensionScore]:
     """Read a file `*_eval_results.json`: `{dimension: [value, [video, ...]]}`.
 
     Raises EvaluationError for another file, an unknown dimension, and a dimension without videos or
@@ -62,7 +62,7 @@ def read_scores(file: Path) -> list[Score]:
     for dimension, content in tree.items():
         check_dimension(dimension, file)
         try:
-            value, videos = TypeAdapter(tuple[float, list[VideoScore]]).validate_python(content)
+            value, videos = TypeAdapter(tuple[float, list[VideoValue]]).validate_python(content)
         except ValueError:
             raise EvaluationError(
                 f"{file}: {dimension} is not VBench's [value, [videos]]"
@@ -72,7 +72,7 @@ def read_scores(file: Path) -> list[Score]:
         if double := [key for key, count in Counter(map(_key, videos)).items() if count > 1]:
             name = "/".join(double[0])
             raise EvaluationError(f"{file}: {dimension} has two values for {name!r}")
-        scores.append(Score(dimension, value, videos))
+        scores.append(DimensionScore(dimension, value, videos))
     return scores
 
 
@@ -85,7 +85,7 @@ def import_scores(
     file that `read_scores` refuses, a dimension in two files, and a video that is not of `export`.
     """
     sources: dict[str, Path] = {}
-    scores: dict[str, Score] = {}
+    scores: dict[str, DimensionScore] = {}
     for file in files:
         for score in read_scores(file):
             other = sources.setdefault(score.dimension, file)
@@ -120,7 +120,7 @@ def metric_name(dimension: str) -> str:
     return f"VBench {dimension.replace('_', ' ')}"
 
 
-def _rows(scores: Iterable[Score], export: Export | None) -> list[dict[str, Any]]:
+def _rows(scores: Iterable[DimensionScore], export: Export | None) -> list[dict[str, Any]]:
     """A row for each video, with its values by metric."""
     known = {video.file: video for video in export.videos} if export else {}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -134,7 +134,7 @@ def _rows(scores: Iterable[Score], export: Export | None) -> list[dict[str, Any]
 
 
 def _row(
-    video: VideoScore, known: Mapping[str, ExportedVideo], export: Export | None
+    video: VideoValue, known: Mapping[str, ExportedVideo], export: Export | None
 ) -> dict[str, Any]:
     folder, name = _key(video)
     if folder == VIDEOS and export:
@@ -145,13 +145,15 @@ def _row(
     return {"name": f"{folder}/{name}", "prompt": prompt_of(name)}
 
 
-def _key(video: VideoScore) -> tuple[str, str]:
+def _key(video: VideoValue) -> tuple[str, str]:
     """Folder and name: VBench's filter of static videos gives other videos the same names."""
     path = PurePosixPath(video.video_path)
     return path.parent.name, path.name
 
 
-def _metric(score: Score, export: Export | None, vbench_version: str | None) -> MetricResult:
+def _metric(
+    score: DimensionScore, export: Export | None, vbench_version: str | None
+) -> MetricResult:
     depends_on = {
         "package": "vbench",
         "version": vbench_version or "not stated",
@@ -169,9 +171,22 @@ def _metric(score: Score, export: Export | None, vbench_version: str | None) -> 
         interval = mean_interval(values)
     else:
         notes.append(f"VBench's value is not the mean of the videos, {mean:.4g}: no interval")
-    if export and (coverage := export.coverage.get(score.dimension)) and coverage.incomplete:
-        notes.append(f"too few videos for {coverage.incomplete} of {coverage.prompts} prompts")
+    if export:
+        notes += _missing(score, export)
     return MetricResult(name, Figure(score.value, interval, len(values), notes=notes), depends_on)
+
+
+def _missing(score: DimensionScore, export: Export) -> list[str]:
+    """What the dimension lacks: videos of its prompts, and values of videos."""
+    notes = []
+    coverage = export.coverage.get(score.dimension)
+    if coverage and coverage.incomplete:
+        notes.append(f"too few videos for {coverage.incomplete} of {coverage.prompts} prompts")
+    videos = coverage.videos if coverage else len(export.videos)
+    without = videos - len(score.videos)
+    if without > 0 and score.dimension != FLICKERING:  # its videos are selected
+        notes.append(f"{without} of {videos} videos have no value")
+    return notes
 
 
 def _prompts(export: Export | None) -> str:
