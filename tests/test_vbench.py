@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from demo_t2v.data.video import write_video
 from demo_t2v.evaluation.results import read_results
 from demo_t2v.evaluation.vbench.export import export_videos
-from demo_t2v.evaluation.vbench.names import video_name
+from demo_t2v.evaluation.vbench.names import split_name, video_name
 from demo_t2v.evaluation.vbench.suite import CUSTOM, DIMENSIONS
 from helpers.in_process import run
 
@@ -114,6 +114,15 @@ def test_each_name_is_one_that_file_systems_hold(one, other):
         assert not re.search(r'[\x00-\x1f<>:"/\\|?*]', name)
 
 
+def test_prompt_and_number_of_a_name():
+    assert split_name("A 3D model of a 1800s victorian house.-4.mp4") == (
+        "A 3D model of a 1800s victorian house.",
+        4,
+    )
+    assert split_name("a dog-3-12.mp4") == ("a dog-3", 12)
+    assert split_name("a dog.mp4") == ("a dog", -1)
+
+
 def test_videos_are_numbered_by_seed_and_keep_their_bytes(tmp_path, clip):
     samples = [(prompt, seed) for seed in (7, 3, 11) for prompt in PROMPTS]
     generate(tmp_path / "mine", clip, *samples)
@@ -202,7 +211,7 @@ def test_results_of_vbench_become_ours(tmp_path, clip):
     (long,) = [n for n in os.listdir(tmp_path / "vb" / "videos") if n.startswith("a dog a")]
     names = ["a dog-0", "a dog-1", long.removesuffix(".mp4")]
     results = tmp_path / "vb" / "evaluation_results"
-    moving = score(2 / 3, **dict(zip(names, (True, False, True), strict=True)))
+    moving = score(2 / 3, **dict(zip(names[::-1], (True, False, True), strict=True)))
     write_scores(results / "results_1_eval_results.json", dynamic_degree=moving)
     quality = score(0.5, **dict(zip(names, (40.0, 50.0, 60.0), strict=True)))
     write_scores(results / "results_2_eval_results.json", imaging_quality=quality)
@@ -214,9 +223,14 @@ def test_results_of_vbench_become_ours(tmp_path, clip):
     assert (done.returncode, done.stderr) == (0, "")
     assert "imaging" in done.stdout
     found = read_results(tmp_path / "r.json")
-    assert (found.subject, found.settings["seeds"]) == ("mine", [1, 2, 4])
+    assert (found.subject, found.settings["fingerprint"]) == ("mine", "f")
     assert found.versions["vbench"] == "0.1.5"
     # Sorted by seed: the file with seed 2 is "a dog-0".
+    assert [(row["name"], row["seed"]) for row in found.videos] == [
+        ("1.mp4", 2),
+        ("0.mp4", 4),
+        ("2.mp4", 1),
+    ]
     rows = {row["name"]: row for row in found.videos}
     assert [rows[name]["VBench imaging quality"] for name in ("1.mp4", "0.mp4", "2.mp4")] == [
         0.4,
@@ -242,13 +256,17 @@ def test_results_of_vbench_become_ours(tmp_path, clip):
 
 
 def test_results_without_the_export_have_the_prompts_of_the_names(tmp_path):
-    write_scores(tmp_path / "x_eval_results.json", color=score(0.5, **{"a dog-1": 0.5}))
+    scores = score(0.5, **{"a dog-10": 0.5, "a dog-9": 0.5, "a cat": 0.5})
+    write_scores(tmp_path / "x_eval_results.json", color=scores)
     done = run(tmp_path, "evaluate", "vbench", "import", "x_eval_results.json", "--out", "r.json")
     assert done.returncode == 0
     found = read_results(tmp_path / "r.json")
-    assert found.videos == [{"name": "videos/a dog-1.mp4", "prompt": "a dog", "VBench color": 0.5}]
+    assert found.videos == [
+        {"name": f"videos/{name}.mp4", "prompt": prompt, "VBench color": 0.5}
+        for name, prompt in (("a cat", "a cat"), ("a dog-9", "a dog"), ("a dog-10", "a dog"))
+    ]
     assert found.metrics[0].depends_on["version"] == "not stated"
-    assert found.metrics[0].figure.interval is None
+    assert found.metrics[0].figure.interval == (0.5, 0.5)
 
 
 def test_a_value_that_is_no_number_is_not_computed(tmp_path):

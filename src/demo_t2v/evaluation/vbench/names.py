@@ -36,6 +36,8 @@ def video_name(prompt: str, index: int) -> str:
     return stem + ending
 
 
-def prompt_of(name: str) -> str:
-    """The prompt that VBench reads from a video's name."""
-    return _INDEX.sub("", PurePath(name).stem)
+def split_name(name: str) -> tuple[str, int]:
+    """The prompt that VBench reads from a video's name, and its number; -1 without one."""
+    stem = PurePath(name).stem
+    found = _INDEX.search(stem)
+    return (stem[: found.start()], int(found[1])) if found else (stem, -1)

@@ -17,7 +17,7 @@ from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.metrics.metric import Figure, mean_interval
 from demo_t2v.evaluation.results import MetricResult, Results
 from demo_t2v.evaluation.vbench.export import EXPORT, VIDEOS, Export, ExportedVideo
-from demo_t2v.evaluation.vbench.names import prompt_of
+from demo_t2v.evaluation.vbench.names import split_name
 from demo_t2v.evaluation.vbench.suite import DIMENSIONS, FLICKERING, check_dimension, read_json
 
 _PERCENT: Final = "imaging_quality"
@@ -108,8 +108,7 @@ def import_scores(
         return Results(subject, "", {}, metrics, rows, versions)
     settings = {
         "model": export.model,
-        "model_hash": export.model_hash,
-        "seeds": sorted({video.seed for video in export.videos}),
+        "fingerprint": export.model_hash,
         "generation": export.settings,
     }
     return Results(export.folder, "", settings, metrics, rows, versions)
@@ -121,8 +120,14 @@ def metric_name(dimension: str) -> str:
 
 
 def _rows(scores: Iterable[DimensionScore], export: Export | None) -> list[dict[str, Any]]:
-    """A row for each video, with its values by metric."""
+    """A row for each video, with its values by metric; videos of a prompt are in their order."""
     known = {video.file: video for video in export.videos} if export else {}
+    places = {name: place for place, name in enumerate(known)}
+
+    def order(key: tuple[str, str]) -> tuple[object, ...]:
+        folder, name = key
+        return places.get(name, len(places)), folder, split_name(name)
+
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for score in scores:
         for video in score.videos:
@@ -130,7 +135,7 @@ def _rows(scores: Iterable[DimensionScore], export: Export | None) -> list[dict[
             value = video.video_results * _scale(score.dimension)
             if math.isfinite(value):
                 row[metric_name(score.dimension)] = value
-    return list(rows.values())
+    return [rows[key] for key in sorted(rows, key=order)]
 
 
 def _row(
@@ -142,7 +147,7 @@ def _row(
             raise EvaluationError(f"{video.video_path}: is no video of {EXPORT} of {export.folder}")
         facts = asdict(known[name])
         return {key: value for key, value in facts.items() if key not in ("file", "index")}
-    return {"name": f"{folder}/{name}", "prompt": prompt_of(name)}
+    return {"name": f"{folder}/{name}", "prompt": split_name(name)[0]}
 
 
 def _key(video: VideoValue) -> tuple[str, str]:
