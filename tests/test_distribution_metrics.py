@@ -450,7 +450,7 @@ def test_a_folder_is_measured_with_a_cache(tmp_path, i3d_file):
         assert figure["count"] == 22
         assert figure["interval"][0] <= figure["value"] <= figure["interval"][1]
         assert len(first[name]["depends_on"]["sha256"]) == 64
-    for name in ("FID", "KID", "Inception Score"):
+    for name in ("FID", "KID", "Inception Score", "JEDi"):
         assert first[name]["figure"] is None
         assert "https://" in first[name]["not_computed"]
     assert results() == first

@@ -12,6 +12,7 @@ import typer
 from demo_t2v.cli.disentanglement import disentanglement
 from demo_t2v.cli.sensitivity import sensitivity
 from demo_t2v.cli.terminal import one_line_errors, progress
+from demo_t2v.cli.vbench import vbench
 from demo_t2v.core.imports import uncollected
 from demo_t2v.evaluation.errors import EvaluationError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 evaluate = typer.Typer(no_args_is_help=True, help="Measure models and videos.")
 evaluate.command()(sensitivity)
 evaluate.command()(disentanglement)
+evaluate.add_typer(vbench, name="vbench")
 
 
 @evaluate.command()

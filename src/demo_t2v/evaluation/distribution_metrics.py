@@ -65,12 +65,19 @@ class Extractors:
             network = videomae.VideoMAE(self.videomae)
             return FrechetVideoDistance(FeatureSets(self._cached(network)))
 
+        def jedi() -> Metric:
+            raise MissingWeightsError(
+                "V-JEPA ViT-H/16 with its probe for SSv2 (https://github.com/oooolga/JEDi); "
+                "videojedi 1.1.0 does not install beside this program (av<13, torchvision<0.20)"
+            )
+
         return [
             (FrechetInceptionDistance.name, fid),
             (KernelInceptionDistance.name, kid),
             (InceptionScore.name, inception_score),
             ("FVD (I3D)", fvd_i3d),
             ("FVD (VideoMAE)", fvd_videomae),
+            ("JEDi", jedi),
         ]
 
     def _cached(self, extractor: Extractor) -> Extractor:
