@@ -34,7 +34,7 @@ def interval_plot(metric: str, columns: Sequence[Column]) -> Markup:
 
     parts = []
     step = tick_step(high - low)
-    if high - low > 4 * step:  # too many for their labels
+    if high - low > 5 * step:  # too many for their labels
         step = tick_step(2 * (high - low))
     for count in range(math.ceil(low / step), math.floor(high / step) + 1):
         tick = count * step
