@@ -311,6 +311,17 @@ def test_figures_are_quoted_on_request(tmp_path):
     assert "quoted" not in report(tmp_path, a=results()).stdout
 
 
+def test_results_without_sizes_and_files(tmp_path):
+    """Those that another program measured."""
+    rows = [{"name": f"{n}.mp4", "prompt": f"p {n}", "blur": float(n)} for n in range(3)]
+    one = dataclasses.replace(results(), videos=rows)
+    done = report(tmp_path, "--out", "out", a=one, b=dataclasses.replace(one, subject="b"))
+    assert (done.returncode, done.stderr) == (0, "")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert "img" not in page.tags
+    assert "Frames" not in page.texts
+
+
 def test_different_versions_are_noted(tmp_path):
     done = report(tmp_path, a=results(), b=results("b", versions={"python": "3.12"}))
     assert "different versions of packages" in done.stdout

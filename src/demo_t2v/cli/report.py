@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def report(
     files: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="FILE.json...", help="Results of `evaluate videos` and `evaluate sprites`."
-        ),
+        typer.Argument(metavar="FILE.json...", help="What the other commands wrote to --out."),
     ],
     out: Annotated[
         Path | None,

@@ -70,8 +70,8 @@ def measure(
 
 
 def _combined_hash(videos: Sequence[VideoFile]) -> str:
-    hashes = "".join(video.sha256 for video in videos)
-    return hashlib.sha256(hashes.encode()).hexdigest()
+    hashes = sorted(video.sha256 for video in videos)
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _result(metric: Metric) -> MetricResult:

@@ -50,7 +50,7 @@ class Results:
     folder: str = ""
     """The folder of the videos, absolute; their names are paths in it."""
     real_sha256: str = ""
-    """Hash of the real videos' hashes, in their order; empty without real videos."""
+    """Hash of the real videos' sorted hashes; empty without real videos."""
     format: int = FORMAT
 
 
