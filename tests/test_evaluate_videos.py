@@ -9,7 +9,8 @@ import pytest
 
 from demo_t2v.data.video import write_video
 from demo_t2v.evaluation.errors import EvaluationError
-from demo_t2v.evaluation.metrics.metric import mean_interval
+from demo_t2v.evaluation.measurement import measure
+from demo_t2v.evaluation.metrics.metric import VideoMetric, mean_interval
 from demo_t2v.evaluation.results import read_results
 from demo_t2v.evaluation.video_files import ClipFormat, list_videos
 from helpers.in_process import run
@@ -58,6 +59,32 @@ def test_a_clip_is_cut_from_the_start(tmp_path):
     clip = video.read(ClipFormat(frames=4, fps=2, resolution=32))
     assert clip.frames.shape == (4, 32, 32, 3)
     assert clip.frames[:, 0, 0, 0].tolist() == [0, 40, 80, 120]  # each 4th of 8 a second
+
+
+class Length(VideoMetric):
+    name = "length"
+    needs_real = True
+
+    def measure(self, clip):
+        return float(len(clip.frames))
+
+    def depends_on(self):
+        return {}
+
+
+def test_real_videos_are_told_apart_by_content(tmp_path):
+    videos = list_videos(write(tmp_path / "videos", one=BLACK))
+    folders = {
+        "real": {"one": BLACK, "two": BLINKING},
+        "renamed": {"b": BLACK, "a": BLINKING},
+        "other": {"one": BLACK, "two": BLACK},
+    }
+    hashes = []
+    for name, contents in folders.items():
+        real = list_videos(write(tmp_path / name, **contents))
+        hashes.append(measure([Length()], videos, subject="v", real=real).real_sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert measure([Length()], videos, subject="v").real_sha256 == ""
 
 
 def test_the_interval_of_a_mean_holds_it_and_narrows():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from demo_t2v.cli.disentanglement import disentanglement
+from demo_t2v.cli.report import report
 from demo_t2v.cli.sensitivity import sensitivity
 from demo_t2v.cli.terminal import one_line_errors, progress
 from demo_t2v.cli.vbench import vbench
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 evaluate = typer.Typer(no_args_is_help=True, help="Measure models and videos.")
 evaluate.command()(sensitivity)
 evaluate.command()(disentanglement)
+evaluate.command()(report)
 evaluate.add_typer(vbench, name="vbench")
 
 
@@ -180,11 +182,14 @@ def videos(
 
         if out is not None:
             check_writable(out)
-        settings = {"frames": frames, "fps": fps, "resolution": resolution}
         form = ClipFormat(frames, fps, resolution)
         texts = {row[0]: row[1] for row in read_prompts(prompts)} if prompts else None
         files = list_videos(folder, texts)
         real_files = list_videos(real) if real else []
+        settings: dict[str, Any] = {"frames": frames, "fps": fps, "resolution": resolution}
+        made_by = {video.model for video in files}
+        if len(made_by) == 1 and (fingerprint := made_by.pop()):
+            settings["fingerprint"] = fingerprint
         extractors = Extractors(inception, i3d, videomae, feature_cache, image_frames)
         metrics, not_computed = make_metrics(
             with_real=bool(real_files), clip=clip, raft=raft, extractors=extractors

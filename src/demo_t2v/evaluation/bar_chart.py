@@ -27,7 +27,7 @@ def bar_chart(
     """
     bars = [figure for figures in series.values() for figure in figures]
     top = max(max((figure.value, *(figure.interval or ()))) for figure in bars) or 1.0
-    step = _tick_step(top)
+    step = tick_step(top)
     head = (1 + len(series)) * _LINE + _LINE // 2
     size = (_LEFT + _GROUP * len(groups) + _RIGHT, head + _PLOT + 3 * _LINE)
     picture = Image.new("RGB", size, "white")
@@ -64,7 +64,7 @@ def bar_chart(
     return picture
 
 
-def _tick_step(top: float) -> float:
+def tick_step(top: float) -> float:
     """1, 2 or 5 times a power of ten, so that there are 3 to 7 ticks above 0."""
     power = 10.0 ** math.floor(math.log10(top / 3))
     return max(step for step in (power, 2 * power, 5 * power) if step <= top / 3)

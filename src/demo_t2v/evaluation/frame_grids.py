@@ -46,6 +46,14 @@ def image_grid(
     return grid
 
 
+def frame_strip(file: Path) -> Image.Image:
+    """`COLUMNS` frames of a video or of a folder of PNG frames in a row, spread evenly.
+
+    The picture is RGBA, and clear between the frames. Raises data.video.VideoError, OSError.
+    """
+    return image_grid([_cells(read_frames(file))], gap=2, mode="RGBA", fill="#00000000")
+
+
 def contact_sheet(videos: Iterable[tuple[Path, str]]) -> Image.Image:
     """A row for each (file, prompt): the prompt, then frames spread evenly over the video.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,17 +51,32 @@ def measure(
                 "height": height,
                 "width": width,
                 "fps": clip.fps,
+                **({} if video.seed is None else {"seed": video.seed}),
                 **{name: value for name, value in values.items() if value is not None},
             }
         )
         if on_video:
             on_video()
-    results = [*map(_result, metrics), *not_computed]
-    return Results(subject, real_subject, dict(settings or {}), results, rows, package_versions())
+    return Results(
+        subject,
+        real_subject,
+        dict(settings or {}),
+        [*map(_result, metrics), *not_computed],
+        rows,
+        package_versions(),
+        folder=os.path.abspath(videos[0].folder) if videos else "",  # noqa: PTH100 (keeps links)
+        real_sha256=_combined_hash(real) if compared and real else "",
+    )
+
+
+def _combined_hash(videos: Sequence[VideoFile]) -> str:
+    hashes = sorted(video.sha256 for video in videos)
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _result(metric: Metric) -> MetricResult:
     try:
-        return MetricResult(metric.name, metric.compute(), metric.depends_on())
+        figure, problem = metric.compute(), ""
     except TooFewVideosError as error:
-        return MetricResult(metric.name, None, metric.depends_on(), str(error))
+        figure, problem = None, str(error)
+    return MetricResult(metric.name, figure, metric.depends_on(), problem, metric.better)

@@ -193,6 +193,15 @@ def save_report(report: Report, file: Path) -> None:
         partial.write_text(json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n", "utf-8")
 
 
+def is_report(file: Path) -> bool:
+    """Whether a file looks like one of `save_report`; False for one that cannot be read."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(tree, dict) and "subjects" in tree
+
+
 def read_report(file: Path) -> Report:
     """Read a report that `save_report` wrote. Raises EvaluationError."""
     try:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from demo_t2v.core.atomic_io import atomic_write, reason
 from demo_t2v.evaluation.errors import EvaluationError
-from demo_t2v.evaluation.metrics.metric import Figure
+from demo_t2v.evaluation.metrics.metric import Better, Figure
 
 FORMAT: Final = 1
 """Version of the JSON; `read_results` reads no other."""
@@ -29,6 +29,8 @@ class MetricResult:
     figure: Figure | None
     depends_on: Mapping[str, Any]
     not_computed: str = ""
+    better: Better = ""
+    """Which values are better; empty where neither is."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Results:
     videos: Sequence[Mapping[str, Any]]
     """A row for each video: its name, prompt and size, and its own values by metric."""
     versions: Mapping[str, str]
+    folder: str = ""
+    """The folder of the videos, absolute; their names are paths in it."""
+    real_sha256: str = ""
+    """Hash of the real videos' sorted hashes; empty without real videos."""
     format: int = FORMAT
 
 
@@ -75,6 +81,9 @@ def read_results(file: Path) -> Results:
             f"{file}: has format {tree['format']}; this version reads format {FORMAT}"
         )
     try:
-        return TypeAdapter(Results).validate_python(tree)
+        results = TypeAdapter(Results).validate_python(tree)
     except ValueError:
-        raise EvaluationError(f"{file}: holds no complete results") from None
+        results = None
+    if results is None or not results.videos:
+        raise EvaluationError(f"{file}: holds no complete results")
+    return results

@@ -59,6 +59,15 @@ class VideoFile:
     prompt: str = ""
     id: str = ""
     """Its id in the manifest of `demo-t2v generate`, or else its name without the ending."""
+    seed: int | None = None
+    """Its seed in the manifest."""
+    model: str = ""
+    """The hash in the manifest of the model that made it."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `name` is a path in."""
+        return self.path.parents[self.name.count("/")]
 
     @cached_property
     def sha256(self) -> str:
@@ -106,7 +115,8 @@ def _list(folder: Path, prompts: Mapping[str, str]) -> list[VideoFile]:
         entry = manifest.get(path.name, {})
         prompt = prompts.get(path.stem, entry.get("prompt", ""))
         key = str(entry.get("id", path.stem))
-        videos.append(VideoFile(path.relative_to(folder).as_posix(), path, prompt, key))
+        name, seed = path.relative_to(folder).as_posix(), entry.get("seed")
+        videos.append(VideoFile(name, path, prompt, key, seed, entry.get("model_hash", "")))
     if not videos:
         kinds = ", ".join(sorted(ending[1:] for ending in ENDINGS))
         raise EvaluationError(f"{folder}: holds no videos ({kinds}, or folders of png)")

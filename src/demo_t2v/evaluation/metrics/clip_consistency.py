@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from demo_t2v.evaluation.metrics.clip_embeddings import ClipEmbedder
-from demo_t2v.evaluation.metrics.metric import VideoClip, VideoMetric, check_frames
+from demo_t2v.evaluation.metrics.metric import Better, VideoClip, VideoMetric, check_frames
 
 
 class ClipConsistency(VideoMetric):
     """Mean cosine between the CLIP embeddings of neighbouring frames (arXiv 2310.11440)."""
 
+    better: Better = "higher"
     notes = ("still videos have 1",)
 
     def __init__(self, embedder: ClipEmbedder) -> None:

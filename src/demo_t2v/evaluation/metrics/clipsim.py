@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from demo_t2v.evaluation.metrics.clip_embeddings import ClipEmbedder
-from demo_t2v.evaluation.metrics.metric import Figure, TooFewVideosError, VideoClip, VideoMetric
+from demo_t2v.evaluation.metrics.metric import (
+    Better,
+    Figure,
+    TooFewVideosError,
+    VideoClip,
+    VideoMetric,
+)
 
 
 class ClipSim(VideoMetric):
@@ -15,6 +21,8 @@ class ClipSim(VideoMetric):
 
     (GODIVA, arXiv 2104.14806.) Videos without a prompt do not count, which a note says.
     """
+
+    better: Better = "higher"
 
     def __init__(self, embedder: ClipEmbedder) -> None:
         super().__init__()

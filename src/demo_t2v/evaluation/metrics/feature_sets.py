@@ -9,7 +9,7 @@ from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.features.extractor import Extractor
 from demo_t2v.evaluation.features.rows import FeatureRows
 from demo_t2v.evaluation.frame_grids import spread_indices
-from demo_t2v.evaluation.metrics.metric import Figure, VideoClip
+from demo_t2v.evaluation.metrics.metric import Better, Figure, VideoClip
 
 GROUPS: Final = 10
 """Groups of videos, whose differences give an interval."""
@@ -60,6 +60,8 @@ class FeatureMetric(ABC):
     Metrics with the same FeatureSets see the same videos in the same order. The first one that gets
     a video adds its features.
     """
+
+    better: Better = ""
 
     def __init__(self, sets: FeatureSets) -> None:
         self.sets = sets

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from demo_t2v.evaluation.metrics.metric import VideoClip, VideoMetric, check_frames
+from demo_t2v.evaluation.metrics.metric import Better, VideoClip, VideoMetric, check_frames
 
 
 class TemporalFlickering(VideoMetric):
@@ -19,6 +19,7 @@ class TemporalFlickering(VideoMetric):
     """
 
     name = "temporal flickering"
+    better: Better = "higher"
     notes = ("still videos have 100",)
 
     def measure(self, clip: VideoClip) -> float:

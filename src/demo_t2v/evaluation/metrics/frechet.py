@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from demo_t2v.evaluation.features.rows import FeatureRows
 from demo_t2v.evaluation.metrics.feature_sets import GROUPS, STUDENT, FeatureMetric
-from demo_t2v.evaluation.metrics.metric import Figure, TooFewVideosError
+from demo_t2v.evaluation.metrics.metric import Better, Figure, TooFewVideosError
 
 Matrix = NDArray[np.float64]
 
@@ -97,6 +97,7 @@ class FrechetDistance(FeatureMetric):
     """
 
     needs_real = True
+    better: Better = "lower"
 
     def compute(self) -> Figure:
         """The distance, its interval and its extrapolation. Raises TooFewVideosError."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo_t2v.evaluation.metrics.feature_sets import GROUPS, STUDENT, FeatureMetric, FeatureSets
-from demo_t2v.evaluation.metrics.metric import Figure, TooFewVideosError
+from demo_t2v.evaluation.metrics.metric import Better, Figure, TooFewVideosError
 
 SPLITS: Final = GROUPS
 SEED: Final = 2020
@@ -46,6 +46,7 @@ class InceptionScore(FeatureMetric):
 
     name = "Inception Score"
     needs_real = False
+    better: Better = "higher"
 
     def __init__(self, sets: FeatureSets, logits: Callable[[Matrix], Matrix]) -> None:
         """`logits` turns the features (N, D) of `sets` into logits (N, C)."""

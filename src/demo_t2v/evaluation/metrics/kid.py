@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo_t2v.evaluation.metrics.feature_sets import FeatureMetric
-from demo_t2v.evaluation.metrics.metric import Figure, TooFewVideosError
+from demo_t2v.evaluation.metrics.metric import Better, Figure, TooFewVideosError
 
 SUBSETS: Final = 100
 """Pairs of random subsets."""
@@ -40,6 +40,7 @@ class KernelInceptionDistance(FeatureMetric):
 
     name = "KID"
     needs_real = True
+    better: Better = "lower"
 
     def compute(self) -> Figure:
         """The mean of the subsets. Raises TooFewVideosError for fewer than 4 frames."""

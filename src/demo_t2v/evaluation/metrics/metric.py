@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from demo_t2v.evaluation.errors import EvaluationError
 
 Frames = NDArray[np.uint8]
 """A video's RGB frames (F, H, W, 3)."""
+Better = Literal["higher", "lower", ""]
+"""Which values of a metric are better; empty where neither is."""
 RESAMPLES: Final = 2000
 """Bootstrap samples of an interval."""
 
@@ -64,6 +66,10 @@ class Metric(Protocol):
     def needs_real(self) -> bool:
         """Whether it compares with real videos."""
 
+    @property
+    def better(self) -> Better:
+        """Which values are better."""
+
     def update(self, clip: VideoClip, real: bool = False) -> float | None:
         """Add a video. Its own value, if the metric has one for a single video.
 
@@ -81,6 +87,7 @@ class VideoMetric(ABC):
     """A Metric whose figure is the mean of a value that each video has."""
 
     needs_real: bool = False
+    better: Better = ""
     notes: Sequence[str] = ()
     """The notes of its figure."""
 

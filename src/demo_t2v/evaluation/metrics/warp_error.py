@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from demo_t2v.evaluation.metrics.flow import FlowMetric, VideoFlow
-from demo_t2v.evaluation.metrics.metric import Figure, VideoClip
+from demo_t2v.evaluation.metrics.metric import Better, Figure, VideoClip
 
 
 class WarpError(FlowMetric):
@@ -19,6 +19,7 @@ class WarpError(FlowMetric):
     """
 
     title = "warp error"
+    better: Better = "lower"
     notes = ("still videos have 0",)
 
     def __init__(self, flow: VideoFlow) -> None:
