@@ -161,6 +161,15 @@ def test_what_can_run_runs(file: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
 
 
+def command_names(group: Any) -> Iterator[str]:
+    """The words of each command, at any depth of groups."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from (f"{name} {inner}" for inner in command_names(command))
+        else:
+            yield name
+
+
 def test_the_reference_is_filled_from_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     hook = importlib.import_module("docs_reference")
@@ -177,10 +186,8 @@ def test_the_reference_is_filled_from_the_code(monkeypatch: pytest.MonkeyPatch) 
         "| `keep_last` | whole number, at least 1 | `3` | Number of checkpoints"
         in (filled["configuration"])
     )
-    program: Any = typer.main.get_command(app)
-    for name, command in program.commands.items():
-        for words in [f"{name} {inner}" for inner in getattr(command, "commands", ())] or [name]:
-            assert f"## {words}\n\n```text\ndemo-t2v {words} " in filled["command_line"]
+    for words in command_names(typer.main.get_command(app)):
+        assert f"## {words}\n\n```text\ndemo-t2v {words} " in filled["command_line"]
     assert "| `--prompts FILE|-` | " in filled["command_line"]
     assert "::: demo_t2v.pipeline.DemoPipeline\n" in filled["python"]
 
