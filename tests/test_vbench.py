@@ -223,7 +223,7 @@ def test_results_of_vbench_become_ours(tmp_path, clip):
     assert (done.returncode, done.stderr) == (0, "")
     assert "imaging" in done.stdout
     found = read_results(tmp_path / "r.json")
-    assert (found.subject, found.settings["fingerprint"]) == ("mine", "f")
+    assert (found.folder, found.settings["fingerprint"]) == (str(tmp_path / "mine"), "f")
     assert found.versions["vbench"] == "0.1.5"
     # Sorted by seed: the file with seed 2 is "a dog-0".
     assert [(row["name"], row["seed"]) for row in found.videos] == [
@@ -373,7 +373,7 @@ def test_bad_prompt_lists_are_one_line(tmp_path, clip, info, problem):
             "color has two values for 'videos/a.mp4'",
         ),
         (json.dumps({"scene": score(1, a=1)}), "x.json: has scene, as y.json has; give one"),
-        (json.dumps({"color": score(1, a=1)}), "videos/a.mp4: is no video of export.json of mine"),
+        (json.dumps({"color": score(1, a=1)}), "videos/a.mp4: is no video of export.json"),
     ],
 )
 def test_bad_results_are_one_line(tmp_path, clip, content, problem):

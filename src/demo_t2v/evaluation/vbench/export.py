@@ -50,6 +50,7 @@ class Export:
     """The videos of one model with one set of settings, as VBench measures them."""
 
     folder: str
+    """The folder of the videos before, absolute."""
     model: str
     model_hash: str
     settings: Mapping[str, Any]
@@ -98,7 +99,7 @@ def export_videos(
             if on_video:
                 on_video()
         export = Export(
-            str(folder),
+            str(folder.absolute()),
             str(first.get("model", "")),
             str(first.get("model_hash", "")),
             first.get("settings") or {},

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from demo_t2v.evaluation.errors import EvaluationError
-from demo_t2v.evaluation.metrics.metric import Figure, mean_interval
+from demo_t2v.evaluation.metrics.metric import Better, Figure, mean_interval
 from demo_t2v.evaluation.results import MetricResult, Results
 from demo_t2v.evaluation.vbench.export import EXPORT, VIDEOS, Export, ExportedVideo
 from demo_t2v.evaluation.vbench.names import split_name
@@ -22,9 +22,11 @@ from demo_t2v.evaluation.vbench.suite import DIMENSIONS, FLICKERING, check_dimen
 
 _PERCENT: Final = "imaging_quality"
 """The dimension whose single videos have values up to 100, and their mean up to 1."""
+_MOVES: Final = "dynamic_degree"
+"""The dimension whose values are neither better nor worse."""
 _NOTES: Final = {
     "color": "videos without the object do not count",
-    "dynamic_degree": "share of the videos that move",
+    _MOVES: "share of the videos that move",
     FLICKERING: "still videos have 1",
     _PERCENT: "values of single videos are divided by 100, as in VBench's mean",
 }
@@ -111,7 +113,8 @@ def import_scores(
         "fingerprint": export.model_hash,
         "generation": export.settings,
     }
-    return Results(export.folder, "", settings, metrics, rows, versions)
+    folder = export.folder
+    return Results(folder, "", settings, metrics, rows, versions, folder=folder)
 
 
 def metric_name(dimension: str) -> str:
@@ -144,7 +147,7 @@ def _row(
     folder, name = _key(video)
     if folder == VIDEOS and export:
         if name not in known:
-            raise EvaluationError(f"{video.video_path}: is no video of {EXPORT} of {export.folder}")
+            raise EvaluationError(f"{video.video_path}: is no video of {EXPORT}")
         facts = asdict(known[name])
         return {key: value for key, value in facts.items() if key not in ("file", "index")}
     return {"name": f"{folder}/{name}", "prompt": split_name(name)[0]}
@@ -178,7 +181,9 @@ def _metric(
         notes.append(f"VBench's value is not the mean of the videos, {mean:.4g}: no interval")
     if export:
         notes += _missing(score, export)
-    return MetricResult(name, Figure(score.value, interval, len(values), notes=notes), depends_on)
+    figure = Figure(score.value, interval, len(values), notes=notes)
+    better: Better = "" if score.dimension == _MOVES else "higher"
+    return MetricResult(name, figure, depends_on, better=better)
 
 
 def _missing(score: DimensionScore, export: Export) -> list[str]:
