@@ -16,6 +16,7 @@ from torch import nn
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import render, trajectory
 from demo_t2v.data.video import write_video
+from demo_t2v.evaluation.all_metrics import make_metrics
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.metrics.metric import VideoClip
 from demo_t2v.evaluation.protocol import (
@@ -80,7 +81,7 @@ def only_results(folder: Path) -> Path:
 
 
 def test_a_protocol_is_run_in_a_process_of_its_own(place: Path) -> None:
-    done = program.run(place, "evaluate", "tiny.yaml", *STEPS, "i3d=i3d.pt")
+    done = program.run(place, "evaluate", "tiny.yaml", *STEPS, "i3d=i3d.pt", "clip=org/none")
     assert done.returncode == 0, done.stderr
     file = only_results(place / "outputs" / "tiny")
     assert done.stdout.splitlines()[-1] == str(file.relative_to(place))
@@ -116,6 +117,7 @@ def test_a_protocol_is_run_in_a_process_of_its_own(place: Path) -> None:
     assert fvd.figure.count == 4
     assert fvd.depends_on["extractor"] == "I3D"
     assert "--inception FILE: weights-inception" in figures["FID"].not_computed
+    assert "the hub does not give it" in figures["CLIPSIM"].not_computed
     manifest = read_manifest(file.with_suffix(""))
     assert {entry["model_hash"] for entry in manifest.values()} == {fingerprint}
     assert len(list((file.parent / "features").rglob("*.npy"))) == 7
@@ -275,6 +277,21 @@ def test_commands_go_before_protocols(place: Path) -> None:
     done = in_process.run(place, "evaluate", "videos", "real")
     assert done.returncode == 0
     assert "flickering" in done.stdout
+
+
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot_download(name: str, **_: object) -> str:
+        asked.append(name)
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    _, missing = make_metrics(with_real=False, clip="org/clip")
+    problems = {each.name: each.not_computed for each in missing}
+    for name in ("CLIPSIM", "CLIP temporal consistency"):
+        assert "the hub does not give it (no route)" in problems[name]
+    assert asked == ["org/clip"]
 
 
 @pytest.mark.parametrize("file", shipped_protocols().values(), ids=lambda file: file.stem)

@@ -23,7 +23,7 @@ def make_metrics(
     `single_video_metrics`. A network that the hub does not give is missing, too.
     """
     makers = [
-        *single_video_metrics(clip, raft),
+        *single_video_metrics(clip, raft, extractors.cache),
         *extractors.metrics(),
     ]
     metrics: list[Metric] = []
