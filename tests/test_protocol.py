@@ -29,6 +29,7 @@ from demo_t2v.evaluation.protocol_run import read_protocol_prompts
 from demo_t2v.evaluation.results import read_results
 from demo_t2v.evaluation.sprites.prompts import list_prompts
 from demo_t2v.evaluation.sprites.sprite_score import SpriteScore
+from demo_t2v.inference.jobs import sample_seed
 from demo_t2v.inference.outputs import read_manifest
 from helpers import in_process, program
 
@@ -111,6 +112,9 @@ def test_a_protocol_is_run_in_a_process_of_its_own(place: Path) -> None:
         for repeat in (0, 1)
     ]
     assert {(row["frames"], row["fps"], row["height"]) for row in results.videos} == {(4, 8, 32)}
+    assert [row["seed"] for row in results.videos] == [
+        sample_seed(7, key, repeat) for key in ("a", "b") for repeat in (0, 1)
+    ]
     figures = {result.name: result for result in results.metrics}
     fvd = figures["FVD (I3D)"]
     assert fvd.figure is not None
@@ -211,6 +215,9 @@ def test_each_model_and_its_options_have_a_folder(place: Path) -> None:
         "model, num_inference_steps=1",
         "model, num_inference_steps=1, motion_strength=0.0",
     }
+    done = in_process.run(place, "evaluate", "report", *files)
+    assert done.returncode == 0, done.stderr
+    assert "## Videos: tiny" in done.stdout
 
 
 def test_the_same_name_with_another_prompt_is_not_replaced_silently(place: Path) -> None:
@@ -369,8 +376,5 @@ def test_the_sprite_protocol_of_a_model(tmp_path: Path, tiny_folder: Path) -> No
     assert score.figure is not None
     assert score.figure.count == 2
     assert [row["prompt"] for row in results.videos] == [p.prompt for p in list_prompts(2, 0)]
-    seeds = {
-        entry["seed"]
-        for entry in read_manifest(Path(tmp_path / results.settings["folder"])).values()
-    }
+    seeds = {entry["seed"] for entry in read_manifest(Path(results.folder)).values()}
     assert seeds == {prompt.seed for prompt in list_prompts(2, 0)}

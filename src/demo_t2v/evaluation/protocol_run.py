@@ -93,7 +93,10 @@ class ProtocolRun:
     def videos(self) -> Sequence[VideoFile]:
         """The videos of all jobs."""
         files = [(job, self.work.folder.file(job)) for job in self.work.jobs]
-        return [VideoFile(file.name, file, job.prompt, job.id) for job, file in files]
+        model = self.work.model.fingerprint
+        return [
+            VideoFile(file.name, file, job.prompt, job.id, job.seed, model) for job, file in files
+        ]
 
     def check_metrics(self) -> None:
         """Load all networks and free them again. Raises EvaluationError for one of no use."""
@@ -164,7 +167,6 @@ class ProtocolRun:
             "fingerprint": self.work.model.fingerprint,
             "devices": sorted({entry["device"] for entry in made}),
             "generation": {**folder.settings, "dtype": ", ".join(dtypes)},
-            "folder": str(folder.path),
         }
 
 

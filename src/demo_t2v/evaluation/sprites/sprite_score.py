@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from demo_t2v.evaluation.errors import EvaluationError
-from demo_t2v.evaluation.metrics.metric import Figure, VideoClip, VideoMetric
+from demo_t2v.evaluation.metrics.metric import Better, Figure, VideoClip, VideoMetric
 from demo_t2v.evaluation.report import BENCHMARK_VERSION, VideoScore, accuracies
 from demo_t2v.evaluation.sprites.prompts import SpritePrompt
 from demo_t2v.evaluation.sprites.video_folder import score_clip
@@ -21,6 +21,7 @@ class SpriteScore(VideoMetric):
     """
 
     name = "sprite score"
+    better: Better = "higher"
 
     def __init__(self, prompts: Iterable[SpritePrompt]) -> None:
         super().__init__()
