@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.evaluation.protocol import shipped_protocols
 from demo_t2v.training.config import (
     AnyDataset,
     AnyTraining,
@@ -82,12 +83,19 @@ def asked(words: list[str]) -> list[str]:
     return rest
 
 
+def is_protocol(name: str) -> bool:
+    """Whether `evaluate` takes the name as that of a protocol: shipped, a file, or PROTOCOL."""
+    return name in ("PROTOCOL", *shipped_protocols()) or name.endswith(".yaml")
+
+
 def check(words: list[str], whole: bool = True) -> None:
     """Whether the program takes the words: commands, options, and keys of a configuration."""
     program: Any = typer.main.get_command(app)
     name = "demo-t2v"
     while hasattr(program, "commands") and words:
         name, *words = words
+        if name not in program.commands and is_protocol(name):
+            name, words = "protocol", [name, *words]
         program = program.commands[name]
     try:
         parsed = program.make_context(name, list(words)).params
@@ -119,8 +127,9 @@ def test_a_wrong_command_would_be_found() -> None:
         check(["generate", "--nonsense", "3"])
     with pytest.raises(ConfigError, match="unknown key nonsense"):
         check(["generate", "--config", "configs/inference.yaml", "nonsense=3"])
-    with pytest.raises(KeyError):
-        check(["nonsense"])
+    for words in (["nonsense"], ["evaluate", "nonsense"]):
+        with pytest.raises(KeyError):
+            check(words)
 
 
 @pytest.mark.parametrize("file", ALL, ids=lambda file: file.stem)

@@ -212,6 +212,33 @@ def test_a_video_of_any_shape_is_embedded(embedder: ClipEmbedder) -> None:
     assert torch.equal(embedder.frames(clip(wide)), embedder.frames(clip(middle)))
 
 
+def test_the_flow_of_a_network_is_computed_once(tmp_path: Path) -> None:
+    calls = []
+
+    def estimator(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        calls.append(len(first))
+        return uniform_flow(1.3)(first, second)
+
+    video = clip(moving_texture(1))
+    plain = FlowScore(VideoFlow("uniform", estimator)).update(video)
+    for weights, forward_and_backward in (("a", 2), ("a", 0), ("b", 2)):
+        calls.clear()
+        cached = VideoFlow("uniform", estimator, {"sha256": weights}, tmp_path)
+        assert FlowScore(cached).update(clip(moving_texture(1))) == plain
+        assert len(calls) == forward_and_backward
+
+
+def test_embeddings_are_computed_once(tmp_path: Path, clip_folder: Path) -> None:
+    video = clip(moving_texture(1), prompt="a car falls")
+    plain = ClipEmbedder(str(clip_folder)).frames(video)
+    assert torch.equal(ClipEmbedder(str(clip_folder), tmp_path).frames(video), plain)
+    (file,) = tmp_path.rglob("*.npy")
+    np.save(file, 2 * plain.numpy())
+    assert torch.equal(ClipEmbedder(str(clip_folder), tmp_path).frames(video), 2 * plain)
+    other = clip(moving_texture(2))
+    assert not torch.equal(ClipEmbedder(str(clip_folder), tmp_path).frames(other), plain)
+
+
 def test_clipsim_counts_videos_with_a_prompt(embedder: ClipEmbedder) -> None:
     metric = ClipSim(embedder)
     assert metric.update(clip(moving_texture(1))) is None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from demo_t2v.cli.disentanglement import disentanglement
+from demo_t2v.cli.protocol import ProtocolGroup, protocol
 from demo_t2v.cli.report import report
 from demo_t2v.cli.sensitivity import sensitivity
 from demo_t2v.cli.terminal import one_line_errors, progress
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
     from demo_t2v.evaluation.report import Report
     from demo_t2v.evaluation.sprites.prompts import SpritePrompt
 
-evaluate = typer.Typer(no_args_is_help=True, help="Measure models and videos.")
+evaluate = typer.Typer(
+    cls=ProtocolGroup,
+    no_args_is_help=True,
+    help="Measure models and videos: by a command, or by the name or file of a protocol.",
+)
+evaluate.command()(protocol)
 evaluate.command()(sensitivity)
 evaluate.command()(disentanglement)
 evaluate.command()(report)

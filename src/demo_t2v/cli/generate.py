@@ -76,12 +76,8 @@ def make_videos(
     `finish` is called in the first process when all videos are there. It makes further files and
     returns their paths by their key in the report.
     """
-    videos, steps = len(work.missing), work.config.num_inference_steps or 1
-    title = f"{videos} video{'s' * (videos != 1)}"
     try:
-        # Libraries print to stdout, which is for the report.
-        with redirect_stdout(sys.stderr), progress(title, videos * steps) as bar:
-            work.run(_Display(bar, as_json, videos, steps))
+        run_workload(work, as_json)
     finally:
         if work.coordinator.is_main:
             summary = work.summary()
@@ -89,6 +85,15 @@ def make_videos(
             _report(work.config.model, summary, files, as_json)
     if work.coordinator.is_main and summary.problem:
         exit_with(summary.problem, 1)
+
+
+def run_workload(work: Workload, as_json: bool = False) -> None:
+    """Make the missing videos; a bar or events on stderr show the progress."""
+    videos, steps = len(work.missing), work.config.num_inference_steps or 1
+    title = f"{videos} video{'s' * (videos != 1)}"
+    # Libraries print to stdout, which is for the report.
+    with redirect_stdout(sys.stderr), progress(title, videos * steps) as bar:
+        work.run(_Display(bar, as_json, videos, steps))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -13,7 +13,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from demo_t2v.config import Option
-from demo_t2v.config.inference import flag, inference_options
+from demo_t2v.config.inference import inference_options
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "--cfg", metavar="FILE", help="YAML file.")
@@ -27,16 +27,20 @@ OPTIONS: Final = "options"
 Command = Callable[..., None]
 
 
-def takes_options(*keys: str, **defaults: Any) -> Callable[[Command], Command]:
+def takes_options(
+    *keys: str, more: Mapping[str, tuple[FieldInfo, Option]] | None = None, **defaults: Any
+) -> Callable[[Command], Command]:
     """Replace a command's parameter `options` by the flags of these options (default: all).
 
     The command gets the given values in `options`, by dotted key. `defaults` are further options,
-    whose default differs from the schema's.
+    whose default differs from the schema's. `more` are options of another schema.
     """
 
     def decorate(command: Command) -> Command:
-        known = inference_options()
-        flags = {_name(flag(key)): key for key in (*keys, *defaults) or known}
+        other = more or {}
+        known = {**inference_options(), **other}
+        named = (*other, *keys, *defaults) or known
+        flags = {_name(known[key][1].flag or key): key for key in named}
 
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
@@ -89,6 +93,6 @@ def _without_none(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _name(flag_text: str) -> str:
-    """The parameter's name for a flag: `num_frames` for `--num-frames`."""
-    return flag_text.removeprefix("--").replace("-", "_")
+def _name(flag: str) -> str:
+    """The parameter's name for a flag without its dashes: `num_frames` for `num-frames`."""
+    return flag.replace("-", "_")

@@ -358,9 +358,14 @@ class InferenceConfig(Strict):
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
 
+def schema_options(schema: type[BaseModel]) -> dict[str, tuple[FieldInfo, Option]]:
+    """The options of a schema by dotted key, in its order."""
+    return dict(_options(schema, ""))
+
+
 def inference_options() -> dict[str, tuple[FieldInfo, Option]]:
     """The options of `InferenceConfig` by dotted key, in the order of the schema."""
-    return dict(_options(InferenceConfig, ""))
+    return schema_options(InferenceConfig)
 
 
 def flag(key: str) -> str:

@@ -20,10 +20,10 @@ def make_metrics(
     """The metrics that can be computed here, and the reasons why others cannot.
 
     Metrics that compare with real videos need `with_real`. `clip` and `raft` are as for
-    `single_video_metrics`.
+    `single_video_metrics`. A network that the hub does not give is missing, too.
     """
     makers = [
-        *single_video_metrics(clip, raft),
+        *single_video_metrics(clip, raft, extractors.cache),
         *extractors.metrics(),
     ]
     metrics: list[Metric] = []
@@ -31,7 +31,7 @@ def make_metrics(
     for name, make in makers:
         try:
             metric = make()
-        except MissingWeightsError as error:
+        except (MissingWeightsError, ConnectionError) as error:
             missing.append(MetricResult(name, None, {}, str(error)))
             continue
         if metric.needs_real and not with_real:

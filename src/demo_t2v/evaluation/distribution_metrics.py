@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from demo_t2v.evaluation.features import i3d, inception, videomae
-from demo_t2v.evaluation.features.cache import CachedExtractor
-from demo_t2v.evaluation.features.extractor import Extractor
+from demo_t2v.evaluation.features.cache import with_cache
 from demo_t2v.evaluation.metrics.feature_sets import FeatureSets
 from demo_t2v.evaluation.metrics.fid import FrechetInceptionDistance
 from demo_t2v.evaluation.metrics.fvd import FrechetVideoDistance
@@ -42,7 +41,7 @@ class Extractors:
             if self.inception is None:
                 raise MissingWeightsError(f"--inception FILE: {inception.WEIGHTS}")
             network = inception.InceptionV3(self.inception)
-            return FeatureSets(self._cached(network), self.image_frames), network
+            return FeatureSets(with_cache(network, self.cache), self.image_frames), network
 
         def fid() -> Metric:
             return FrechetInceptionDistance(load_inception()[0])
@@ -57,13 +56,13 @@ class Extractors:
         def fvd_i3d() -> Metric:
             if self.i3d is None:
                 raise MissingWeightsError(f"--i3d FILE: {i3d.WEIGHTS}")
-            return FrechetVideoDistance(FeatureSets(self._cached(i3d.I3D(self.i3d))))
+            return FrechetVideoDistance(FeatureSets(with_cache(i3d.I3D(self.i3d), self.cache)))
 
         def fvd_videomae() -> Metric:
             if self.videomae is None:
                 raise MissingWeightsError(f"--videomae FOLDER: {videomae.WEIGHTS}")
             network = videomae.VideoMAE(self.videomae)
-            return FrechetVideoDistance(FeatureSets(self._cached(network)))
+            return FrechetVideoDistance(FeatureSets(with_cache(network, self.cache)))
 
         def jedi() -> Metric:
             raise MissingWeightsError(
@@ -79,6 +78,3 @@ class Extractors:
             ("FVD (VideoMAE)", fvd_videomae),
             ("JEDi", jedi),
         ]
-
-    def _cached(self, extractor: Extractor) -> Extractor:
-        return extractor if self.cache is None else CachedExtractor(extractor, self.cache)

@@ -64,6 +64,11 @@ class CachedExtractor:
             raise EvaluationError(f"{file}: cannot be used ({reason(error, file)})") from None
 
 
+def with_cache(extractor: Extractor, folder: Path | None) -> Extractor:
+    """The extractor with a cache in `folder`; itself for None. Raises as `CachedExtractor`."""
+    return extractor if folder is None else CachedExtractor(extractor, folder)
+
+
 def _read(file: Path) -> Features | None:
     """The features in a file; None if there is none, or if it is damaged."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,9 @@ from demo_t2v.config import ConfigError
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import process_device
 from demo_t2v.evaluation.errors import EvaluationError
-from demo_t2v.evaluation.metrics.metric import MissingWeightsError, VideoClip
+from demo_t2v.evaluation.features.cache import with_cache
+from demo_t2v.evaluation.features.extractor import Features
+from demo_t2v.evaluation.metrics.metric import Frames, MissingWeightsError, VideoClip
 from demo_t2v.model_folder import ModelError, first_line, load_network, weight_files
 from demo_t2v.training.data.features import load_tokenizer
 
@@ -30,11 +33,12 @@ class ClipEmbedder:
     """A CLIP of transformers, with the tokenizer and the image preprocessing that it came with.
 
     `name` is a folder or a repository on the hub, such as openai/clip-vit-base-patch32; frames are
-    preprocessed by Pillow. Raises MissingWeightsError for None, EvaluationError for a name
-    that leads to no complete CLIP, ConnectionError when the hub cannot be reached.
+    preprocessed by Pillow. `feature_cache` is a folder of embeddings that are computed once.
+    Raises MissingWeightsError for None, EvaluationError for a name that leads to no complete CLIP,
+    ConnectionError when the hub cannot be reached.
     """
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, feature_cache: Path | None = None) -> None:
         if name is None:
             raise MissingWeightsError(
                 "needs a CLIP: name a folder or a repository of the hub by --clip "
@@ -58,7 +62,19 @@ class ClipEmbedder:
             "clip": self.name,
             "sha256": {file.name: digest(file) for file in weight_files(folder, None)},
         }
+        self._embed = with_cache(self, feature_cache)
         self.frames = lru_cache(maxsize=1)(self._frames)
+
+    @property
+    def sha256(self) -> str:
+        """The hashes of the files of weights."""
+        return " ".join(self.depends_on["sha256"].values())
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """The settings of the image preprocessing."""
+        settings: dict[str, Any] = json.loads(self.processor.to_json_string())
+        return settings
 
     @torch.no_grad()
     def prompt(self, prompt: str) -> Tensor:
@@ -68,16 +84,21 @@ class ClipEmbedder:
         pooled = self.model.text_model(input_ids=ids.input_ids.to(self.model.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)[0]
 
-    @torch.no_grad()
     def _frames(self, clip: VideoClip) -> Tensor:
         """The embeddings (F, D) of the frames; their norms are 1."""
+        return torch.from_numpy(self._embed(clip.frames)).to(self.model.device)
+
+    @torch.no_grad()
+    def __call__(self, frames: Frames) -> Features:
+        """frames (F, H, W, 3) -> embeddings (F, D); their norms are 1."""
         embeddings = []
-        for start in range(0, len(clip.frames), _BATCH):
-            pictures = [Image.fromarray(frame) for frame in clip.frames[start : start + _BATCH]]
+        for start in range(0, len(frames), _BATCH):
+            pictures = [Image.fromarray(frame) for frame in frames[start : start + _BATCH]]
             pixels = self.processor(pictures, return_tensors="pt").pixel_values
             pooled = self.model.vision_model(pixel_values=pixels.to(self.model.device))
             embeddings.append(self.model.visual_projection(pooled.pooler_output))
-        return F.normalize(torch.cat(embeddings), dim=-1)
+        features: Features = F.normalize(torch.cat(embeddings), dim=-1).cpu().numpy()
+        return features
 
 
 def _find(name: str) -> Path:

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from demo_t2v.core.atomic_io import digest
 from demo_t2v.core.devices import process_device
 from demo_t2v.evaluation.errors import EvaluationError
+from demo_t2v.evaluation.features.cache import with_cache
+from demo_t2v.evaluation.features.extractor import Features
 from demo_t2v.evaluation.metrics.metric import (
     Frames,
     MissingWeightsError,
@@ -53,13 +55,25 @@ class FlowStatistics:
 class VideoFlow:
     """The flow of videos by one estimator. `name` is the estimator's name in tables."""
 
+    preprocessing: Mapping[str, Any] = {
+        "range": "[-1, 1]",
+        "statistics": "mean, largest 5 %, warp error, visible",
+    }
+
     def __init__(
-        self, name: str, estimator: FlowEstimator, depends_on: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        estimator: FlowEstimator,
+        depends_on: Mapping[str, Any] | None = None,
+        feature_cache: Path | None = None,
     ) -> None:
+        """`feature_cache` is a folder of statistics that are computed once."""
         self.name = name
         self.depends_on = {"estimator": name, **(depends_on or {})}
+        self.sha256 = str(self.depends_on.get("sha256", ""))
         self.statistics = lru_cache(maxsize=1)(self._statistics)
         self._estimator = estimator
+        self._extract = with_cache(self, feature_cache)
 
     @classmethod
     def lucas_kanade(cls) -> Self:
@@ -67,7 +81,7 @@ class VideoFlow:
         return cls("Lucas-Kanade", lucas_kanade)
 
     @classmethod
-    def raft(cls, weights: Path | None) -> Self:
+    def raft(cls, weights: Path | None, feature_cache: Path | None = None) -> Self:
         """By RAFT with a file of torchvision's weights.
 
         Raises MissingWeightsError for None, EvaluationError for a file without RAFT's weights.
@@ -82,7 +96,8 @@ class VideoFlow:
         except ValueError as error:
             raise EvaluationError(f"--raft {error}") from None
         name = "RAFT large" if raft.large else "RAFT small"
-        return cls(name, raft, {"weights": weights.name, "sha256": digest(weights)})
+        depends_on = {"weights": weights.name, "sha256": digest(weights)}
+        return cls(name, raft, depends_on, feature_cache)
 
     @torch.no_grad()
     def largest(self, frames: Frames) -> NDArray[np.float64]:
@@ -90,11 +105,15 @@ class VideoFlow:
         parts = [_largest(self._estimator(*pair).norm(dim=1)) for pair in _pairs(frames)]
         return torch.cat(parts).double().cpu().numpy()
 
-    @torch.no_grad()
     def _statistics(self, clip: VideoClip) -> FlowStatistics:
         check_frames(clip, 2)
+        return FlowStatistics(*self._extract(clip.frames).astype(np.float64))
+
+    @torch.no_grad()
+    def __call__(self, frames: Frames) -> Features:
+        """frames (F, H, W, 3) -> the fields of `FlowStatistics` (4, F-1)."""
         parts = []
-        for first, second in _pairs(clip.frames):
+        for first, second in _pairs(frames):
             forward, backward = self._estimator(first, second), self._estimator(second, first)
             length = forward.norm(dim=1)
             visible = visible_pixels(forward, backward)
@@ -105,7 +124,8 @@ class VideoFlow:
             parts.append(
                 torch.stack([length.mean(dim=(1, 2)), _largest(length), mean_error, share])
             )
-        return FlowStatistics(*torch.cat(parts, dim=1).double().cpu().numpy())
+        statistics: Features = torch.cat(parts, dim=1).cpu().numpy()
+        return statistics
 
 
 class FlowMetric(VideoMetric):

@@ -16,6 +16,7 @@ from typing import Final
 
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.frame_grids import spread_indices
+from demo_t2v.evaluation.metrics.metric import VideoClip
 from demo_t2v.evaluation.report import BENCHMARK_VERSION, Report, Subject, VideoScore
 from demo_t2v.evaluation.sprites.prompts import SpritePrompt
 from demo_t2v.evaluation.sprites.scoring import score_video
@@ -100,15 +101,18 @@ def _score_all(pairs: Sequence[_Pair], processes: int) -> Iterator[VideoScore]:
         yield from pool.map(_score_file, pairs)
 
 
+def score_clip(prompt: SpritePrompt, clip: VideoClip) -> VideoScore:
+    """The score of a whole video. Raises EvaluationError, whose message does not name it."""
+    count = frame_count(len(clip.frames), clip.fps)
+    if count < MIN_FRAMES:
+        raise EvaluationError(f"has {count} frames; the sprite score takes at least {MIN_FRAMES}")
+    return score_video(prompt, clip.frames[spread_indices(len(clip.frames), count)])
+
+
 def _score_file(pair: _Pair) -> VideoScore:
     prompt, video = pair
     clip = video.read(ClipFormat())
-    count = frame_count(len(clip.frames), clip.fps)
-    if count < MIN_FRAMES:
-        raise EvaluationError(
-            f"{video.path}: has {count} frames; the sprite score takes at least {MIN_FRAMES}"
-        )
     try:
-        return score_video(prompt, clip.frames[spread_indices(len(clip.frames), count)])
+        return score_clip(prompt, clip)
     except EvaluationError as error:
         raise EvaluationError(f"{video.path}: {error}") from None
