@@ -185,13 +185,13 @@ def _shrink_sprites(drawn: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
     for row in range(step):
         for column in range(step):
             total += np.ascontiguousarray(words[:, row::step, column::step]).view(np.uint8)
-    return (total / step**2).reshape(len(drawn), side, side, 4)
+    return np.asarray((total / step**2).reshape(len(drawn), side, side, 4))
 
 
 def _gauss_newton_step(
     slopes: NDArray[np.float64], residual: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The step (4,) in units of `_DELTAS`, from a residual (N, N, 3) and its slopes (4, N, N, 3)."""
+    """The step (4,) in units of `_DELTAS`: residual (N, N, 3) and its slopes (4, N, N, 3)."""
     slopes = np.ascontiguousarray(slopes.reshape(len(slopes), -1).T)
     normal = slopes.T @ slopes
     normal += np.diag(0.01 * normal.diagonal() + 1e-6)
@@ -208,7 +208,7 @@ def _coarse_features() -> list[tuple[NDArray[np.bool_], Floats]]:
     """For each size the pixels (N * N,) that a sprite covers, P of them, and (T * A, P * 9)."""
     shape = (len(THINGS) * len(ANGLES[COARSE]), len(SIZES), COARSE**2, -1)
     features = np.concatenate([_sprite_features(thing, COARSE) for thing in THINGS]).reshape(shape)
-    covered = features.any((0, 3))  # (S, N * N)
+    covered = np.asarray(features.any((0, 3)))  # (S, N * N)
     return [
         (pixels, np.ascontiguousarray(features[:, size, pixels].reshape(len(features), -1)))
         for size, pixels in enumerate(covered)
