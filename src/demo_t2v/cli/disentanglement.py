@@ -93,8 +93,8 @@ def disentanglement(
                     raise EvaluationError(f"{name}: {error}") from None
                 settings = video_settings(runner.config) | {"seed": runner.config.seed}
                 variants.append(Variant(name, model.name, model.fingerprint, settings, grids))
-        if out is not None:
-            save_variants(variants, out)
+                if out is not None:  # after each, for a later one may fail
+                    save_variants(variants, out)
         for file, draw in ((grid, draw_grids), (plot, both_right_chart)):
             if file is not None:
                 with atomic_write(file) as partial:
