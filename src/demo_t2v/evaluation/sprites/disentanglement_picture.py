@@ -25,7 +25,7 @@ def draw_grids(variants: Sequence[Variant]) -> Image.Image:
     right, yellow where one of them is, and red where none is.
     """
     grids = [(variant.name, grid) for variant in variants for grid in variant.grids]
-    return _stack([_draw(f"{name}: {grid.handle}", grid) for name, grid in grids])
+    return _stack([_draw(f"{grid.handle}: {name}", grid) for name, grid in grids])
 
 
 def _stack(pictures: Sequence[Image.Image]) -> Image.Image:
