@@ -17,6 +17,8 @@ from demo_t2v.evaluation.sprites.disentanglement import (
     HANDLES,
     MOTIONS,
     Distances,
+    Variant,
+    both_right_chart,
     colour_histogram,
     measure_disentanglement,
     total_variation,
@@ -24,6 +26,8 @@ from demo_t2v.evaluation.sprites.disentanglement import (
 )
 from demo_t2v.evaluation.sprites.disentanglement_picture import draw_grids
 from helpers.in_process import run
+
+SMALL = ("--contents", 2, "--motions", 2, "--steps", 1)
 
 
 class World:
@@ -81,7 +85,7 @@ def test_a_motion_prompt_that_works_beside_a_prompt_that_does_not():
     assert two.tracks.same < 0.02 < 0.1 < two.tracks.other
     assert two.colours.same < 0.1 < two.colours.other
     assert one.tracks.other < 0.02
-    picture = draw_grids([one, two])
+    picture = draw_grids([Variant("world", "world", "", {}, [one, two])])
     colours = {colour for _, colour in picture.getcolors(1 << 20)}
     assert {(0x00, 0x9E, 0x73), (0xE6, 0x9F, 0x00)} <= colours
     assert (0xD5, 0x5E, 0x00) not in colours
@@ -91,21 +95,48 @@ def test_a_base_network_has_one_prompt():
     (grid,) = measure_disentanglement(World(motion=False), 2, 2)
     assert grid.handle == "one prompt"
     assert Distances(0.1, 0).ratio is None
+    variant = Variant("base", "base", "", {}, [grid])
+    assert variant.both_right(HANDLES[0]).value == 0.5
+    assert variant.both_right(HANDLES[1]) is None
+
+
+def test_the_chart_has_no_bar_where_there_is_no_grid():
+    whole = Variant("demo", "demo", "", {}, measure_disentanglement(World(motion=True), 2, 2))
+    base = Variant("base", "base", "", {}, measure_disentanglement(World(motion=False), 2, 2))
+    chart = both_right_chart([whole, base])
+    first, second = (
+        {colour for _, colour in chart.crop((left, 100, left + 100, 400)).getcolors(1 << 20)}
+        for left in (95, 225)
+    )
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)} <= first
+    assert (0x00, 0x72, 0xB2) in second
+    assert not {(0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)} & second
 
 
 def test_from_the_command_line(tiny_folder: Path, tmp_path: Path):
     done = run(
         tmp_path, "evaluate", "disentanglement", "--model", tiny_folder, "--contents", 2,
-        "--motions", 2, "--steps", 1, "--motion-guidance", 2, "--seed", 3, "--out", "new/d.json",
-        "--grid", "new/d.png",
+        "--motions", 2, "--steps", 1, "--guidance", 2, "--seed", 3, "--out", "new/d.json",
+        "--grid", "new/d.png", "--plot", "new/p.png",
+        "--variant", "motion_strength=0.5 motion_guidance_scale=3",
+        "--variant", "model=sprites-base",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "motion words" in done.stdout
     tree = json.loads((tmp_path / "new" / "d.json").read_text())
-    assert [grid["handle"] for grid in tree["grids"]] == list(HANDLES)
-    assert tree["grids"][0]["right"]["both"]["count"] == len(tree["grids"][0]["cells"]) == 4
-    assert (tree["settings"]["seed"], tree["settings"]["motion_guidance_scale"]) == (3, 2)
-    assert Image.open(tmp_path / "new" / "d.png").format == "PNG"
+    first, second, base = tree["variants"]
+    assert [grid["handle"] for grid in first["grids"]] == list(HANDLES)
+    assert first["grids"][0]["right"]["both"]["count"] == len(first["grids"][0]["cells"]) == 4
+    keys = ("seed", "guidance_scale", "motion_guidance_scale", "motion_strength")
+    assert [first["settings"][key] for key in keys] == [3, 2, None, 1]
+    assert [second["settings"][key] for key in keys] == [3, 2, 3, 0.5]
+    names = [each["variant"] for each in (second, base)]
+    assert names == ["motion_strength=0.5 motion_guidance_scale=3", "model=sprites-base"]
+    assert base["model"] == "sprites-base"
+    assert [grid["handle"] for grid in base["grids"]] == list(HANDLES[:1])
+    assert first["fingerprint"] == second["fingerprint"] != base["fingerprint"]
+    for name in ("d.png", "p.png"):
+        assert Image.open(tmp_path / "new" / name).format == "PNG"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +144,17 @@ def test_from_the_command_line(tiny_folder: Path, tmp_path: Path):
     [
         (["--model", "none"], "none: is no model"),
         (["--grid", "d.jpg"], "--grid d.jpg: should be a .png file"),
+        (["--plot", "d.svg"], "--plot d.svg: should be a .png file"),
+        (["--variant", "motion_strngth=2"], "--variant motion_strngth=2: "),
+        (["--variant", "motion_strength=-1"], "motion_strength"),
+        (["--variant", "model=none"], "none: is no model"),
+        (
+            ["--model", "sprites-base", "--variant", "motion_guidance_scale=2", *SMALL],
+            "motion_guidance_scale=2: motion_guidance_scale",
+        ),
+        (["--variant", "speed"], "'speed' is not an override; write key=value"),
+        (["--variant", "negative_prompt='a"], "--variant negative_prompt='a: No closing quotation"),
+        (["--variant", "motion_prompt=falls"], "the grid sets the motions; remove motion_prompt"),
         (["--out", "."], ".: is a folder; name a file"),
         (["--contents", "1"], "--contents: should be at least 2"),
         (["--steps", "0"], "num_inference_steps"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from pydantic import TypeAdapter
 from demo_t2v.cli import app
 from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.evaluation.protocol import shipped_protocols
+from demo_t2v.evaluation.report import read_report
 from demo_t2v.training.config import (
     AnyDataset,
     AnyTraining,
@@ -233,3 +235,13 @@ def test_every_published_key_is_in_the_page(tree: dict[str, Any]) -> None:
     page = (ROOT / "docs/from_published_code.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w.]+)`", page))
     assert [beginnings for beginnings in keys(tree) if not named & beginnings] == []
+
+
+def test_the_tables_of_the_shipped_models_are_those_of_their_score() -> None:
+    script = runpy.run_path(str(ROOT / "scripts/score_tables.py"))
+    page = (ROOT / "docs/sprites.md").read_text(encoding="utf-8")
+    (block,) = script["BLOCK"].findall(page)
+    report = read_report(script["SCORE"])
+    assert block == script["score_tables"](report)
+    right = sum(video.right["both"] for video in report.subjects[0].subset(held_out=False))
+    assert f"| `sprites` | trained | 216 | {right / 216:.0%}"[:-1] in block

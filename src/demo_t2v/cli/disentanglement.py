@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -10,16 +11,20 @@ import typer
 
 from demo_t2v.cli.options import takes_options
 from demo_t2v.cli.terminal import one_line_errors, progress
-from demo_t2v.config import InferenceConfig, load
+from demo_t2v.config import ConfigError, InferenceConfig, load
 from demo_t2v.config.inference import inference_options, video_settings
+from demo_t2v.core.errors import UserError
 from demo_t2v.core.imports import uncollected
+from demo_t2v.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from demo_t2v.evaluation.sprites.disentanglement import ContentMotionGrid, Distances
+    from demo_t2v.evaluation.sprites.disentanglement import Distances, Variant
 
-_FIXED: Final = {"height", "width", "format", "motion", "motion_prompt"}
+_SET: Final = ("motion", "motion_prompt")
+"""Options that the grid sets."""
+_FIXED: Final = {"height", "width", "format", *_SET}
 """Options of videos that the grid sets, or that make no difference to it."""
 
 
@@ -36,8 +41,17 @@ def disentanglement(
     *,
     contents: Annotated[int, typer.Option(min=2, max=8, help="Things with backgrounds.")] = 4,
     motions: Annotated[int, typer.Option(min=2, max=8, help="Motions.")] = 4,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE ...",
+            help="Measure again with these options: motion_strength=2, model=sprites-base. "
+            "Repeatable.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Report to write.")] = None,
     grid: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Picture to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Chart to write.")] = None,
     options: Mapping[str, Any],
 ) -> None:
     """Measure whether content stays when the motion changes, and motion when content changes."""
@@ -48,39 +62,66 @@ def disentanglement(
         from demo_t2v.core.atomic_io import atomic_write
         from demo_t2v.evaluation.report import check_picture, check_writable
 
-        if grid is not None:
-            check_picture("--grid", grid)
+        for flag, picture in (("--grid", grid), ("--plot", plot)):
+            if picture is not None:
+                check_picture(flag, picture)
         if out is not None:
             check_writable(out)
         config: InferenceConfig = load(InferenceConfig, None, (), options)
-        model = resolve(config.model)
+        configs = {config.model: config} | {text: _load(text, options) for text in variant or ()}
+        models = {name: resolve(each.model) for name, each in configs.items()}
 
         with uncollected():
             from demo_t2v.evaluation.sprites.disentanglement import (
                 HANDLES,
+                Variant,
+                both_right_chart,
                 measure_disentanglement,
-                save_grids,
+                save_variants,
             )
             from demo_t2v.evaluation.sprites.disentanglement_picture import draw_grids
             from demo_t2v.inference.runner import Runner
 
-        runner = Runner.load(model, config)
-        handles = HANDLES if model.has_motion else HANDLES[:1]
-        with progress("videos", len(handles) * contents * motions) as bar:
-            grids = measure_disentanglement(runner, contents, motions, bar.advance)
-        if out is not None:
-            settings = video_settings(runner.config) | {"seed": runner.config.seed}
-            save_grids(grids, out, model.name, model.fingerprint, settings)
-        if grid is not None:
-            with atomic_write(grid) as partial:
-                draw_grids(grids).save(partial, "PNG", optimize=True)
-        Console().print(_table(grids, f"{model.name}: {contents} contents x {motions} motions"))
+        ways = sum(len(HANDLES) if model.has_motion else 1 for model in models.values())
+        variants = []
+        with progress("videos", ways * contents * motions) as bar:
+            for name, model in models.items():
+                try:
+                    runner = Runner.load(model, configs[name])
+                    grids = measure_disentanglement(runner, contents, motions, bar.advance)
+                except UserError as error:
+                    raise EvaluationError(f"{name}: {error}") from None
+                settings = video_settings(runner.config) | {"seed": runner.config.seed}
+                variants.append(Variant(name, model.name, model.fingerprint, settings, grids))
+                if out is not None:  # after each, for a later one may fail
+                    save_variants(variants, out)
+        for file, draw in ((grid, draw_grids), (plot, both_right_chart)):
+            if file is not None:
+                with atomic_write(file) as partial:
+                    draw(variants).save(partial, "PNG", optimize=True)
+        console = Console()
+        for each in variants:
+            console.print(_table(each))
 
 
-def _table(grids: Sequence[ContentMotionGrid], title: str) -> Table:
+def _load(variant: str, options: Mapping[str, Any]) -> InferenceConfig:
+    """The configuration of a variant: the flags' values, replaced by its own."""
+    try:
+        overrides = shlex.split(variant)
+        config: InferenceConfig = load(InferenceConfig, None, overrides, options)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"--variant {variant}: {error}") from None
+    for key in _SET:
+        if getattr(config, key) is not None:
+            raise ConfigError(f"--variant {variant}: the grid sets the motions; remove {key}")
+    return config
+
+
+def _table(variant: Variant) -> Table:
     from rich.table import Table
 
-    table = Table("", *(grid.handle for grid in grids), title=title)
+    grids = variant.grids
+    table = Table("", *(grid.handle for grid in grids), title=variant.name)
     for name in grids[0].right:
         table.add_row(f"{name} right", *(str(grid.right[name]) for grid in grids))
     table.add_row("both / (content x motion)", *(_number(g.relative_to_product) for g in grids))

@@ -16,10 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import MOTIONS as WORDINGS
 from demo_t2v.data.sprites import Trajectory, caption
+from demo_t2v.evaluation.bar_chart import GROUP, bar_chart
+from demo_t2v.evaluation.labels import wrap
+from demo_t2v.evaluation.metrics.metric import Figure
 from demo_t2v.evaluation.report import BENCHMARK_VERSION, Proportion
 from demo_t2v.evaluation.results import package_versions
 from demo_t2v.evaluation.sprites.classification import VideoClassification, classify_video
@@ -158,6 +162,36 @@ class ContentMotionGrid:
         }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """The grids of one model with one choice of options; all videos have its settings."""
+
+    name: str
+    model: str
+    fingerprint: str
+    settings: Mapping[str, Any]
+    """Options that shape the videos, as JSON values."""
+    grids: Sequence[ContentMotionGrid]
+
+    def both_right(self, handle: str) -> Figure | None:
+        """The share of videos with content and motion right; None for no grid of this handle."""
+        for grid in self.grids:
+            if grid.handle == handle:
+                both = grid.right["both"]
+                return Figure(both.right / both.count, both.interval, both.count)
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures and what they depend on as JSON values."""
+        return {
+            "variant": self.name,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "settings": dict(self.settings),
+            "grids": [grid.as_json() for grid in self.grids],
+        }
+
+
 def measure_disentanglement(
     runner: Runner, contents: int, motions: int, on_video: Callable[[], None] | None = None
 ) -> list[ContentMotionGrid]:
@@ -187,24 +221,23 @@ def measure_disentanglement(
     return grids
 
 
-def save_grids(
-    grids: Sequence[ContentMotionGrid],
-    file: Path,
-    model: str,
-    fingerprint: str,
-    settings: Mapping[str, Any],
-) -> None:
-    """Write the grids' figures as JSON, atomically. Raises OSError."""
+def save_variants(variants: Sequence[Variant], file: Path) -> None:
+    """Write the figures of all variants as JSON, atomically. Raises OSError."""
     tree = {
         "version": BENCHMARK_VERSION,
-        "model": model,
-        "fingerprint": fingerprint,
-        "settings": dict(settings),
-        "grids": [grid.as_json() for grid in grids],
+        "variants": [variant.as_json() for variant in variants],
         "versions": package_versions(),
     }
     with atomic_write(file) as partial:
         partial.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def both_right_chart(variants: Sequence[Variant]) -> Image.Image:
+    """A group of bars for each variant, with a bar for each way: the share of `both`."""
+    ways = {grid.handle: None for variant in variants for grid in variant.grids}
+    series = {way: [variant.both_right(way) for variant in variants] for way in ways}
+    groups = ["\n".join(wrap(variant.name, GROUP, 2)) for variant in variants]
+    return bar_chart(groups, series, "content and motion right: share of the videos")
 
 
 def track_distance(first: Trajectory, second: Trajectory) -> float:

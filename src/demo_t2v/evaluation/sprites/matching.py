@@ -9,12 +9,12 @@ sprite, so one matrix product tries thousands of poses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Final
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from demo_t2v.data.sprites import THINGS, Trajectory, render_sprite
@@ -60,34 +60,30 @@ class Match:
 
     def fit(self, track: Trajectory) -> MatchedPath:
         """Fit a path's poses to the pixels by two Gauss-Newton steps a frame."""
-        poses = np.stack([track.x, track.y, track.size, track.angle], 1)
+        poses = np.stack([track.x, track.y, track.size, track.angle], 1)  # (F, 4)
         difference = self.scene.difference.astype(np.float64)
-        shares = np.zeros(len(poses))
-        for frame, pose in enumerate(poses):
-            residual = difference[frame] - self._sprite(pose)
-            for _ in range(2):
-                slopes = np.stack(
-                    [self._sprite(pose + d) - difference[frame] + residual for d in _DELTAS], -1
-                ).reshape(-1, len(_DELTAS))  # (N * N * 3, 4)
-                normal = slopes.T @ slopes
-                normal += np.diag(0.01 * normal.diagonal() + 1e-6)
-                move = np.clip(np.linalg.solve(normal, slopes.T @ residual.ravel()), -4, 4)
-                trial = pose + move @ _DELTAS
-                trial_residual = difference[frame] - self._sprite(trial)
-                if (trial_residual**2).sum() >= (residual**2).sum():
-                    break
-                pose, residual = trial, trial_residual
-            poses[frame] = pose
-            explained = (difference[frame] ** 2).sum() - (residual**2).sum()
-            shares[frame] = explained / self.scene.energy[frame]
+        residual = difference - self._sprites(poses)  # (F, N, N, 3)
+        moving = np.arange(len(poses))  # the frames whose last step was an improvement
+        for _ in range(2):
+            if not len(moving):
+                break
+            near = (poses[moving, None] + _DELTAS).reshape(-1, 4)  # (M * 4, 4)
+            sprites = self._sprites(near).reshape(-1, 4, *residual.shape[1:])  # (M, 4, N, N, 3)
+            slopes = sprites - difference[moving, None] + residual[moving, None]
+            steps = map(_gauss_newton_step, slopes, residual[moving])
+            trial = poses[moving] + np.stack(list(steps)) @ _DELTAS
+            trial_residual = difference[moving] - self._sprites(trial)
+            better = _energy(trial_residual) < _energy(residual[moving])
+            moving = moving[better]
+            poses[moving], residual[moving] = trial[better], trial_residual[better]
+        shares = (_energy(difference) - _energy(residual)) / self.scene.energy
         return Trajectory(*poses.T), shares
 
-    def _sprite(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
-        """S of a pose (x, y, size, angle), (N, N, 3)."""
-        x, y, size, angle = pose
-        drawn = render_sprite(self.thing, x, y, max(size, 0.05), angle, 2 * SIDE)
-        sprite = shrink(drawn[None].astype(np.float32), SIDE)[0].astype(np.float64) / 255
-        return np.asarray(sprite[..., :3] - sprite[..., 3:] * self.scene.backdrop[:, None])
+    def _sprites(self, poses: NDArray[np.float64]) -> NDArray[np.float64]:
+        """S of poses (P, 4) of x, y, size and angle: (P, N, N, 3)."""
+        drawn = _draw(self.thing, [(x, y, max(size, 0.05), turn) for x, y, size, turn in poses])
+        sprites = _shrink_sprites(drawn, SIDE) / 255
+        return np.asarray(sprites[..., :3] - sprites[..., 3:] * self.scene.backdrop[:, None])
 
     def path_with_angles(self, angles: NDArray[np.float64]) -> MatchedPath:
         """The best path with given angles (F,) in degrees, to one grid step (15 degrees)."""
@@ -133,12 +129,12 @@ class Match:
 
 def find_things(scene: Scene) -> tuple[Match, Match]:
     """The two things that match a video best, by the sum of their shares over the frames."""
-    coarse = _shares(_frame_factors(scene, COARSE), scene.centres, THINGS, COARSE)
+    coarse = _coarse_shares(_frame_factors(scene, COARSE), scene.centres)
     features = _frame_factors(scene, FINE)
     matches = []
-    for index in np.argsort(-_evidence(coarse.reshape(*coarse.shape[:2], -1).max(-1)))[:CANDIDATES]:
+    for index in np.argsort(-_evidence(coarse.max((2, 3))))[:CANDIDATES]:
         centres = _best_centres(coarse[index], scene.centres)
-        shares = _shares(features, centres, (THINGS[index],), FINE)[0]
+        shares = _fine_shares(features, centres, THINGS[index])
         matches.append(Match(scene, THINGS[index], centres, shares))
     matches.sort(key=lambda match: -_evidence(match.best_path[1]))
     first, second = sorted(matches[:2], key=lambda match: -_evidence(match.fitted_path[1]))
@@ -166,38 +162,96 @@ def _frame_factors(scene: Scene, side: int) -> Floats:
     return np.asarray(np.concatenate(factors, -1) / scale, dtype=np.float32)
 
 
-@cache
 def _sprite_features(thing: str, side: int) -> Floats:
     """Sprite features of all poses, centred in a frame of N = `side`: (A * S, N * N * 9)."""
-    poses = np.stack(
-        [
-            render_sprite(thing, 0.5, 0.5, size, angle, 2 * SIDE)
-            for angle in ANGLES[side]
-            for size in SIZES
-        ]
-    )  # (A * S, 64, 64, 4)
-    sprite = shrink(poses.astype(np.float32), side) / 255
+    poses = _draw(thing, [(0.5, 0.5, size, angle) for angle in ANGLES[side] for size in SIZES])
+    sprite = _shrink_sprites(poses, side).astype(np.float32) / 255  # (A * S, N, N, 4)
     colour, opacity = sprite[..., :3], sprite[..., 3:]
     square = (colour**2).sum(-1, keepdims=True)
     features = [colour, opacity, square, opacity * colour, opacity**2]
     return np.concatenate(features, -1).reshape(len(poses), -1)
 
 
-def _shares(
-    features: Floats, centres: NDArray[np.float64], things: tuple[str, ...], side: int
-) -> Floats:
-    """Shares of all poses near `centres` (F, 2): (T, F, V, V, A, S), V shifts of y and x."""
-    count, reach = len(features), SHIFTS[side]
-    padded = np.pad(features, ((0, 0), (side, side), (side, side), (0, 0)))
-    windows = sliding_window_view(padded, (side, side), (1, 2))  # (F, Y, X, 9, side, side)
-    corners = _pixel(centres, side) + side - side // 2  # (F, 2)
-    around = np.arange(-reach, reach + 1)
-    y = corners[:, 0, None, None] + around[:, None]
-    x = corners[:, 1, None, None] + around
-    patches = windows[np.arange(count)[:, None, None], y, x]  # (F, V, V, 9, side, side)
-    flat = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, side * side * 9)
-    shape = (count, len(around), len(around), len(ANGLES[side]), len(SIZES))
-    return np.stack([(flat @ _sprite_features(thing, side).T).reshape(shape) for thing in things])
+def _draw(thing: str, poses: Iterable[tuple[float, float, float, float]]) -> NDArray[np.uint8]:
+    """Premultiplied RGBA of a thing in poses of x, y, size and angle: (P, H, W, 4)."""
+    return np.stack([render_sprite(thing, *pose, 2 * SIDE) for pose in poses])
+
+
+def _shrink_sprites(drawn: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
+    """The exact means of blocks of RGBA pixels (P, H, W, 4): (P, side, side, 4)."""
+    step = drawn.shape[1] // side
+    words = drawn.view(np.uint32)[..., 0]  # a pixel as one number: copies are faster
+    total = np.zeros((len(drawn), side, side * 4), np.uint16)
+    for row in range(step):
+        for column in range(step):
+            total += np.ascontiguousarray(words[:, row::step, column::step]).view(np.uint8)
+    return np.asarray((total / step**2).reshape(len(drawn), side, side, 4))
+
+
+def _gauss_newton_step(
+    slopes: NDArray[np.float64], residual: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The step (4,) in units of `_DELTAS`: residual (N, N, 3) and its slopes (4, N, N, 3)."""
+    slopes = np.ascontiguousarray(slopes.reshape(len(slopes), -1).T)
+    normal = slopes.T @ slopes
+    normal += np.diag(0.01 * normal.diagonal() + 1e-6)
+    return np.asarray(np.clip(np.linalg.solve(normal, slopes.T @ residual.ravel()), -4, 4))
+
+
+def _energy(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum of squares of each frame (F, N, N, 3): (F,)."""
+    return np.asarray((pixels**2).sum((1, 2, 3)))
+
+
+@cache
+def _coarse_features() -> list[tuple[NDArray[np.bool_], Floats]]:
+    """For each size the pixels (N * N,) that a sprite covers, P of them, and (T * A, P * 9)."""
+    shape = (len(THINGS) * len(ANGLES[COARSE]), len(SIZES), COARSE**2, -1)
+    features = np.concatenate([_sprite_features(thing, COARSE) for thing in THINGS]).reshape(shape)
+    covered = np.asarray(features.any((0, 3)))  # (S, N * N)
+    return [
+        (pixels, np.ascontiguousarray(features[:, size, pixels].reshape(len(features), -1)))
+        for size, pixels in enumerate(covered)
+    ]
+
+
+def _coarse_shares(factors: Floats, centres: NDArray[np.float64]) -> Floats:
+    """The best shares near `centres` (F, 2) over angles and sizes: (T, F, V, V)."""
+    windows = _windows(factors, centres, COARSE)
+    flat = windows.reshape(-1, COARSE**2, factors.shape[-1])
+    best = np.full((len(flat), len(THINGS)), -np.inf, np.float32)
+    for pixels, features in _coarse_features():
+        shares = flat[:, pixels].reshape(len(flat), -1) @ features.T
+        np.maximum(best, shares.reshape(*best.shape, -1).max(-1), out=best)
+    return np.moveaxis(best.reshape(*windows.shape[:3], -1), -1, 0)
+
+
+@cache
+def _fine_features(thing: str) -> Floats:
+    return _sprite_features(thing, FINE)
+
+
+def _fine_shares(factors: Floats, centres: NDArray[np.float64], thing: str) -> Floats:
+    """Shares of all poses near `centres` (F, 2): (F, V, V, A, S), V shifts of y and x."""
+    windows = _windows(factors, centres, FINE)
+    features = _fine_features(thing)
+    shares = windows.reshape(-1, features.shape[1]) @ features.T
+    return shares.reshape(*windows.shape[:3], len(ANGLES[FINE]), len(SIZES))
+
+
+def _windows(factors: Floats, centres: NDArray[np.float64], side: int) -> Floats:
+    """The factors (F, N, N, 9) around each shifted centre, N = `side`: (F, V, V, N, N, 9)."""
+    reach = SHIFTS[side]
+    padded = np.pad(factors, ((0, 0), (side, side), (side, side), (0, 0)))
+    corners = _pixel(centres, side) + side - side // 2 - reach  # (F, 2)
+    shifts = range(2 * reach + 1)
+    windows = np.empty((len(factors), len(shifts), len(shifts), *factors.shape[1:]), np.float32)
+    for frame, (top, left) in enumerate(corners):
+        for y in shifts:
+            for x in shifts:
+                rows = padded[frame, top + y : top + y + side]
+                windows[frame, y, x] = rows[:, left + x : left + x + side]
+    return windows
 
 
 def _pixel(centres: NDArray[np.float64], side: int) -> NDArray[np.int64]:
@@ -205,20 +259,16 @@ def _pixel(centres: NDArray[np.float64], side: int) -> NDArray[np.int64]:
 
 
 def _best_centres(shares: Floats, centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centres (F, 2) of the best coarse shares (F, V, V, A, S) in each frame."""
-    width = shares.shape[1]
-    best = shares.max((3, 4)).reshape(len(shares), -1).argmax(1)
-    shift = np.stack(np.divmod(best, width), 1) - SHIFTS[COARSE]
+    """Centres (F, 2) of the best coarse shares (F, V, V) in each frame."""
+    best = shares.reshape(len(shares), -1).argmax(1)
+    shift = np.stack(np.divmod(best, shares.shape[1]), 1) - SHIFTS[COARSE]
     return np.asarray((_pixel(centres, COARSE) + shift) / COARSE, dtype=np.float64)
 
 
 def _likeliest_path(shares: NDArray[np.float64]) -> NDArray[np.int64]:
     """Viterbi path through shares (F, A, S), less the costs of steps: (F, 2) indices."""
     count, angles, sizes = shares.shape
-    a, s = (grid.ravel() for grid in np.indices((angles, sizes)))
-    turn = np.abs(a[:, None] - a)
-    turn = np.minimum(turn, angles - turn) * (360 / angles)
-    cost = ANGLE_STEP_COST * (turn / 45) ** 2 + SIZE_STEP_COST * (s[:, None] - s) ** 2
+    cost = _step_costs(angles, sizes)
     flat = np.clip(shares.reshape(count, -1), -1, None)
     total, predecessors = flat[0], []
     for frame in flat[1:]:
@@ -229,3 +279,13 @@ def _likeliest_path(shares: NDArray[np.float64]) -> NDArray[np.int64]:
     for best in reversed(predecessors):
         path.append(int(best[path[-1]]))
     return np.stack(np.divmod(np.array(path[::-1]), sizes), 1)
+
+
+@cache
+def _step_costs(angles: int, sizes: int) -> NDArray[np.float64]:
+    """Costs of the steps between the A * S poses, (A * S, A * S)."""
+    a, s = (grid.ravel() for grid in np.indices((angles, sizes)))
+    turn = np.abs(a[:, None] - a)
+    turn = np.minimum(turn, angles - turn) * (360 / angles)
+    cost = ANGLE_STEP_COST * (turn / 45) ** 2 + SIZE_STEP_COST * (s[:, None] - s) ** 2
+    return np.asarray(cost)
