@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from demo_t2v.conditioning.speed import FILE as SPEED_FILE
 from demo_t2v.conditioning.speed import SpeedCalibration
+from demo_t2v.core.atomic_io import path_exists
 from demo_t2v.core.errors import UserError
 
 OWN_CLASSES: Final[Mapping[str, str]] = {
@@ -66,6 +67,8 @@ class FolderMixin:
         diffusers_class: Any = cls  # the mixin's type lacks the methods of DiffusionPipeline
         folder = Path(name)
         if not folder.is_dir():
+            if path_exists(folder):
+                raise ModelError(f"{name}: is no folder of a model")
             folder = Path(diffusers_class.download(name, **options))
         index = diffusers_class.load_config(folder)
         if (base := base_folder(folder, index)) is not None:

@@ -246,11 +246,13 @@ def _converted(name: str, to_train: bool) -> Path:
 def download(name: str, patterns: Sequence[str]) -> Path:
     """The files of a hub repository that match `patterns`, in the hub's cache.
 
-    Raises ModelError for a name without a repository, ConnectionError.
+    Raises ModelError for a name without a repository and for a path that exists, ConnectionError.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
+    if path_exists(Path(name)):
+        raise ModelError(f"{name}: is no folder of a model")
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (RepositoryNotFoundError, HFValidationError):
