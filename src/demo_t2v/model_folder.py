@@ -87,6 +87,21 @@ class FolderMixin:
         loaded.speed_calibration = SpeedCalibration.read(folder)
         return loaded
 
+    @classmethod
+    def download(cls, pretrained_model_name: str | Path, **options: Any) -> str:
+        """As in diffusers, with the speed calibration, which is no file of a component."""
+        from huggingface_hub import snapshot_download
+
+        folder = super().download(pretrained_model_name, **options)  # type: ignore[misc]
+        keys = ("cache_dir", "force_download", "local_files_only", "token")
+        snapshot: str = snapshot_download(
+            str(pretrained_model_name),
+            revision=Path(folder).name,  # the commit
+            allow_patterns=[SPEED_FILE],
+            **{key: options[key] for key in keys if key in options},
+        )
+        return snapshot
+
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """As in diffusers, with the speed calibration. An older one in the folder is removed."""
         super().save_pretrained(save_directory, **options)  # type: ignore[misc]
