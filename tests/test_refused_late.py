@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from helpers import in_process
+from helpers import in_process, program
+from helpers.damage import spoil
 from helpers.program import assert_one_line
 
 
@@ -34,6 +36,15 @@ def test_no_folder_is_made(
     options = ("--model", tiny_folder, "--out", out, *words.split())
     assert_one_line(in_process.run(tmp_path, "generate", "a car falls", *options), 2, message)
     assert [file.name for file in tmp_path.iterdir()] == ["empty.safetensors"]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "content_encoder"])
+def test_missing_weights_are_one_line(tmp_path: Path, tiny_folder: Path, part: str) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    spoil(folder, part, lambda tensors: tensors.popitem())
+    done = program.run(tmp_path, "generate", "a car falls", "--model", "model", "--out", "new")
+    assert_one_line(done, 2, f"model/{part}: 1 tensors are missing")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_of_the_user_stays(tmp_path: Path, tiny_folder: Path) -> None:

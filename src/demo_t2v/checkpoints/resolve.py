@@ -366,18 +366,21 @@ def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
 
 
 def quieten_libraries() -> None:
-    """Turn off the libraries' progress bars, and transformers' reports about loaded weights.
+    """Turn off the libraries' progress bars, and their reports about loaded weights.
 
     A text tower that is loaded from a CLIP folder leaves the image tower's weights unused, which
-    transformers reports at length. `load_network` checks for missing weights itself.
+    transformers reports at length. Missing weights are an error of `DemoPipeline.from_pretrained`
+    and of `load_network`.
     """
     from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
     from transformers.utils.logging import disable_progress_bar as quieten_transformers
 
     quieten_diffusers()
     quieten_transformers()  # type: ignore[no-untyped-call]
-    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_load_report)
+    for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
+        logging.getLogger(name).addFilter(_is_no_load_report)
 
 
 def _is_no_load_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+    reports = ("LOAD REPORT", "were not initialized from the model checkpoint")
+    return not any(words in record.getMessage() for words in reports)
