@@ -194,10 +194,10 @@ def _find(name: str, to_train: bool) -> Path:
         return _converted(name, to_train)
     if name not in BUILT_IN and not path_exists(folder) and HUB_ID.fullmatch(name):
         return _download(name)
-    wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
+    remedy = "use sprites, a folder with model_index.json, or a hub repository as org/name"
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
     what = describe_broken_link(folder) or what
-    raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
+    raise ModelError(f"{name or 'an empty name'}: {what}; {remedy}")
 
 
 def _complete(folder: Path) -> Path:
@@ -228,13 +228,13 @@ def _converted(name: str, to_train: bool) -> Path:
     from demo_t2v.checkpoints.original.files import PublishedFiles
     from demo_t2v.checkpoints.original.importer import convert
 
-    there = Path(name).exists() or name not in PUBLISHED
-    files = PublishedFiles.find(Path(name)) if there else downloaded(name)
+    is_local = Path(name).exists() or name not in PUBLISHED
+    files = PublishedFiles.find(Path(name)) if is_local else downloaded(name)
     if files is None:
         raise ModelError(f"{name}: has .pth files, but no denoiser among them")
-    known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    wanted = json.dumps([_CONVERSION, known, "to train"] if to_train else [_CONVERSION, known])
-    folder = cache() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = json.dumps([_CONVERSION, states, "to train"] if to_train else [_CONVERSION, states])
+    folder = cache() / hashlib.sha256(key.encode()).hexdigest()[:16]
     cache().mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # of several processes one converts
         if not folder.exists():
