@@ -409,8 +409,8 @@ def test_a_result_without_files_loads_its_settings(session: GenerationSession) -
     assert '<p role="status">' in status
     assert "deleted" not in status
     result.picture.unlink()
-    tabs, prompt, *updates = page.load_result(History((result,)), selected)
-    assert (tabs.selected, prompt.value) == ("compare", REQUEST.prompt)
+    tabs, preset, prompt, *updates = page.load_result(History((result,)), selected)
+    assert (tabs.selected, preset, prompt.value) == ("compare", "balanced", REQUEST.prompt)
     assert "videos are deleted" in str(updates)
     assert '<p role="status">' not in str(updates)
 
