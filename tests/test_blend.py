@@ -245,8 +245,4 @@ def test_the_command_line(place: Path) -> None:
     ],
 )
 def test_bad_input(place: Path, words: tuple[str, ...], line: str) -> None:
-    done = in_process.run(place, *words)
-    assert done.returncode == 2, done.stderr
-    (said,) = done.stderr.splitlines()
-    assert line in said
-    assert not (place / "outputs").exists()
+    in_process.assert_refused(place, line, *words)

@@ -17,6 +17,7 @@ import pytest
 from demo_t2v.data.video import read_video
 from demo_t2v.inference.outputs import MANIFEST, read_manifest
 from helpers import in_process
+from helpers.processes import accept_interrupts, started
 from helpers.program import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, assert_one_line, messages, run
 
 
@@ -328,17 +329,14 @@ def two_lines(file: Path) -> bool:
 def test_ctrl_c(place: Path) -> None:
     out = place / "stopped"
     words = ("generate", "a car", "--config", "run.yaml", "--out", "stopped", "--repeat", "500")
-    process = subprocess.Popen(
+    with started(
         [*COMMAND, *words, "--batch-size", "1", "--json"],
         cwd=place,
         env=ENVIRONMENT,
-        # Where this test runs in the background, Ctrl-C may be ignored and would stay so.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=accept_interrupts,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    ) as process:
         deadline = time.monotonic() + TIMEOUT
         # The first video is in the report for certain once the second is made.
         while not two_lines(out / MANIFEST) and time.monotonic() < deadline:

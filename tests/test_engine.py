@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from demo_t2v.config import ConfigError
 from demo_t2v.training.optimizers import rate_factor
 from demo_t2v.training.trainer import train
+from helpers.processes import accept_interrupts, started
 from helpers.program import ROOT, TIMEOUT, free_port
 from helpers.stages import AUTOENCODER, load
 from helpers.stages import run as run_stage
@@ -86,20 +88,24 @@ def test_a_signal_to_one_process_stops_both_after_a_checkpoint(
     file = tmp_path / "run.json"
     file.write_text(wanted.model_dump_json())
     port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(file)],
-            env=os.environ | port | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    assert json.loads(workers[0].stdout.readline())["step"] == 1
-    workers[1].send_signal(kind)
-    said = [worker.communicate(timeout=TIMEOUT)[1] for worker in workers]
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                started(
+                    [sys.executable, WORKER, file],
+                    env=os.environ
+                    | port
+                    | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+                    preexec_fn=accept_interrupts,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            for rank in ("0", "1")
+        ]
+        assert json.loads(workers[0].stdout.readline())["step"] == 1
+        workers[1].send_signal(kind)
+        said = [worker.communicate(timeout=TIMEOUT)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [128 + kind] * 2, said
     (saved,) = (wanted.log_dir / "checkpoints").iterdir()
     assert f"{kind.name}: stopped after step {int(saved.name)}" in said[0]

@@ -21,6 +21,8 @@ from demo_t2v.checkpoints.resolve import BUILT_IN, load_pipeline, read_defaults
 from demo_t2v.model_folder import OWN_CLASSES, ModelError
 from demo_t2v.pipeline import DemoPipeline
 from helpers.damage import spoil
+from helpers.http_server import serve
+from helpers.hub import FolderHub, hub_environment
 from helpers.pipelines import seeded
 from helpers.published_layout import write_published
 
@@ -150,6 +152,41 @@ def cached_as(repository: str, folder: Path, home: Path) -> None:
     (place / "refs").mkdir(parents=True)
     (place / "refs/main").write_text("0" * 40)
     shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+
+
+class Hub(FolderHub):
+    """Serves a folder of each test."""
+
+
+def test_a_download_has_all_files_of_a_model(tiny_folder: Path, tmp_path: Path) -> None:
+    Hub.folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    shutil.copy(BUILT_IN["sprites"] / "speed.json", Hub.folder)
+    (Hub.folder / "README.md").write_text("The card.")
+    not_read = {"README.md", "unet/demo_unet.py"}  # by this package
+    files = {
+        file.relative_to(Hub.folder).as_posix() for file in Hub.folder.rglob("*") if file.is_file()
+    }
+    with serve(Hub) as address:
+        for code, others in (
+            (
+                "from demo_t2v.pipeline import DemoPipeline as P; "
+                "print(P.from_pretrained('org/name').speed_calibration)",
+                not_read,
+            ),
+            (
+                "from demo_t2v.checkpoints.resolve import resolve; "
+                "print(resolve('org/name').speed_calibration)",
+                not_read | {"pipeline.py"},
+            ),
+        ):
+            Hub.sent = []
+            home = tmp_path / str(len(others))
+            env = hub_environment(address, home) | {"PYTHONPATH": SOURCES}
+            printed = subprocess.check_output(
+                [sys.executable, "-c", code], env=env, text=True, timeout=300
+            )
+            assert printed.startswith("SpeedCalibration(")
+            assert sorted(name for name, _ in Hub.sent) == sorted(files - others)
 
 
 def test_a_hub_id_is_as_good_as_a_folder(tiny_folder: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from demo_t2v.training.tasks.motion_word import MotionWordTask
 from helpers import in_process, program
 from helpers.numbered_videos import numbers, picture, write_numbered
 from helpers.pipelines import with_effective_motion
+from helpers.processes import accept_interrupts, started
 
 
 @pytest.fixture(scope="module")
@@ -446,19 +447,16 @@ def test_what_the_learning_command_refuses(
 def test_ctrl_c_leaves_no_file(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
     environment = program.ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     words = ("learn-motion", clip, "--name", "hop", "--model", tiny_folder, "--steps", 100_000)
-    running = subprocess.Popen(
-        [*program.COMMAND, *map(str, words)],
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [*program.COMMAND, *words]
+    options = {"cwd": tmp_path, "env": environment, "preexec_fn": accept_interrupts}
     runs = tmp_path / "cache" / "demo-t2v" / "motion-words"
-    deadline = time.monotonic() + program.TIMEOUT
-    while not list(runs.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=program.TIMEOUT)
+    with started(command, stderr=subprocess.PIPE, **options) as running:
+        deadline = time.monotonic() + program.TIMEOUT
+        while not list(runs.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=program.TIMEOUT)
     assert running.returncode == 130, errors
     assert "the same command continues from there" in errors
     assert not (tmp_path / "hop.safetensors").exists()

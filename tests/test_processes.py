@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from demo_t2v.inference.backends.processes import Coordinator
 from demo_t2v.inference.backends.ray_data import with_absolute_paths
 from demo_t2v.inference.outputs import MANIFEST
 from helpers import in_process
-from helpers.processes import children, command_line, descendants, needs_proc
+from helpers.processes import children, command_line, descendants, needs_proc, started
 from helpers.program import COMMAND, ENVIRONMENT, ROOT, TIMEOUT, free_port, messages
 
 TORCHRUN = ["torchrun", "--nproc-per-node", "2", "--standalone", "-m", "demo_t2v"]
@@ -169,19 +169,21 @@ def test_a_folder_that_one_process_does_not_see(place: Path) -> None:
     for name in ("model", "six.jsonl"):
         (other / name).symlink_to(place / name)
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    started = [
-        subprocess.Popen(
-            [*COMMAND, *asked("apart")],
-            cwd=folder,
-            env=ENVIRONMENT | where | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, folder in enumerate((place, other))
-    ]
-    said = [process.communicate(timeout=TIMEOUT) for process in started]
-    assert [process.returncode for process in started] == [2, 2]
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(
+                started(
+                    [*COMMAND, *asked("apart")],
+                    cwd=folder,
+                    env=ENVIRONMENT | where | {"RANK": str(rank)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            for rank, folder in enumerate((place, other))
+        ]
+        said = [process.communicate(timeout=TIMEOUT) for process in both]
+    assert [process.returncode for process in both] == [2, 2]
     assert [stdout for stdout, _ in said] == ["", ""]
     assert messages(said[0][1]) == []
     (line,) = messages(said[1][1])
@@ -220,18 +222,20 @@ def test_two_nodes(place: Path, alone: dict[str, str]) -> None:
     meeting = f"127.0.0.1:{free_port()}"
     words = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1"]
     words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "-m", "demo_t2v"]
-    nodes = [
-        subprocess.Popen(
-            [*words, *asked("nodes")],
-            cwd=place,
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [node.communicate(timeout=TIMEOUT)[1] for node in nodes]
+    with ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                started(
+                    [*words, *asked("nodes")],
+                    cwd=place,
+                    env=ENVIRONMENT,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+            )
+            for _ in range(2)
+        ]
+        said = [node.communicate(timeout=TIMEOUT)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert_whole(place / "nodes", 12)
     assert hashes(place / "nodes") == alone
@@ -287,13 +291,12 @@ def test_ray(place: Path, alone: dict[str, str]) -> None:
 @needs_proc
 def test_ray_replaces_a_process_that_dies(place: Path, alone: dict[str, str]) -> None:
     url = f"file://{place}/replaced"
-    with subprocess.Popen(
+    with started(
         [*COMMAND, *asked(url, "--engine", "ray", "batch_size=1", "workers=2")],
         cwd=place,
         env=ENVIRONMENT | RAY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     ) as process:
         while process.poll() is None and not (place / "replaced" / MANIFEST).exists():
             time.sleep(0.05)

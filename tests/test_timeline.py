@@ -262,15 +262,10 @@ def test_the_command_line(place: Path) -> None:
     ],
 )
 def test_bad_input(place: Path, words: tuple[str, ...], line: str) -> None:
-    done = in_process.run(place, *WORDS, *words)
-    assert done.returncode == 2, done.stderr
-    (said,) = done.stderr.splitlines()
-    assert line in said
-    assert not (place / "outputs").exists()
+    in_process.assert_refused(place, line, *WORDS, *words)
 
 
 def test_a_bad_row_is_named(place: Path) -> None:
-    done = in_process.run(place, "generate", "--model", "model", "--prompts", "bad.csv")
-    assert done.returncode == 2
-    assert "id 'x': timeline: frame 9 is beyond the clip; its last frame is 3" in done.stderr
-    assert not (place / "outputs").exists()
+    line = "id 'x': timeline: frame 9 is beyond the clip; its last frame is 3"
+    words = ("generate", "--model", "model", "--prompts", "bad.csv")
+    in_process.assert_refused(place, line, *words)

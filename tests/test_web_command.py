@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from demo_t2v.web.proxies import without_proxies
 from helpers import in_process
+from helpers.processes import accept_interrupts, started
 from helpers.program import ENVIRONMENT, ROOT, assert_one_line, free_port, run
 
 TIMEOUT = 120
@@ -84,15 +85,13 @@ def test_it_serves_with_a_login_and_cleans_up(
     port, scratch = free_port(), tmp_path / "tmp"
     scratch.mkdir()
     words = ("--model", str(tiny_folder), "--port", str(port), "--auth", "ada:lovelace")
-    process = subprocess.Popen(
+    with started(
         [sys.executable, "-m", "demo_t2v", "web", *words],
         env=ENVIRONMENT | {"TMPDIR": str(scratch)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=accept_interrupts,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    ) as process:
         assert process.stdout.readline() == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
         assert get(port, "/config") == 401
         process.send_signal(end)
@@ -121,20 +120,15 @@ def test_proxies_of_the_environment(
     tmp_path: Path, tiny_folder: Path, proxies: dict[str, str]
 ) -> None:
     port = free_port()
-    process = subprocess.Popen(
+    with started(
         [sys.executable, "-m", "demo_t2v", "web", "--model", tiny_folder, "--port", str(port)],
         env=ENVIRONMENT | {"TMPDIR": str(tmp_path)} | proxies,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            line = process.stdout.readline()
-            assert line == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)\n", process.stderr.read()
-            assert get(port, "/") == 200
-        finally:
-            process.terminate()
+    ) as process:
+        line = process.stdout.readline()
+        assert line == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)\n", process.stderr.read()
+        assert get(port, "/") == 200
 
 
 @pytest.mark.slow
@@ -170,25 +164,20 @@ def test_behind_a_proxy(tmp_path: Path, tiny_folder: Path) -> None:
     """The proxy cuts the path off; the page must ask for all it needs below it."""
     port = free_port()
     words = ("--model", str(tiny_folder), "--port", str(port), "--root-path", "/demo")
-    process = subprocess.Popen(
+    with started(
         [sys.executable, "-m", "demo_t2v", "web", *words],
         env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            process.stdout.readline()
-            with urlopen(f"http://127.0.0.1:{port}/config", timeout=TIMEOUT) as answer:
-                assert json.load(answer)["root"] == f"http://127.0.0.1:{port}/demo"
-        finally:
-            process.terminate()
+    ) as process:
+        process.stdout.readline()
+        with urlopen(f"http://127.0.0.1:{port}/config", timeout=TIMEOUT) as answer:
+            assert json.load(answer)["root"] == f"http://127.0.0.1:{port}/demo"
 
 
 @pytest.mark.slow
 def test_the_space_serves_the_page(tmp_path: Path, tiny_folder: Path) -> None:
     port = free_port()
-    process = subprocess.Popen(
+    with started(
         [sys.executable, ROOT / "spaces" / "app.py"],
         cwd=tmp_path,
         env=ENVIRONMENT
@@ -198,12 +187,8 @@ def test_the_space_serves_the_page(tmp_path: Path, tiny_folder: Path) -> None:
             "GRADIO_ANALYTICS_ENABLED": "False",
             "TMPDIR": str(tmp_path),
         },
-    )
-    with process:
-        try:
-            assert get(port, "/config") == 200
-        finally:
-            process.terminate()
+    ):
+        assert get(port, "/config") == 200
 
 
 def test_the_spaces_front_matter_is_what_the_tests_ran_with() -> None:

@@ -211,8 +211,9 @@ def test_everything_is_in_its_column(
     page = visitor.page
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": height})
-    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name=re.compile("^Settings")).click()
     page.get_by_label("number input for Steps").wait_for()
+    visitor.advanced_settings()
     whole_multiple(visitor)
     for tab in ("Generate", "Take apart", "Grid"):
         visitor.tab(tab)
@@ -391,6 +392,49 @@ def test_take_apart(visitor: Visitor) -> None:
     assert "'--motion-prompt=it moves up quickly' --motion-strength 1.5" in command
 
 
+def test_a_preset_sets_its_fields(visitor: Visitor) -> None:
+    page = visitor.page
+    steps = page.get_by_label("number input for Steps")
+    scheduler, interval = page.get_by_label("Scheduler"), page.get_by_label("Guidance interval")
+    fast, balanced = (page.get_by_role("radio", name=name) for name in ("Fast", "Balanced"))
+    expect(balanced).to_be_checked()
+    visitor.settings(Frames=2)
+    visitor.advanced_settings()
+    fast.check()
+    expect(steps).to_have_value("8")
+    expect(scheduler).to_have_value("dpm++")
+    expect(interval).to_have_value("0.5-1")
+    visitor.settings(Steps=9)
+    expect(fast).not_to_be_checked()
+    visitor.settings(Steps=8)
+    expect(fast).to_be_checked()
+    interval.fill("half")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    visitor.wait_for_status("Guidance interval: should be two noise levels, as in 0.3-1")
+    page.get_by_role("button", name=EXAMPLES[1].name).click()
+    expect(balanced).to_be_checked()
+    expect(steps).to_have_value("16")
+    expect(scheduler).to_have_value("model's own")
+    expect(interval).to_have_value("0-1")
+
+
+def test_a_cache(visitor: Visitor) -> None:
+    visitor.settings(**QUICK)
+    visitor.request(PROMPT)
+    plain = visitor.videos(1)
+    visitor.advanced_settings()
+    visitor.page.get_by_label("Cache", exact=True).click()
+    visitor.page.get_by_role("option", name="deep").click()
+    visitor.request(PROMPT)
+    assert visitor.videos(1) != plain
+    command = visitor.panel.locator(".command textarea").input_value()
+    assert command.endswith("--cache=deep --device=cpu")
+    visitor.page.get_by_label("Cache", exact=True).click()
+    visitor.page.get_by_role("option", name="forecast").click()
+    visitor.request(PROMPT)
+    visitor.wait_for_status("cache forecast: needs 16 steps with the interval 2, not 4")
+
+
 def test_grid(visitor: Visitor) -> None:
     visitor.settings(Steps=2, Frames=2)
     prompt = visitor.page.get_by_label("Prompt", exact=True)
@@ -504,7 +548,7 @@ def test_looks(visitor: Visitor, tmp_path_factory: pytest.TempPathFactory) -> No
     folder = tmp_path_factory.mktemp("screenshots")
     print(f"screenshots: {folder}")
     visitor.settings(Steps=6, Frames=8)
-    visitor.page.get_by_role("button", name="Settings").click()
+    visitor.page.get_by_role("button", name=re.compile("^Settings")).click()
     for tab in TABS[:-1]:
         visitor.tab(tab)
         if tab == "Grid":

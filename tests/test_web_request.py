@@ -5,29 +5,27 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.conditioning.speed import SpeedCalibration, SpeedWords
 from demo_t2v.config import InferenceConfig
-from demo_t2v.config.inference import inference_options
+from demo_t2v.config.inference import PRESETS, PresetName, inference_options
 from demo_t2v.inference.grid import Grid
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.web.examples import EXAMPLES, EXAMPLES_FOLDER, example_prompts, example_videos
-from demo_t2v.web.request import Bound, GenerationRequest, Limits, RequestError
+from demo_t2v.web.fields import Bound, RequestError
+from demo_t2v.web.request import SAMPLING, GenerationRequest, Limits
 from demo_t2v.web.timeline_editor import row_error
 
 
 @pytest.fixture(scope="module")
 def limits(tiny_pipeline: DemoPipeline) -> Limits:
-    return Limits.of(tiny_pipeline)
-
-
-def numbers(limits: Limits, **others: object) -> list[object]:
-    """A form's numbers, in order."""
-    return [others.get(name, bound.start) for name, bound in limits.bounds.items()]
+    return Limits.of(tiny_pipeline, InferenceConfig())
 
 
 REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5)
@@ -40,7 +38,7 @@ def test_limits_follow_from_the_model(limits: Limits) -> None:
 
 
 def test_a_form_becomes_a_request(limits: Limits) -> None:
-    form = numbers(limits, seed=7.0, repeat_times=2, motion_strength=0.5, motion_crossfade=0)
+    form = limits.values(seed=7.0, repeat_times=2, motion_strength=0.5, motion_crossfade=0)
     request = limits.read_form("decompose", "  a car\nfalls ", "spins", *form)
     assert (request.prompt, request.motion_prompt) == ("a car falls", "spins")
     assert request.handles == {"motion_strength": 0.5}  # a handle at its start is not set
@@ -56,12 +54,12 @@ def test_a_form_becomes_a_request(limits: Limits) -> None:
 def test_a_handle_that_is_not_set_leaves_the_option_alone(limits: Limits) -> None:
     assert set(limits.handles) <= set(inference_options())
     base = InferenceConfig()
-    untouched = limits.read_form("decompose", "a car", "", *numbers(limits, guidance_scale=5.0))
+    untouched = limits.read_form("decompose", "a car", "", *limits.values(guidance_scale=5.0))
     config = untouched.config(base, 1.0)
     assert {name: getattr(config, name) for name in limits.handles} == {
         name: getattr(base, name) for name in limits.handles
     }
-    form = numbers(limits, content_guidance_scale=0.5)
+    form = limits.values(content_guidance_scale=0.5)
     moved = limits.read_form("decompose", "a car", "", *form)
     assert moved.config(base, 1.0).content_guidance_scale == 0.5
     assert "--content-guidance 0.5" in moved.command(base)
@@ -70,15 +68,15 @@ def test_a_handle_that_is_not_set_leaves_the_option_alone(limits: Limits) -> Non
 def test_speed_is_a_factor_within_the_model_s_calibration(
     tiny_pipeline: DemoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "speed" not in Limits.of(tiny_pipeline).handles
+    assert "speed" not in Limits.of(tiny_pipeline, InferenceConfig()).handles
     words = SpeedWords("slowly", "quickly", ())
     factors = (0.68, 1.0, 1.42)
     calibration = SpeedCalibration(words, (-1.0, 0.0, 1.0), (0.01, 0.02, 0.03), factors)
     monkeypatch.setattr(tiny_pipeline, "speed_calibration", calibration)
-    limits = Limits.of(tiny_pipeline)
+    limits = Limits.of(tiny_pipeline, InferenceConfig())
     bound = limits.handles["speed"]
     assert (bound.low, bound.start, bound.high) == pytest.approx((0.7, 1.0, 1.4))
-    request = limits.read_form("decompose", "a car", "", *numbers(limits, speed=1.2))
+    request = limits.read_form("decompose", "a car", "", *limits.values(speed=1.2))
     assert request.config(InferenceConfig(), 1.0).speed == "1.2x"
     assert shlex.split(request.command(InferenceConfig()))[-2:] == ["--speed", "1.2x"]
 
@@ -104,35 +102,126 @@ def test_speed_is_a_factor_within_the_model_s_calibration(
         ("a car", {"repeat_times": 5}, "Videos"),
         ("a car", {"motion_strength": float("nan")}, "Motion strength"),
         ("a car", {"guidance_scale": float("inf")}, "Guidance"),
+        ("a car", {"cache_interval": 0}, "Cache interval: choose from 1 to 8"),
     ],
 )
 def test_values_outside_their_limits_are_refused(
     limits: Limits, prompt: str | None, others: dict[str, object], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message) as error:
-        limits.read_form("generate", prompt, "", *numbers(limits, **others))
+        limits.read_form("generate", prompt, "", *limits.values(**others))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("scheduler", "flow", "Scheduler: choose one of model's own, dpm\\+\\+, ddim"),
+        ("scheduler", None, "Scheduler: choose one of"),
+        ("cache", ["deep"], "Cache: choose one of none, deep, forecast"),
+        ("guidance_interval", "", "Guidance interval: should be two noise levels, as in 0.3-1"),
+        ("guidance_interval", None, "Guidance interval: should be two noise levels"),
+        ("guidance_interval", "1-0.3", "Guidance interval: should have the lower noise level"),
+        ("guidance_interval", "0-nan", "Guidance interval: "),
+        ("guidance_interval", "0-2\n", "Guidance interval: "),
+    ],
+)
+def test_advanced_settings_are_checked(
+    limits: Limits, name: str, text: object, message: str
+) -> None:
+    values = dict(zip(limits.fields, limits.values(), strict=True)) | {name: text}
+    with pytest.raises(RequestError, match=f"^{message}") as error:
+        limits.read_form("generate", "a car", "", *values.values())
+    assert "\n" not in str(error.value)
+
+
+def test_advanced_settings_apply_to_all_tabs(limits: Limits) -> None:
+    settings = {
+        "scheduler": "ddim",
+        "guidance_interval": (0.25, 1.0),
+        "cache": "deep",
+        "cache_interval": 3,
+    }
+    values = limits.values(**settings)
+    base = InferenceConfig(scheduler="heun", cache="forecast")
+    for tab in ("generate", "compare", "decompose", "grid"):
+        request = limits.read_form(tab, "a car", "it falls" if tab == "grid" else "", *values)
+        assert request.advanced == settings
+        config = request.config(base, 1.0)
+        assert {key: getattr(config, key) for key in settings} == settings
+        assert limits.read_form(tab, *limits.form(request)) == request
+        for line in request.command(base).splitlines():
+            assert shlex.split(line)[-4:] == [
+                *("--scheduler=ddim", "--guidance-interval=0.25-1"),
+                *("--cache=deep", "--cache-interval=3"),
+            ]
+
+
+def test_the_form_begins_with_the_servers_options(tiny_pipeline: DemoPipeline) -> None:
+    base = InferenceConfig(scheduler="ddim", cache="deep", cache_interval=12)
+    limits = Limits.of(tiny_pipeline, base)
+    shown = dict(zip(limits.fields, limits.values(), strict=True))
+    assert (shown["scheduler"], shown["cache"], shown["cache_interval"]) == ("ddim", "deep", 12)
+    unchanged = limits.read_form("generate", "a car", "", *limits.values())
+    assert unchanged.advanced == {}
+    assert "--scheduler=ddim --cache=deep --cache-interval=12" in unchanged.command(base)
+    values = limits.values(scheduler=None, cache=None)
+    without = limits.read_form("generate", "a car", "", *values)
+    assert without.config(base, 1.0).scheduler is None
+    assert without.config(base, 1.0).cache is None
+    assert "--scheduler" not in without.command(base)
+    assert "--cache=" not in without.command(base)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_what_it_sets_on_the_command_line(
+    limits: Limits, tiny_folder: Path, preset: PresetName
+) -> None:
+    values = dict(zip(limits.fields, limits.values(), strict=True))
+    values |= zip(SAMPLING, limits.preset_values(preset), strict=True)
+    request = limits.read_form("generate", "a car", "", *values.values())
+    defaults = resolve(str(tiny_folder)).defaults
+    expected = defaults.complete(InferenceConfig(preset=preset))
+    assert defaults.complete(request.config(InferenceConfig(), 1.0)) == expected.model_copy(
+        update={"seed": request.seed}
+    )
+    assert limits.preset(*limits.preset_values(preset)) == preset
+
+
+def test_no_preset_is_selected_where_none_fits(limits: Limits) -> None:
+    steps, *others = limits.preset_values("fast")
+    assert limits.preset(steps + 1, *others) is None
+    assert limits.preset(steps, "ddim", "0.") is None
+
+
+def test_a_model_without_guidance_has_no_presets(
+    tiny_pipeline: DemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_pipeline.config
+    without = type(config)({**config, "guidance_scale": 1.0})
+    monkeypatch.setattr(tiny_pipeline, "_internal_dict", without)
+    assert Limits.of(tiny_pipeline, InferenceConfig()).presets == {}
 
 
 def test_loaded_motion_words_are_no_tags(limits: Limits) -> None:
     words = {"motion_words": ("hop", "b")}
-    request = limits.read_form("decompose", "a car", "it <hop>", *numbers(limits), **words)
+    request = limits.read_form("decompose", "a car", "it <hop>", *limits.values(), **words)
     assert request.motion_prompt == "it <hop>"
     base = InferenceConfig(motion_word=("hop.safetensors",))
     assert "'--motion-prompt=it <hop>'" in request.command(base)
     assert request.command(base).endswith("--motion-word=hop.safetensors")
     for prompts in (("a car <hop>", ""), ("a car", "<hop> <i>")):
         with pytest.raises(RequestError, match="contains a tag"):
-            limits.read_form("decompose", *prompts, *numbers(limits), **words)
+            limits.read_form("decompose", *prompts, *limits.values(), **words)
 
 
 def test_a_less_than_sign_is_no_tag(limits: Limits) -> None:
-    assert limits.read_form("generate", "a cat <3 > 2 dogs", "", *numbers(limits)).prompt
+    assert limits.read_form("generate", "a cat <3 > 2 dogs", "", *limits.values()).prompt
 
 
 def test_a_grid_has_a_prompt_a_line(limits: Limits) -> None:
     texts = (" a frog\n\n-a = b  car \n", "0: rises; 0.25s: falls\r\nrises:0.5 + falls:0.5")
-    form = numbers(limits, seed=7, repeat_times=2, motion_strength=0.5)
+    form = limits.values(seed=7, repeat_times=2, motion_strength=0.5)
     request = limits.read_form("grid", *texts, *form)
     assert request.grid == Grid(
         [("1", "a frog"), ("2", "-a = b car")],
@@ -169,13 +258,13 @@ def test_bad_grids_are_refused(
     limits: Limits, contents: str, motions: str | None, line: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(line)) as error:
-        limits.read_form("grid", contents, motions, *numbers(limits), motion_words=("hop",))
+        limits.read_form("grid", contents, motions, *limits.values(), motion_words=("hop",))
     assert "\n" not in str(error.value)
 
 
 def test_a_motion_prompt_is_checked_too(limits: Limits) -> None:
     with pytest.raises(RequestError, match="motion prompt contains a tag"):
-        limits.read_form("decompose", "a car", "<b>spins", *numbers(limits))
+        limits.read_form("decompose", "a car", "<b>spins", *limits.values())
 
 
 def test_a_command_has_what_differs_from_the_defaults() -> None:
@@ -225,8 +314,8 @@ def test_any_prompt_survives_the_shell(prompt: str) -> None:
 )
 def test_bad_timelines_are_refused(limits: Limits, motion_prompt: str, line: str) -> None:
     with pytest.raises(RequestError, match=line):
-        limits.read_form("decompose", "a car", motion_prompt, *numbers(limits, motion_crossfade=2))
-    assert limits.read_form("generate", "a car", motion_prompt, *numbers(limits)).timeline is None
+        limits.read_form("decompose", "a car", motion_prompt, *limits.values(motion_crossfade=2))
+    assert limits.read_form("generate", "a car", motion_prompt, *limits.values()).timeline is None
 
 
 @pytest.mark.parametrize(
@@ -283,7 +372,12 @@ def test_examples_are_requests_of_the_form(limits: Limits) -> None:
 
 def test_only_the_shipped_model_has_example_videos() -> None:
     assert example_videos(InferenceConfig()) == EXAMPLES
-    for other in ({"model": "sprites-base"}, {"lora": "x.safetensors"}, {"scheduler": "ddim"}):
+    for other in (
+        {"model": "sprites-base"},
+        {"lora": "x.safetensors"},
+        {"scheduler": "ddim"},
+        {"cache": "deep"},
+    ):
         config = InferenceConfig(**other)
         assert example_videos(config) == ()
         assert example_prompts(config)

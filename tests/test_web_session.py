@@ -30,6 +30,7 @@ from demo_t2v.web.generation import StepUpdate
 from demo_t2v.web.history import HISTORY_LENGTH, GenerationResult, History
 from demo_t2v.web.page import Page
 from demo_t2v.web.request import GenerationRequest
+from demo_t2v.web.server import open_session
 from demo_t2v.web.session import GenerateFunction, GenerationSession
 
 REQUEST = GenerationRequest("generate", "a car falls", "", 7, 2, 3, 4, 32, 32, 8, 2.5)
@@ -111,8 +112,17 @@ def test_the_same_request_gives_the_same_video(session: GenerationSession) -> No
         ),
         replace(REQUEST, tab="compare", repeat_times=1, prompt="-a = 'b' $HOME", width=48),
         GRID,
+        replace(
+            REQUEST,
+            advanced={
+                "scheduler": "euler",
+                "guidance_interval": (0.5, 1.0),
+                "cache": "deep",
+                "cache_interval": 3,
+            },
+        ),
     ],
-    ids=["generate", "motion prompt", "timeline", "compare", "grid"],
+    ids=["generate", "motion prompt", "timeline", "compare", "grid", "advanced settings"],
 )
 def test_the_command_line_makes_the_same_frames(
     session: GenerationSession,
@@ -133,6 +143,25 @@ def test_the_command_line_makes_the_same_frames(
     assert len(files) == len(result.videos)
     for number, file in enumerate(files):
         assert (read_video(file)[0] == frames(result, number)).all()
+
+
+def test_advanced_settings_last_for_one_request(session: GenerationSession) -> None:
+    plain = generate_all(session, REQUEST)[1]
+    for advanced in ({"scheduler": "euler"}, {"cache": "deep"}, {"guidance_interval": (0.9, 1.0)}):
+        changed = generate_all(session, replace(REQUEST, advanced=advanced))[1]
+        assert (frames(changed) != frames(plain)).any()
+        assert (frames(generate_all(session, REQUEST)[1]) == frames(plain)).all()
+
+
+def test_a_cache_that_does_not_fit_is_refused(
+    session: GenerationSession, tiny_folder: Path, tmp_path: Path
+) -> None:
+    request = replace(REQUEST, advanced={"scheduler": "heun", "cache": "deep"})
+    with pytest.raises(ConfigError, match="HeunDiscreteScheduler calls the network several times"):
+        generate_all(session, request)
+    config = InferenceConfig(model=str(tiny_folder), scheduler="heun", cache="deep", device="cpu")
+    with pytest.raises(ConfigError, match="HeunDiscreteScheduler calls the network several times"):
+        open_session(config, tmp_path)
 
 
 def test_closing_stops_within_two_steps(
@@ -343,9 +372,7 @@ def final_status(session: GenerationSession) -> str:
     """The status line at the end of a run."""
     with gr.Blocks():
         page = Page(session)
-    limits = session.limits
-    numbers = [bound.start for bound in limits.bounds.values()]
-    *_, last = page.run("generate", History(), "a car falls", "", *numbers)
+    *_, last = page.run("generate", History(), "a car falls", "", *session.limits.values())
     assert not last[2].visible  # Stop
     return str(last[1])
 
@@ -382,8 +409,8 @@ def test_a_result_without_files_loads_its_settings(session: GenerationSession) -
     assert '<p role="status">' in status
     assert "deleted" not in status
     result.picture.unlink()
-    tabs, prompt, *updates = page.load_result(History((result,)), selected)
-    assert (tabs.selected, prompt.value) == ("compare", REQUEST.prompt)
+    tabs, preset, prompt, *updates = page.load_result(History((result,)), selected)
+    assert (tabs.selected, preset, prompt.value) == ("compare", "balanced", REQUEST.prompt)
     assert "videos are deleted" in str(updates)
     assert '<p role="status">' not in str(updates)
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from demo_t2v.conditioning.speed import FILE as SPEED_FILE
 from demo_t2v.conditioning.speed import SpeedCalibration
+from demo_t2v.core.atomic_io import path_exists
 from demo_t2v.core.errors import UserError
 
 OWN_CLASSES: Final[Mapping[str, str]] = {
@@ -66,6 +67,8 @@ class FolderMixin:
         diffusers_class: Any = cls  # the mixin's type lacks the methods of DiffusionPipeline
         folder = Path(name)
         if not folder.is_dir():
+            if path_exists(folder):
+                raise ModelError(f"{name}: is no folder of a model")
             folder = Path(diffusers_class.download(name, **options))
         index = diffusers_class.load_config(folder)
         if (base := base_folder(folder, index)) is not None:
@@ -83,6 +86,21 @@ class FolderMixin:
         loaded: Self = pipeline
         loaded.speed_calibration = SpeedCalibration.read(folder)
         return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | Path, **options: Any) -> str:
+        """As in diffusers, with the speed calibration, which is no file of a component."""
+        from huggingface_hub import snapshot_download
+
+        folder = super().download(pretrained_model_name, **options)  # type: ignore[misc]
+        keys = ("cache_dir", "force_download", "local_files_only", "token")
+        snapshot: str = snapshot_download(
+            str(pretrained_model_name),
+            revision=Path(folder).name,  # the commit
+            allow_patterns=[SPEED_FILE],
+            **{key: options[key] for key in keys if key in options},
+        )
+        return snapshot
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """As in diffusers, with the speed calibration. An older one in the folder is removed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ class Visitor:
         """Open the settings and enter numbers by label."""
         steps = self.page.get_by_label("number input for Steps")
         if not steps.is_visible():
-            self.page.get_by_role("button", name="Settings").click()
+            self.page.get_by_role("button", name=re.compile("^Settings")).click()
             steps.wait_for()
         for name, value in values.items():
             box = self.page.get_by_label(f"number input for {name}", exact=True)
@@ -122,6 +123,11 @@ class Visitor:
                 self.page.wait_for_timeout(200)
                 if box.input_value() == str(value):
                     break
+
+    def advanced_settings(self) -> None:
+        """Open the advanced settings."""
+        self.page.get_by_role("button", name="Advanced settings").click()
+        self.page.get_by_label("Scheduler").wait_for()
 
     def request(self, prompt: str, button: str = "Generate") -> None:
         self._old = self._sources()

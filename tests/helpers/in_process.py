@@ -9,6 +9,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from demo_t2v.cli import app
+from helpers.program import assert_one_line
 
 
 def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
@@ -16,3 +17,9 @@ def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     with contextlib.chdir(folder):
         done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+
+def assert_refused(folder: Path, line: str, *words: object) -> None:
+    """Run the program in `folder`: one line with `line`, exit code 2, no output folder."""
+    assert_one_line(run(folder, *words), 2, line)
+    assert not (folder / "outputs").exists()

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="reads the children of a process from /proc"
 )
+
+
+@contextmanager
+def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process, for text, that ends with the block: by SIGTERM, or after 30 s by SIGKILL."""
+    with subprocess.Popen([str(word) for word in command], text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def accept_interrupts() -> None:
+    """For `preexec_fn`: SIGINT, which a parent in the background ignores, ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def children(parent: int) -> list[int]:

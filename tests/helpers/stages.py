@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def prepared_task(config: Any) -> Any:
 
 def run(config: Any) -> list[dict[str, float]]:
     return list(train(prepared_task(config), config))
+
+
+def assert_resumes(parts: Any, whole: Any) -> None:
+    """Train `parts` with a stop after its third step: as `whole`, which has been trained."""
+    stopped = train(prepared_task(parts), parts)
+    list(islice(stopped, 3))
+    stopped.close()
+    run(parts)  # from the checkpoint of step 2
+    assert metrics(parts.log_dir) == metrics(whole.log_dir)
+    assert_same_weights(parts.log_dir / "final", whole.log_dir / "final")
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -36,30 +36,30 @@ def fingerprint(folder: Path) -> str:
     """
     files = sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern))
     cached = _read_cache(folder)
-    known = dict(cached)
+    hashes = dict(cached)
     combined = hashlib.sha256()
     for file in files:
         name = file.relative_to(folder).as_posix()
         try:
-            content = _file_hash(file, name, known)
+            content = _file_hash(file, name, hashes)
         except OSError as error:
             raise ModelError(f"{file}: cannot be read ({reason(error, file)})") from None
         combined.update(f"{name} {content}\n".encode())
-    if known != cached:
-        _write_cache(folder, known)
+    if hashes != cached:
+        _write_cache(folder, hashes)
     return combined.hexdigest()[:16]
 
 
-def _file_hash(file: Path, name: str, known: dict[str, Any]) -> str:
-    """The file's SHA-256, from `known` or added to it where it is worth that. Raises OSError."""
+def _file_hash(file: Path, name: str, hashes: dict[str, Any]) -> str:
+    """The file's SHA-256, from `hashes` or added to it where it is worth that. Raises OSError."""
     state = file.stat()
-    match known.get(name):
+    match hashes.get(name):
         case [state.st_size, state.st_mtime_ns, str(content)]:
             return content
     with file.open("rb") as stream:
         content = hashlib.file_digest(stream, "sha256").hexdigest()
     if state.st_size >= _CACHED_FROM and time.time() - state.st_mtime > _SETTLED:
-        known[name] = [state.st_size, state.st_mtime_ns, content]
+        hashes[name] = [state.st_size, state.st_mtime_ns, content]
     return content
 
 
@@ -77,10 +77,10 @@ def _read_cache(folder: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _write_cache(folder: Path, known: dict[str, Any]) -> None:
+def _write_cache(folder: Path, hashes: dict[str, Any]) -> None:
     """Write the hashes where the cache can be written to."""
     with suppress(OSError, RuntimeError):
         file = _cache_file(folder)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as partial:
-            partial.write_text(json.dumps(known), encoding="utf-8")
+            partial.write_text(json.dumps(hashes), encoding="utf-8")

@@ -194,10 +194,10 @@ def _find(name: str, to_train: bool) -> Path:
         return _converted(name, to_train)
     if name not in BUILT_IN and not path_exists(folder) and HUB_ID.fullmatch(name):
         return _download(name)
-    wanted = "use sprites, a folder with model_index.json, or a hub repository as org/name"
+    remedy = "use sprites, a folder with model_index.json, or a hub repository as org/name"
     what = "is a folder without model_index.json" if name and folder.is_dir() else "is no model"
     what = describe_broken_link(folder) or what
-    raise ModelError(f"{name or 'an empty name'}: {what}; {wanted}")
+    raise ModelError(f"{name or 'an empty name'}: {what}; {remedy}")
 
 
 def _complete(folder: Path) -> Path:
@@ -228,13 +228,13 @@ def _converted(name: str, to_train: bool) -> Path:
     from demo_t2v.checkpoints.original.files import PublishedFiles
     from demo_t2v.checkpoints.original.importer import convert
 
-    there = Path(name).exists() or name not in PUBLISHED
-    files = PublishedFiles.find(Path(name)) if there else downloaded(name)
+    is_local = Path(name).exists() or name not in PUBLISHED
+    files = PublishedFiles.find(Path(name)) if is_local else downloaded(name)
     if files is None:
         raise ModelError(f"{name}: has .pth files, but no denoiser among them")
-    known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    wanted = json.dumps([_CONVERSION, known, "to train"] if to_train else [_CONVERSION, known])
-    folder = cache() / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = json.dumps([_CONVERSION, states, "to train"] if to_train else [_CONVERSION, states])
+    folder = cache() / hashlib.sha256(key.encode()).hexdigest()[:16]
     cache().mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # of several processes one converts
         if not folder.exists():
@@ -246,11 +246,13 @@ def _converted(name: str, to_train: bool) -> Path:
 def download(name: str, patterns: Sequence[str]) -> Path:
     """The files of a hub repository that match `patterns`, in the hub's cache.
 
-    Raises ModelError for a name without a repository, ConnectionError.
+    Raises ModelError for a name without a repository and for a path that exists, ConnectionError.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
+    if path_exists(Path(name)):
+        raise ModelError(f"{name}: is no folder of a model")
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (RepositoryNotFoundError, HFValidationError):
@@ -364,18 +366,21 @@ def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
 
 
 def quieten_libraries() -> None:
-    """Turn off the libraries' progress bars, and transformers' reports about loaded weights.
+    """Turn off the libraries' progress bars, and their reports about loaded weights.
 
     A text tower that is loaded from a CLIP folder leaves the image tower's weights unused, which
-    transformers reports at length. `load_network` checks for missing weights itself.
+    transformers reports at length. Missing weights are an error of `DemoPipeline.from_pretrained`
+    and of `load_network`.
     """
     from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
     from transformers.utils.logging import disable_progress_bar as quieten_transformers
 
     quieten_diffusers()
     quieten_transformers()  # type: ignore[no-untyped-call]
-    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_load_report)
+    for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
+        logging.getLogger(name).addFilter(_is_no_load_report)
 
 
 def _is_no_load_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+    reports = ("LOAD REPORT", "were not initialized from the model checkpoint")
+    return not any(words in record.getMessage() for words in reports)

@@ -152,8 +152,8 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
 def _check_no_file(text: str) -> None:
     """Raise PromptError for a prompt that is the name of a file."""
     option = _FILE_OPTIONS.get(Path(text).suffix.lower())
-    there = len(text) < 256 and Path(text).is_file()  # no name is longer
-    if option and there:
+    is_file = len(text) < 256 and Path(text).is_file()  # no name is longer
+    if option and is_file:
         command = f"demo-t2v generate {option} {shlex.quote(text)}"
         raise PromptError(f"{text}: is a file, not a prompt; write `{command}`")
     if option and not re.search(r"\s", text):
@@ -183,5 +183,5 @@ def _report(model: str, summary: Summary, files: Mapping[str, str], as_json: boo
     for file in (*(video["file"] for video in summary.videos), *files.values()):
         typer.echo(file)
     if not summary.failed:
-        there = f", {summary.skipped} were there already" if summary.skipped else ""
-        typer.echo(f"{len(summary.videos)} made{there}", err=True)
+        skipped = f", {summary.skipped} were there already" if summary.skipped else ""
+        typer.echo(f"{len(summary.videos)} made{skipped}", err=True)

@@ -298,13 +298,13 @@ def _models(kind: Any) -> list[type[BaseModel]]:
 
 def _suggest(key: str, models: list[type[BaseModel]]) -> str:
     """A close key or alias of the models, or all keys."""
-    known: list[str] = []
+    keys: list[str] = []
     aliases: list[str] = []
     fields = {name: field for model in models for name, field in model.model_fields.items()}
     for name, field in fields.items():
         nested = [pair for m in _models(field.annotation) for pair in m.model_fields.items()]
         inner_keys = dict.fromkeys(inner.alias or inner_name for inner_name, inner in nested)
-        known += [f"{name}.{inner}" for inner in inner_keys] or [name]
+        keys += [f"{name}.{inner}" for inner in inner_keys] or [name]
         aliases += aliases_of(field)
-    close = get_close_matches(key, known + aliases, n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    close = get_close_matches(key, keys + aliases, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(keys)}"

@@ -123,7 +123,7 @@ def translate(
     """A configuration of the release with this project's keys, and notes for the log.
 
     `fields` are the keys of the target configuration, `given` those that the caller overrides.
-    Unknown keys are kept for the caller to refuse. Raises ReleaseError.
+    Unknown keys stay for the caller to refuse. Raises ReleaseError.
     """
     command = "train" if "train_dataset" in fields else "generate"
     task = tree.get("TASK_TYPE")

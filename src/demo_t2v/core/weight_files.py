@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from demo_t2v.core.atomic_io import path_exists
 from demo_t2v.core.errors import UserError
 
 
@@ -18,24 +19,25 @@ def find_weight_file(
     """The file of a file's name, a folder or a hub repository, both with `weight_name` in them.
 
     Where they do not have it, the first of `other_names` counts. `what` names it in messages, such
-    as "adapter". Raises `error` where there is none, ConnectionError if the hub does not answer.
+    as "adapter". The hub is not asked for a path that exists. Raises `error` where there is none,
+    ConnectionError if the hub does not answer.
     """
     path = Path(source)
-    if path.is_dir():
-        path = _first(path, (weight_name, *other_names))
-    if path.is_file():
-        return path
+    names = (weight_name, *other_names)
+    file = _first(path, names) if path.is_dir() else path
+    if file.is_file():
+        return file
     missing = error(
-        f"{path}: there is no such {what}; use a file, a folder with {weight_name}, or a hub "
+        f"{file}: there is no such {what}; use a file, a folder with {weight_name}, or a hub "
         "repository as org/name"
     )
-    if path.is_absolute() or len(path.parts) != 2 or path.suffix == ".safetensors":
+    is_name = not path.is_absolute() and len(path.parts) == 2 and path.suffix != ".safetensors"
+    if path_exists(path) or not is_name:
         raise missing
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:  # `hf_hub_download` would retry for half a minute
-        names = (weight_name, *other_names)
         file = _first(Path(snapshot_download(str(source), allow_patterns=list(names))), names)
     except (HFValidationError, RepositoryNotFoundError):
         raise missing from None

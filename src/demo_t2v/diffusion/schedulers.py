@@ -72,8 +72,8 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     if "beta_schedule" not in config:
         raise _wrong_process(config.get("_class_name", "without a class name"))
     kind = _CLASSES[name]
-    known = _parameters(kind.__init__).keys() | config.keys()
-    options = {key: value for key, value in _OPTIONS.items() if key in known}
+    accepted = _parameters(kind.__init__).keys() | config.keys()
+    options = {key: value for key, value in _OPTIONS.items() if key in accepted}
     scheduler: SchedulerMixin = kind.from_config({**config, **options})
     check_scheduler(scheduler)
     return scheduler
@@ -156,11 +156,11 @@ def step_options(
     """
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta {eta}: must be between 0 and 1")
-    known = _parameters(scheduler.step)
-    if eta and "eta" not in known:
+    accepted = _parameters(scheduler.step)
+    if eta and "eta" not in accepted:
         raise ValueError(f"eta {eta}: {type(scheduler).__name__} has none; DDIMScheduler does")
     options = {"generator": generator, "eta": eta}
-    return {key: value for key, value in options.items() if key in known and value is not None}
+    return {key: value for key, value in options.items() if key in accepted and value is not None}
 
 
 def _wrong_process(name: str) -> ValueError:

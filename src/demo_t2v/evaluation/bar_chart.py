@@ -49,10 +49,10 @@ def bar_chart(
         colour, row = COLOURS[number % len(COLOURS)], (1.5 + number) * _LINE
         draw.rectangle([_LEFT, row - 7, _LEFT + 14, row + 7], colour)
         draw.text((_LEFT + 22, row), name, "black", font, anchor="lm")
-        for place, figure in enumerate(figures):
+        for index, figure in enumerate(figures):
             if figure is None:
                 continue
-            left = _LEFT + GROUP * (place + 0.1) + number * width
+            left = _LEFT + GROUP * (index + 0.1) + number * width
             draw.rectangle([left, height(figure.value), left + width - 3, base], colour)
             if figure.interval is not None:
                 low, high = map(height, figure.interval)
@@ -60,8 +60,8 @@ def bar_chart(
                 draw.line([(middle, low), (middle, high)], "black", 2)
                 for end in (low, high):
                     draw.line([(middle - 4, end), (middle + 4, end)], "black", 2)
-    for place, name in enumerate(groups):
-        middle = _LEFT + GROUP * (place + 0.5)
+    for index, name in enumerate(groups):
+        middle = _LEFT + GROUP * (index + 0.5)
         for number, text in enumerate(name.split("\n")):
             draw.text((middle, base + (number + 0.8) * _LINE), text, "black", font, anchor="mm")
     draw.line([(_LEFT, base), (right, base)], "black", 2)

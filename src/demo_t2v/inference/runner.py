@@ -316,16 +316,26 @@ class Runner:
 def _load(model: ResolvedModel, config: InferenceConfig, **options: Any) -> DemoPipeline:
     """The pipeline with the scheduler and the cache that are configured."""
     pipeline = model.load(config.device, config.dtype, **options)
-    if config.scheduler is not None:
-        pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
-    if config.cache is not None:
-        pipeline.enable_cache(CacheConfig(config.cache, config.cache_interval))
+    set_sampler(pipeline, config)
     if pipeline.content_encoder is not None:
         for source in config.motion_word or ():
             pipeline.load_motion_word(source)
     if config.compile and pipeline.unet is not None:
         compile_blocks(pipeline.unet)
     return pipeline
+
+
+def set_sampler(pipeline: DemoPipeline, config: InferenceConfig) -> None:
+    """Give a pipeline the scheduler and the cache that are configured.
+
+    Without a scheduler in the configuration it keeps its own.
+    """
+    if config.scheduler is not None:
+        pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    if config.cache is None:
+        pipeline.disable_cache()
+    else:
+        pipeline.enable_cache(CacheConfig(config.cache, config.cache_interval))
 
 
 def to_bytes(video: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from demo_t2v.checkpoints.memory import pick
@@ -75,6 +77,8 @@ class Workload:
     missing: Sequence[Job]
     """The jobs that are still to be done."""
     coordinator: Coordinator
+    new_folders: Sequence[Path] = ()
+    """The folders that were made for the videos, innermost first."""
 
     @classmethod
     def prepare(cls, config: InferenceConfig, jobs: Sequence[Job], overwrite: bool = False) -> Self:
@@ -94,13 +98,15 @@ class Workload:
                 f"out: {config.out}: several processes need a folder; or use engine=ray"
             )
         coordinator = Coordinator.join()
+        new_folders = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
         missing = coordinator.find_missing(folder, jobs, overwrite)
-        return cls(model, config, folder, jobs, missing, coordinator)
+        return cls(model, config, folder, jobs, missing, coordinator, new_folders)
 
     def run(self, observer: Observer) -> None:
         """Make this process's videos; in the first process, wait for the others' too.
 
-        Raises OSError where the folder takes no more, and the errors that end a run.
+        Raises OSError where the folder takes no more, and the errors that end a run. After an error
+        the folders that were made for the videos and are empty are removed.
         """
         if not self.missing:
             return
@@ -113,10 +119,19 @@ class Workload:
                 save = partial(self._save, runner, folder, observer)
                 count = partial(self._count, observer)
                 deque(runner.run(self._batches(runner), save, count), maxlen=0)
+        except BaseException:
+            if world_size() == 1:  # other processes may still write
+                self._remove_new_folders()
+            raise
         finally:
             self.coordinator.finish()
         if self.coordinator.is_main:
             self.coordinator.wait(partial(self._show_progress, observer))
+
+    def _remove_new_folders(self) -> None:
+        for folder in self.new_folders:
+            with suppress(OSError):  # it has files
+                folder.rmdir()
 
     def summary(self) -> Summary:
         """What all processes have made; for the first process, at the end."""

@@ -51,7 +51,7 @@ class LayerSizes:
 
 
 class DeepFeatures(Protocol):
-    """The input of the last layer, kept from one forward pass to a later one."""
+    """The input of the last layer, stored in one forward pass for a later one."""
 
     @property
     def complete(self) -> bool:

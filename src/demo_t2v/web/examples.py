@@ -37,9 +37,8 @@ class Example:
 
     def request(self, limits: Limits) -> GenerationRequest:
         """The request that makes this video again."""
-        starts = {name: bound.start for name, bound in limits.bounds.items()}
-        numbers = starts | {"seed": self.seed} | dict(self.handles)
-        return limits.read_form(self.tab, self.prompt, self.motion_prompt, *numbers.values())
+        values = limits.values(seed=self.seed, **self.handles)
+        return limits.read_form(self.tab, self.prompt, self.motion_prompt, *values)
 
 
 EXAMPLES: Final = (
@@ -85,8 +84,8 @@ PROMPTS: Final = (
 
 def example_videos(config: InferenceConfig) -> tuple[Example, ...]:
     """The example videos of a page's model; only the built-in model as it is shipped has some."""
-    as_shipped = (config.model, config.lora, config.scheduler) == ("sprites", None, None)
-    return EXAMPLES if as_shipped else ()
+    changed = (config.lora, config.scheduler, config.cache) != (None, None, None)
+    return EXAMPLES if config.model == "sprites" and not changed else ()
 
 
 def example_prompts(config: InferenceConfig) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from demo_t2v.evaluation.video_grid import write_sheet
 from demo_t2v.inference.grid import Grid
 from demo_t2v.inference.jobs import Job, make_jobs, split_batches
 from demo_t2v.inference.outputs import OutputFolder, file_name
-from demo_t2v.inference.runner import CancelledError, Runner, Step
+from demo_t2v.inference.runner import CancelledError, Runner, Step, set_sampler
 from demo_t2v.web.attention_maps import motion_attention, recorded_steps
 from demo_t2v.web.history import GenerationResult, VideoFiles
 from demo_t2v.web.request import GenerationRequest
@@ -62,6 +62,7 @@ class Generation:
         """Generate and write all files. Raises CancelledError and the runner's errors."""
         self._check_cancelled()
         started = time.monotonic()
+        set_sampler(self.pipeline, self.request.config(self.base, strength=1.0))
         batches = self._batches()
         videos = [
             frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 import gradio as gr
 
@@ -14,8 +14,17 @@ from demo_t2v.config import InferenceConfig
 from demo_t2v.config.inference import inference_options, label
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS
 from demo_t2v.web.examples import Example, example_prompts, example_videos
+from demo_t2v.web.fields import Bound, Choice, NoiseLevels
 from demo_t2v.web.history import HISTORY_LENGTH, History, VideoFiles
-from demo_t2v.web.request import GRID_SIDE, PROMPT_LENGTH, Limits, Tab, option_key
+from demo_t2v.web.request import (
+    ADVANCED,
+    GRID_SIDE,
+    PROMPT_LENGTH,
+    SAMPLING,
+    Limits,
+    Tab,
+    option_key,
+)
 from demo_t2v.web.results_panel import ResultsPanel
 from demo_t2v.web.timeline_editor import TimelineEditor
 
@@ -57,6 +66,7 @@ class PageLayout:
                 placeholder = example_prompts(config)[0]
                 self.prompt, self.motion_prompt = _prompts(placeholder, first)
                 self._tabs(limits, has_motion)
+                self.preset = _preset(limits)
                 self.settings = _settings(limits, first)
             with gr.Column(elem_id="result", min_width=0):
                 command = first.request(limits).command(config) if first else ""
@@ -72,8 +82,12 @@ class PageLayout:
     @property
     def inputs(self) -> list[gr.blocks.Block]:
         """The form's components in the order of `Limits.form`."""
-        numbers = [*self.settings.values(), *self.handles.values()]
-        return [self.prompt, self.motion_prompt, *numbers]
+        return [self.prompt, self.motion_prompt, *self.settings.values(), *self.handles.values()]
+
+    @property
+    def sampling(self) -> list[Any]:
+        """The form's components that a preset sets, in the order of `SAMPLING`."""
+        return [self.settings[name] for name in SAMPLING]
 
     @property
     def grid_inputs(self) -> list[gr.blocks.Block]:
@@ -93,7 +107,7 @@ class PageLayout:
                 gr.Markdown(_DECOMPOSE_TEXT)
                 self.timeline = TimelineEditor()
                 with gr.Row():
-                    self.handles = {name: _slider(name, limits) for name in limits.handles}
+                    self.handles = {name: _field(name, limits) for name in limits.handles}
                 self.starts["decompose"] = _start("Take apart")
             with gr.Tab("Grid", id="grid", visible=has_motion) as grid:
                 gr.Markdown(_GRID_TEXT)
@@ -152,8 +166,21 @@ def _start(text: str) -> gr.Button:
     return gr.Button(text, variant="primary", elem_classes="start")
 
 
-def _settings(limits: Limits, first: Example | None) -> dict[str, gr.Number | gr.Slider]:
-    """The numbers that all tabs have, by name."""
+def _preset(limits: Limits) -> gr.Radio:
+    """The presets of the fields `SAMPLING`; the one that they have is selected."""
+    _, option = inference_options()["preset"]
+    fields = limits.fields
+    return gr.Radio(
+        [(name.capitalize(), name) for name in limits.presets],
+        value=limits.preset(*(fields[name].shown(fields[name].start) for name in SAMPLING)),
+        label=label("preset"),
+        info=option.help,
+        visible=bool(limits.presets),
+    )
+
+
+def _settings(limits: Limits, first: Example | None) -> dict[str, Any]:
+    """The fields that all tabs have, by name."""
     with gr.Row():
         seed = gr.Number(
             label="Seed",
@@ -167,23 +194,29 @@ def _settings(limits: Limits, first: Example | None) -> dict[str, gr.Number | gr
         new_seed = gr.Button("⚄ New seed", size="sm", min_width=110, scale=1, elem_id="new-seed")
     new_seed.click(None, None, seed, js=_RANDOM_SEED)
     with gr.Accordion("Settings", open=False):
-        sliders = {name: _slider(name, limits) for name in limits.settings if name != "seed"}
-    return {"seed": seed, **sliders}
+        settings = {name: _field(name, limits) for name in limits.settings if name != "seed"}
+    with gr.Accordion("Advanced settings", open=False):
+        advanced = {name: _field(name, limits) for name in ADVANCED}
+    return {"seed": seed, **settings, **advanced}
 
 
-def _slider(name: str, limits: Limits) -> gr.Slider:
-    """The slider of an option, with the label and the help of its declaration."""
-    bound, key = limits.bounds[name], option_key(name)
+def _field(name: str, limits: Limits) -> Any:
+    """The component of an option, with the label and the help of its declaration."""
+    field, key = limits.fields[name], option_key(name)
     _, option = inference_options()[key]
-    return gr.Slider(
-        bound.low,
-        bound.high,
-        bound.start,
-        step=bound.step,
-        label=label(key),
-        info="Times the usual speed of the motion." if key == "speed" else option.help,
-        min_width=220,
-    )
+    words: dict[str, Any] = {
+        "value": field.shown(field.start),
+        "label": label(key),
+        "info": "Times the usual speed of the motion." if key == "speed" else option.help,
+        "min_width": 220,
+    }
+    match field:
+        case Bound(low, high, step=step):
+            return gr.Slider(low, high, step=step, **words)
+        case Choice():
+            return gr.Dropdown(list(field.choices), **words)
+        case NoiseLevels():
+            return gr.Textbox(max_lines=1, placeholder="0.3-1", max_length=20, **words)
 
 
 def _example_videos(examples: Sequence[Example]) -> list[tuple[Example, gr.HTML]]:

@@ -15,9 +15,10 @@ from demo_t2v.core.devices import as_device_error
 from demo_t2v.inference.runner import out_of_memory
 from demo_t2v.model_folder import first_line
 from demo_t2v.web.examples import Example
+from demo_t2v.web.fields import RequestError
 from demo_t2v.web.history import GenerationResult, History, VideoFiles
 from demo_t2v.web.layout import PageLayout
-from demo_t2v.web.request import GenerationRequest, RequestError, Tab
+from demo_t2v.web.request import GenerationRequest, Tab
 from demo_t2v.web.session import GenerationSession
 
 # Videos pause during a generation, since playing them slows it down.
@@ -71,6 +72,7 @@ class Page:
             tab.select(shown, None, prompts, show_progress="hidden", **_UNQUEUED)
         for box in (layout.prompt, layout.motion_prompt):
             box.submit(None, js=_CLICK_START)
+        self._connect_preset()
         self._connect_runs()
         if session.has_motion:
             layout.timeline.connect(
@@ -82,6 +84,7 @@ class Page:
             )
         loaded = [
             layout.tabs,
+            layout.preset,
             *layout.inputs,
             *layout.grid_prompts,
             *layout.timeline.outputs,
@@ -137,15 +140,36 @@ class Page:
         return [*self._load_form(request), *shown]
 
     def _load_form(self, request: GenerationRequest) -> list[Any]:
-        """Updates of the tabs, the form and the timeline."""
-        prompt, motion_prompt, *numbers = self.session.limits.form(request)
-        tabs = gr.Tabs(selected=request.tab)
+        """Updates of the tabs, the preset, the form and the timeline."""
+        prompt, motion_prompt, *values = self.session.limits.form(request)
+        settings = [gr.Tabs(selected=request.tab), self.session.limits.preset_of(request)]
         if request.tab == "grid":
             rows = [gr.skip()] * len(self.layout.timeline.outputs)
-            return [tabs, *_show_prompts("grid"), *numbers, prompt, motion_prompt, *rows]
+            return [*settings, *_show_prompts("grid"), *values, prompt, motion_prompt, *rows]
         shown = _show_prompts(request.tab, prompt, motion_prompt)
         rows = self.layout.timeline.show(motion_prompt, request.fps)
-        return [tabs, *shown, *numbers, gr.skip(), gr.skip(), *rows]
+        return [*settings, *shown, *values, gr.skip(), gr.skip(), *rows]
+
+    def _connect_preset(self) -> None:
+        """Let the preset set its fields, and the fields select the preset that they have."""
+        layout, limits = self.layout, self.session.limits
+        layout.preset.input(
+            limits.preset_values,
+            layout.preset,
+            layout.sampling,
+            show_progress="hidden",
+            **_UNQUEUED,
+        )
+        gr.on(
+            # Not `change`: after an update of all fields its events have old values of some.
+            [component.input for component in layout.sampling],
+            limits.preset,
+            layout.sampling,
+            layout.preset,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            **_UNQUEUED,
+        )
 
     def _connect_runs(self) -> None:
         """Start each tab's generation on its events, and stop all of them."""

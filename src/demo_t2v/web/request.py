@@ -8,15 +8,22 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from demo_t2v.checkpoints.resolve import ModelDefaults
 from demo_t2v.conditioning.blend import MotionPromptError
 from demo_t2v.conditioning.timeline import Timeline, parse_motion
 from demo_t2v.config import InferenceConfig
-from demo_t2v.config.inference import flag, label
-from demo_t2v.core.errors import UserError
+from demo_t2v.config.inference import (
+    PRESETS,
+    CacheName,
+    PresetName,
+    SchedulerName,
+    flag,
+    label,
+)
 from demo_t2v.inference.grid import Grid
+from demo_t2v.web.fields import Bound, Choice, Field, NoiseLevels, RequestError
 
 if TYPE_CHECKING:
     from demo_t2v.pipeline import DemoPipeline
@@ -33,36 +40,19 @@ _MARKUP: Final = re.compile(r"<\s*[a-z/!?]", re.IGNORECASE)
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-class RequestError(UserError):
-    """A value of the form outside its limits."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The range of a number, both ends included, its default `start` and its step."""
-
-    low: float
-    high: float
-    start: float
-    step: float = 1
-
-    def check(self, name: str, value: Any) -> Any:
-        """The value, an int where the step is one. Raises RequestError."""
-        number = value if isinstance(value, int | float) else self.low - 1
-        if not self.low <= number <= self.high:  # also for nan
-            raise RequestError(f"{name}: choose from {self.low:g} to {self.high:.10g}")
-        if self.step != int(self.step):
-            return float(number)
-        if number % self.step:
-            raise RequestError(f"{name}: choose a multiple of {self.step:g}")
-        return int(number)
+ADVANCED: Final = ("scheduler", "guidance_interval", "cache", "cache_interval")
+"""The fields of the advanced settings."""
+SAMPLING: Final = ("num_inference_steps", "scheduler", "guidance_interval")
+"""The fields that a preset sets."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a request's numbers, in the order of the form; the names are the options'.
+    """The fields of the form, in its order; the names are the options'.
 
-    `handles` are the bounds of the options that only the tab `decompose` has, by key.
+    `advanced` are the fields `ADVANCED`, `handles` those that only the tab `decompose` has, by
+    key. `presets` are the values of `SAMPLING` by preset; a model that is made
+    for few steps without guidance has none.
     """
 
     seed: Bound
@@ -73,32 +63,43 @@ class Limits:
     height: Bound
     fps: Bound
     guidance_scale: Bound
+    advanced: Mapping[str, Field]
     handles: Mapping[str, Bound]
+    presets: Mapping[PresetName, tuple[Any, ...]]
 
     @classmethod
-    def of(cls, pipeline: DemoPipeline) -> Limits:
-        """The bounds for a model: up to twice its frames and its side."""
+    def of(cls, pipeline: DemoPipeline, config: InferenceConfig) -> Limits:
+        """The fields for a model: up to twice its frames and its side.
+
+        At first they have the values of `config`, or those of the model.
+        """
         own = ModelDefaults.of(pipeline)
         step = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
         pixels = Bound(min(2 * step, own.side), 2 * own.side, own.side, step)
-        default = InferenceConfig()
         return cls(
-            seed=Bound(0, 2**32 - 1, default.seed),
-            repeat_times=Bound(1, MAX_VIDEOS, default.infer_dataset.repeat_times),
-            num_inference_steps=Bound(1, max(100, own.steps), own.steps),
+            seed=Bound(0, 2**32 - 1, config.seed),
+            repeat_times=Bound(1, MAX_VIDEOS, config.infer_dataset.repeat_times),
+            num_inference_steps=Bound(1, max(100, 2 * own.steps), own.steps),
             num_frames=Bound(2, 2 * own.frames, own.frames),
             width=pixels,
             height=pixels,
-            fps=Bound(1, 30, default.fps),
+            fps=Bound(1, 30, config.fps),
             guidance_scale=Bound(1, 20, own.guidance, 0.5),
+            advanced={
+                "scheduler": Choice(get_args(SchedulerName), config.scheduler, "model's own"),
+                "guidance_interval": NoiseLevels(own.guidance_interval),
+                "cache": Choice(get_args(CacheName), config.cache, "none"),
+                "cache_interval": Bound(1, max(8, config.cache_interval), config.cache_interval),
+            },
             handles={
-                "motion_strength": Bound(0, 3, default.motion_strength, 0.1),
-                "motion_crossfade": Bound(0, own.frames // 2, default.motion_crossfade),
+                "motion_strength": Bound(0, 3, config.motion_strength, 0.1),
+                "motion_crossfade": Bound(0, own.frames // 2, config.motion_crossfade),
                 "content_guidance_scale": Bound(0, 20, own.guidance, 0.5),
                 "motion_guidance_scale": Bound(0, 20, own.guidance, 0.5),
-                "bypass_guidance_scale": Bound(0, 5, default.bypass_guidance_scale, 0.1),
+                "bypass_guidance_scale": Bound(0, 5, config.bypass_guidance_scale, 0.1),
             }
             | _speed_factors(pipeline),
+            presets={name: _sampling(own, name) for name in PRESETS} if own.guidance > 1 else {},
         )
 
     @property
@@ -107,42 +108,63 @@ class Limits:
         return {name: getattr(self, name) for name in setting_names()}
 
     @property
-    def bounds(self) -> dict[str, Bound]:
-        """All bounds by name, in the order of the form."""
-        return self.settings | dict(self.handles)
+    def fields(self) -> dict[str, Field]:
+        """All fields by name, in the order of the form."""
+        return {**self.settings, **self.advanced, **self.handles}
+
+    def values(self, **others: Any) -> list[Any]:
+        """The form's values of all fields: the first ones, or `others` by name."""
+        return [field.shown(others.get(name, field.start)) for name, field in self.fields.items()]
 
     def form(self, request: GenerationRequest) -> tuple[Any, ...]:
         """The values of the form that make a request, as `read_form` takes them."""
-        numbers = request.settings | dict(request.handles)
-        starts = {name: bound.start for name, bound in self.bounds.items()}
-        return (request.prompt, request.motion_prompt, *(starts | numbers).values())
+        values = self.values(**request.settings, **request.advanced, **request.handles)
+        return (request.prompt, request.motion_prompt, *values)
+
+    def preset_values(self, preset: PresetName) -> list[Any]:
+        """The form's values of `SAMPLING` for a preset."""
+        fields = self.fields
+        values = zip(SAMPLING, self.presets[preset], strict=True)
+        return [fields[name].shown(value) for name, value in values]
+
+    def preset(self, *values: Any) -> PresetName | None:
+        """The preset that has the form's values of `SAMPLING`, if one has."""
+        return next((name for name in self.presets if self.preset_values(name) == [*values]), None)
+
+    def preset_of(self, request: GenerationRequest) -> PresetName | None:
+        """The preset that a request has, if it has one."""
+        values = dict(zip(self.fields, self.form(request)[2:], strict=True))
+        return self.preset(*(values[name] for name in SAMPLING))
 
     def read_form(
         self,
         tab: Tab,
         prompt: Any,
         motion_prompt: Any,
-        *numbers: Any,
+        *others: Any,
         motion_words: Collection[str] = (),
     ) -> GenerationRequest:
-        """The request of a form's values, `numbers` in the order of `bounds`.
+        """The request of a form's values, `others` in the order of `fields`.
 
         Motion prompt and handles apply to the tab `decompose` only, the number of videos to the
-        tab `generate` only. A handle at its start is not set. The tab `grid` has up to GRID_SIDE
-        prompts, and as many motion prompts, one a line.
+        tab `generate` only. An advanced setting or a handle at its start is not set. The tab `grid`
+        has up to GRID_SIDE prompts, and as many motion prompts, one a line.
 
         Motion prompts may have the loaded `motion_words` as `<name>`, other tags are refused.
         Raises RequestError.
         """
         values = {
-            name: bound.check(label(option_key(name)), number)
-            for (name, bound), number in zip(self.bounds.items(), numbers, strict=True)
+            name: field.check(label(option_key(name)), value)
+            for (name, field), value in zip(self.fields.items(), others, strict=True)
         }
-        handles = {
-            name: number
-            for name, bound in self.handles.items()
-            if (number := values.pop(name)) != bound.start
-        }
+        advanced, handles = (
+            {
+                name: value
+                for name, field in each.items()
+                if (value := values.pop(name)) != field.start
+            }
+            for each in (self.advanced, self.handles)
+        )
         if tab == "grid":
             content = _read_lines("content prompt", prompt)
             motion = _read_lines("motion prompt", motion_prompt, motion_words)
@@ -157,7 +179,9 @@ class Limits:
             handles = {}
         if tab != "generate":
             values["repeat_times"] = 1
-        request = GenerationRequest(tab, content, motion, **values, handles=handles)
+        request = GenerationRequest(
+            tab, content, motion, **values, advanced=advanced, handles=handles
+        )
         for number, text in enumerate(motion.splitlines(), start=1):
             try:
                 timeline = parse_motion(text, request.fps)
@@ -168,6 +192,12 @@ class Limits:
                 where = f"motion prompt {number}: " if tab == "grid" else ""
                 raise RequestError(f"{where}{error}") from None
         return request
+
+
+def _sampling(own: ModelDefaults, preset: PresetName) -> tuple[Any, ...]:
+    """The values of `SAMPLING` that a preset has for a model."""
+    config = own.complete(InferenceConfig(preset=preset))
+    return tuple(getattr(config, name) for name in SAMPLING)
 
 
 def _speed_factors(pipeline: DemoPipeline) -> dict[str, Bound]:
@@ -182,11 +212,12 @@ def _speed_factors(pipeline: DemoPipeline) -> dict[str, Bound]:
 
 def setting_names() -> list[str]:
     """The names of the numbers that all tabs have, in the order of the form."""
-    return [field.name for field in fields(Limits) if field.name != "handles"]
+    others = ("advanced", "handles", "presets")
+    return [field.name for field in fields(Limits) if field.name not in others]
 
 
 def option_key(name: str) -> str:
-    """The dotted key of the option that a number of the form sets."""
+    """The dotted key of the option that a field of the form sets."""
     return "infer_dataset.repeat_times" if name == "repeat_times" else name
 
 
@@ -196,7 +227,8 @@ class GenerationRequest:
 
     The motion prompt may be a timeline, as in `0: rises; 8: falls`, or a blend, as in
     `falls:0.7 + rises:0.3`; empty is the prompt. A grid has its prompts and its motion prompts one
-    a line. `handles` are the options of the tab `decompose` that are set, by key.
+    a line. `advanced` are the advanced settings that are set, `handles` the options of the tab
+    `decompose` that are set, by key.
     """
 
     tab: Tab
@@ -210,6 +242,7 @@ class GenerationRequest:
     height: int
     fps: int
     guidance_scale: float
+    advanced: Mapping[str, Any] = field(default_factory=dict)
     handles: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -253,7 +286,8 @@ class GenerationRequest:
 
     def config(self, base: InferenceConfig, strength: float) -> InferenceConfig:
         """`base`, which has the model and the device, with this request's settings."""
-        settings = self.settings | self._options() | {"motion_strength": strength}
+        settings = self.settings | dict(self.advanced) | self._options()
+        settings["motion_strength"] = strength
         del settings["repeat_times"]
         return base.model_copy(update=settings)
 
@@ -285,10 +319,11 @@ class GenerationRequest:
             yield from (flag(name), value if isinstance(value, str) else f"{value:g}")
         if self.tab == "compare":  # both videos have the same file name
             yield from ("--out", f"outputs/motion-{strength:g}")
-        default = InferenceConfig()
-        for key in ("model", "lora", "scheduler", "cache", "cache_interval", "device", "dtype"):
-            if getattr(base, key) != getattr(default, key):
-                yield f"{flag(key)}={getattr(base, key)}"
+        default, config = InferenceConfig(), self.config(base, strength)
+        for key in ("model", "lora", *ADVANCED, "device", "dtype"):
+            if (value := getattr(config, key)) != getattr(default, key):
+                text = "{:g}-{:g}".format(*value) if isinstance(value, tuple) else value
+                yield f"{flag(key)}={text}"
         for source in base.motion_word or ():
             yield f"{flag('motion_word')}={source}"
 

@@ -15,7 +15,7 @@ from gradio import Blocks
 
 from demo_t2v.checkpoints.resolve import resolve
 from demo_t2v.config import ConfigError, InferenceConfig
-from demo_t2v.inference.runner import Runner
+from demo_t2v.inference.runner import Runner, set_sampler
 from demo_t2v.web.page import build_page
 from demo_t2v.web.proxies import without_proxies
 from demo_t2v.web.session import GenerateFunction, GenerationSession
@@ -29,11 +29,15 @@ def open_session(
 ) -> GenerationSession:
     """A session with its model loaded, whose files are written to `folder`, which must exist.
 
-    Raises the errors of loading a model.
+    Raises the errors of loading a model, and ConfigError for a cache that does not fit.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio serves files in it without a copy
-    pipeline = Runner.load(resolve(config.model), config).pipeline
-    return GenerationSession(pipeline, config, folder, decorate)
+    own = config.model_copy(update={"scheduler": None, "cache": None})
+    pipeline = Runner.load(resolve(config.model), own).pipeline
+    session = GenerationSession(pipeline, config, folder, decorate)
+    set_sampler(pipeline, config)
+    Runner(pipeline, config)  # refuses a cache that does not fit
+    return session
 
 
 def serve(

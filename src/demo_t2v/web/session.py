@@ -30,8 +30,10 @@ GenerateFunction = Callable[[GenerationRequest], Iterator[StepUpdate | Generatio
 class GenerationSession:
     """One model, and one generation at a time.
 
-    `config` has the model, device and precision. Each result gets a folder of its own in `folder`,
-    which must exist. `decorate` wraps the function that computes, as ZeroGPU's `spaces.GPU` does.
+    `config` has the model, device and precision, and the form's first values. `pipeline` has the
+    scheduler of the model; each request sets its own scheduler and cache. Each result gets a folder
+    of its own in `folder`, which must exist. `decorate` wraps the function that computes, as
+    ZeroGPU's `spaces.GPU` does.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class GenerationSession:
         decorate: Callable[[GenerateFunction], GenerateFunction] | None = None,
     ) -> None:
         self.config = config
-        self.limits = Limits.of(pipeline)
+        self.limits = Limits.of(pipeline, config)
         self.has_motion = pipeline.motion_encoder is not None
         self.motion_words = tuple(pipeline.motion_words)
         self._pipeline = pipeline
+        self._scheduler = pipeline.scheduler
         self._folder = folder
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -98,6 +101,7 @@ class GenerationSession:
         try:
             # A cancelled generation uses the scheduler until its step ends.
             with self._lock, _result_folder(self._folder) as folder:
+                self._pipeline.scheduler = self._scheduler
                 generation = Generation(
                     self._pipeline, self.config, request, folder, put, is_cancelled
                 )

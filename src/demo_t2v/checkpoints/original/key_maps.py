@@ -64,8 +64,8 @@ def autoencoder_from_original(
     converted = convert_ldm_vae_checkpoint(original, network.config)
     converted = {name: tensor for name, tensor in converted.items() if tensor is not None}
     # It skips unknown tensors without a word.
-    known = {id(tensor) for tensor in converted.values()}
-    surplus = {name: tensor for name, tensor in original.items() if id(tensor) not in known}
+    used = {id(tensor) for tensor in converted.values()}
+    surplus = {name: tensor for name, tensor in original.items() if id(tensor) not in used}
     check_state_dict(converted | surplus, shapes_of(network.state_dict()))
     return converted
 

@@ -18,7 +18,7 @@ STUDENT: Final = 2.2622
 
 
 class FeatureSets:
-    """What an extractor gives for the videos: only the features are kept, on disk.
+    """What an extractor gives for the videos: only the features are stored, on disk.
 
     `max_frames` is the number of frames that the extractor gets of each video, spread evenly from
     the first to the last; None for all frames.

@@ -149,6 +149,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     Raises ConfigError or ModelError where a file of it is missing.
     """
     check_tokenizer(folder)
+    # AutoTokenizer does not know OpenCLIPTokenizer, and needs a tokenizer_config.json.
     saved = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     kind = OpenCLIPTokenizer if saved == OpenCLIPTokenizer.__name__ else CLIPTokenizer
     tokenizer: CLIPTokenizer = kind.from_pretrained(folder)
@@ -205,11 +206,11 @@ def image_feature(config: DenoiserTraining) -> Feature:
     folder = config.clip / "clip"
     made_by = fingerprint(folder)
     sizes = CLIPConfig.from_pretrained(folder).to_dict()
-    width, wanted = sizes["projection_dim"], sizes["text_config"]["hidden_size"]
-    if width != wanted:
+    width, hidden_size = sizes["projection_dim"], sizes["text_config"]["hidden_size"]
+    if width != hidden_size:
         raise ConfigError(
             f"{folder}: projection_dim {width} should be the text's hidden_size, "
-            f"{wanted}; train it so, or write regularization_weight: 0"
+            f"{hidden_size}; train it so, or write regularization_weight: 0"
         )
 
     def load() -> Compute:

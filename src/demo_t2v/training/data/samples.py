@@ -136,15 +136,15 @@ class StreamedSamples:
 
     def sample(self, number: int) -> Sample:
         """Sample `number`."""
-        wanted = number // self._world
-        if self._last is not None and self._last[0] == wanted:
+        index = number // self._world
+        if self._last is not None and self._last[0] == index:
             return self._last[1]
-        if wanted < self._given:
+        if index < self._given:
             self.load_state_dict({"given": 0, "stream": self._beginning})
-        while self._given < wanted:
+        while self._given < index:
             self._next()
         sample = _extract(self._extractor, self._next())
-        self._last = wanted, sample
+        self._last = index, sample
         return sample
 
     def state_dict(self) -> dict[str, Any]:

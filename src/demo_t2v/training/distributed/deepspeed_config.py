@@ -76,9 +76,9 @@ def complete_settings(config: TrainConfig, world: int) -> tuple[dict[str, Any], 
     assert file is not None
     settings = _read(file)
     for key, value in _overrides(file, settings, config, world).items():
-        known = getattr(config, key)
-        if value != (list(known) if isinstance(known, tuple) else known):
-            raise ConfigError(f"{file}: {key} is {value}, but {known} in the configuration")
+        own = getattr(config, key)
+        if value != (list(own) if isinstance(own, tuple) else own):
+            raise ConfigError(f"{file}: {key} is {value}, but {own} in the configuration")
     schedule = None
     if "scheduler" in settings:
         schedule = _schedule(file, settings.pop("scheduler"), config)
@@ -104,8 +104,8 @@ def _read(file: Path) -> dict[str, Any]:
         section = settings.get(key, {})
         if not isinstance(section, dict) or not isinstance(section.get("params", {}), dict):
             raise ConfigError(f"{file}: {key} and its params should be objects")
-    known: dict[str, Any] = settings
-    return known
+    sections: dict[str, Any] = settings
+    return sections
 
 
 def _overrides(

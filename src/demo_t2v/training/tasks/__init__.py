@@ -36,7 +36,7 @@ def make_task(config: AnyTraining) -> Task:
         case StudentTraining():
             return StudentTask(config)
         case ClipTraining():
-            return ClipTask(config)
+            return ClipTask.prepare(config)
         case DenoiserTraining(distillation=None):
             return DenoiserTask(config)
         case DenoiserTraining():

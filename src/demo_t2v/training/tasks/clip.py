@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -34,8 +34,17 @@ class ClipTask:
 
     samples = None
 
-    def __init__(self, config: ClipTraining) -> None:
+    def __init__(self, config: ClipTraining, tokenizer: CLIPTokenizer, model: CLIPModel) -> None:
         self.config = config
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @classmethod
+    def prepare(cls, config: ClipTraining) -> Self:
+        """Train a tokenizer on captions or read that of `text`, and build the networks.
+
+        Raises ConfigError.
+        """
         sizes = dict(config.model)
         if config.text is None:
             tower = sizes.get("text_config")
@@ -43,20 +52,20 @@ class ClipTask:
                 raise ConfigError("model: text_config.max_position_embeddings is missing")
             captions = [c.caption for c in draw_stills(config.seed, range(4000), 8)]
             length = tower["max_position_embeddings"]
-            self.tokenizer = train_tokenizer(captions, config.vocab_size, length)
+            tokenizer = train_tokenizer(captions, config.vocab_size, length)
             tokens = {
-                "vocab_size": len(self.tokenizer),
-                "bos_token_id": self.tokenizer.bos_token_id,
-                "eos_token_id": self.tokenizer.eos_token_id,
-                "pad_token_id": self.tokenizer.pad_token_id,
+                "vocab_size": len(tokenizer),
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
             }
             sizes["text_config"] = tower | tokens
-            self.model = build(_clip, sizes)
+            model = build(_clip, sizes)
         else:
-            self.tokenizer = load_tokenizer(config.text / "tokenizer")
+            tokenizer = load_tokenizer(config.text / "tokenizer")
             text = load_encoder(config.text / "content_encoder")
-            self.model = _clip_over(text, sizes, config.freeze_text)
-        side = self.model.vision_model.embeddings.image_size
+            model = _clip_over(text, sizes, config.freeze_text)
+        side = model.vision_model.embeddings.image_size
         if side != config.resolution:
             raise ConfigError(
                 f"resolution: {config.resolution} should be the vision_config's image_size, {side}"
@@ -66,6 +75,7 @@ class ClipTask:
                 f"frames_per_side: {config.frames_per_side} frames do not divide "
                 f"{config.resolution} pixels evenly"
             )
+        return cls(config, tokenizer, model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
