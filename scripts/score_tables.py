@@ -1,9 +1,9 @@
-"""Write the tables of the shipped models' sprite score into docs/sprites.md.
+"""Write the tables of the built-in models' sprite scores into docs/sprites.md.
 
-    python scripts/score_tables.py               from the score that ships with the models
-    python scripts/score_tables.py --evaluate    measure `sprites` and `sprites-base` before
+    python scripts/score_tables.py               from the scores that ship with the models
+    python scripts/score_tables.py --evaluate    measure all models before
 
-`--evaluate` makes 648 videos and replaces the score that ships.
+`--evaluate` makes 324 videos by each model and replaces the scores that ship.
 """
 
 from __future__ import annotations
@@ -18,16 +18,28 @@ from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.evaluation.report import Proportion, Report, accuracies, read_report, save_report
 from demo_t2v.evaluation.sprites.benchmark import evaluate
 
-SCORE = BUILT_IN["sprites"].parent / "score.json"
+SCORES = {
+    "sprites": "score.json",
+    "sprites-fast": "score-fast.json",
+    "sprites-base": "score-base.json",
+}
+"""Files beside the models."""
 PAGE = Path(__file__).parent.parent / "docs" / "sprites.md"
 BLOCK = re.compile(r"(?<=<!-- score tables -->\n).*?(?=<!-- end of score tables -->)", re.DOTALL)
 """What `score_tables` gives, between two comments of the page."""
 CRITERIA = ("motion", "content", "both")
 
 
-def score_tables(report: Report) -> str:
+def score_file(model: str) -> Path:
+    """The score that ships with a built-in model."""
+    return BUILT_IN[model].parent / SCORES[model]
+
+
+def score_tables(reports: Iterable[Report]) -> str:
     """Tables in Markdown of all models: right videos with 95 % intervals, and by motion."""
-    models = [subject for subject in report.subjects if subject.role in ("model", "base")]
+    models = [
+        subject for report in reports for subject in report.subjects if subject.role == "model"
+    ]
     pairs = [
         (f"`{model.name}`", kind, str(len(videos)), *(percent(right[name]) for name in CRITERIA))
         for model in models
@@ -75,8 +87,9 @@ def main() -> None:
     )
     parser.add_argument("--evaluate", action="store_true", help="measure both models before")
     if parser.parse_args().evaluate:
-        save_report(evaluate("sprites", base="sprites-base"), SCORE)
-    block = score_tables(read_report(SCORE))
+        for model in SCORES:
+            save_report(evaluate(model), score_file(model))
+    block = score_tables(read_report(score_file(model)) for model in SCORES)
     page, count = BLOCK.subn(lambda _: block, PAGE.read_text(encoding="utf-8"))
     if count != 1:
         parser.error(f"{PAGE}: has no comments around the tables")

@@ -109,7 +109,7 @@ def main() -> None:
         remove_origin(BUILT_IN[name])
     assets = BUILT_IN["sprites"].parent
     if args.fast is not None:
-        ship_adapter(args.fast / "final", assets.with_name("sprites-fast") / "model")
+        ship_adapter(args.fast / "final", BUILT_IN["sprites-fast"])
     trained = filter(None, [*runs.values(), args.autoencoder, args.fast])
     draw(assets / "curves.svg", [*args.curves, *trained])
     size = sum(file.stat().st_size for file in assets.parent.rglob("*.safetensors")) / 2**20

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _ASSETS: Final = Path(__file__).parent.parent / "assets" / "sprites"
 BUILT_IN: Final[Mapping[str, Path]] = {
     "sprites": _ASSETS / "model",
+    "sprites-fast": _ASSETS / "fast",  # its student of four steps
     "sprites-base": _ASSETS / "base",  # the base denoiser that DEMO is compared with
 }
 HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
@@ -207,6 +208,7 @@ def _complete(folder: Path) -> Path:
         return folder
     from demo_t2v.checkpoints.adapted import complete_folder
 
+    quieten_libraries()
     return complete_folder(folder, base)
 
 
@@ -366,21 +368,25 @@ def _check_safetensors(folder: Path, without: Sequence[str]) -> None:
 
 
 def quieten_libraries() -> None:
-    """Turn off the libraries' progress bars, and their reports about loaded weights.
+    """Turn off the libraries' progress bars, and their reports about loaded weights and devices.
 
     A text tower that is loaded from a CLIP folder leaves the image tower's weights unused, which
     transformers reports at length. Missing weights are an error of `DemoPipeline.from_pretrained`
-    and of `load_network`.
+    and of `load_network`. Saving imports DeepSpeed, which warns of a machine without a GPU.
     """
     from diffusers.utils.logging import disable_progress_bar as quieten_diffusers
     from transformers.utils.logging import disable_progress_bar as quieten_transformers
 
     quieten_diffusers()
     quieten_transformers()  # type: ignore[no-untyped-call]
-    for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
-        logging.getLogger(name).addFilter(_is_no_load_report)
+    for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils", "DeepSpeed"):
+        logging.getLogger(name).addFilter(_is_no_report)
 
 
-def _is_no_load_report(record: logging.LogRecord) -> bool:
-    reports = ("LOAD REPORT", "were not initialized from the model checkpoint")
+def _is_no_report(record: logging.LogRecord) -> bool:
+    reports = (
+        "LOAD REPORT",
+        "were not initialized from the model checkpoint",
+        "Setting accelerator to CPU",
+    )
     return not any(words in record.getMessage() for words in reports)
