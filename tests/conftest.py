@@ -19,7 +19,8 @@ from helpers.datasets import make_world
 from helpers.stages import AUTOENCODER, CLIP, DENOISER, load, run
 from helpers.tiny_networks import CAPTIONS, shake, tiny_unet
 
-hypothesis.settings.register_profile("fixed", derandomize=True)
+# Without a deadline: no test depends on the time that an example takes.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from demo_t2v.config import ConfigError, InferenceConfig, load
+from demo_t2v.evaluation.protocol import EvaluationProtocol
 from demo_t2v.training.config import AnyTraining
 
 ROOT = Path(__file__).parent.parent
@@ -336,5 +337,8 @@ def test_a_training_configuration_names_its_own_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda f: f.stem)
 def test_every_configuration_that_ships_loads(file: Path) -> None:
-    kind = AnyTraining if "task" in yaml.safe_load(file.read_text()) else InferenceConfig
+    if file.parent.name == "evaluation":
+        kind = EvaluationProtocol
+    else:
+        kind = AnyTraining if "task" in yaml.safe_load(file.read_text()) else InferenceConfig
     load(kind, file)

@@ -23,12 +23,13 @@ from demo_t2v.diffusion.distillation import (
     student_scheduler,
 )
 from demo_t2v.diffusion.schedulers import check_scheduler, make_scheduler
+from demo_t2v.inference.outputs import read_manifest
 from demo_t2v.lora import WEIGHT_NAME, LoraError, add_lora, merge_lora
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.trainer import train
 from helpers import in_process
 from helpers.pipelines import latents_of, load_saved
-from helpers.program import ROOT, assert_one_line
+from helpers.program import ENVIRONMENT, ROOT, assert_one_line, run
 from helpers.stages import (
     DENOISER,
     assert_resumes,
@@ -277,3 +278,17 @@ def test_the_command_trains_a_student_that_the_command_uses(stages: Path) -> Non
     made = json.loads((stages / "fast/manifest.jsonl").read_text())["settings"]
     assert (made["num_inference_steps"], made["guidance_scale"]) == (2, 1)
     assert isinstance(load_saved(model), DemoPipeline)
+
+
+def test_the_built_in_student_is_quiet_and_takes_four_steps_without_guidance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ("generate", "a frog falls at night", "--model", "sprites-fast", "--frames", "2")
+    for name in ("first", "second"):  # the first one writes the complete model into the cache
+        done = run(tmp_path, *words, "--out", name)
+        assert (done.returncode, done.stderr) == (0, "1 made\n")
+        assert len(done.stdout.splitlines()) == 1
+        (entry,) = read_manifest(tmp_path / name).values()
+        settings = entry["settings"]
+        assert (settings["num_inference_steps"], settings["guidance_scale"]) == (4, 1)

@@ -36,7 +36,7 @@ from demo_t2v.data.sprites import (
 SIDE = 64
 things, motions, speeds = (st.sampled_from(sorted(x)) for x in (THINGS, MOTIONS, SPEEDS))
 backgrounds, seeds = st.sampled_from(sorted(BACKGROUNDS)), st.integers(0, 2**32 - 1)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 DIRECTIONS = {
     "left": (-1, 0),
     "right": (1, 0),
@@ -341,7 +341,7 @@ def test_the_motion_phrase_is_the_caption_without_thing_and_place(words, phrase)
 
 
 @given(st.integers(0, 10_000))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_caption_has_a_motion_phrase_of_its_motion(seed) -> None:
     clip = draw_clip(np.random.default_rng(seed), 8, 2)
     phrase = motion_phrase(clip.caption)
