@@ -13,7 +13,7 @@ from demo_t2v.evaluation.metrics.metric import Figure
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours that colour-blind readers tell apart (Okabe and Ito, 2008), in turn."""
-GROUP: Final = 130
+GROUP: Final = 160
 """Width of the bars of a group, and of the space between groups, in pixels."""
 _PLOT: Final = 320  # height in pixels
 _LEFT, _RIGHT, _LINE, _TICK = 80, 20, 24, 6  # pixels
@@ -31,7 +31,7 @@ def bar_chart(
     top = max(max((figure.value, *(figure.interval or ()))) for figure in bars) or 1.0
     step = tick_step(top)
     head = (1 + len(series)) * _LINE + _LINE // 2
-    size = (_LEFT + GROUP * len(groups) + _RIGHT, head + _PLOT + 3 * _LINE)
+    size = (_LEFT + GROUP * len(groups) + _RIGHT, head + _PLOT + 7 * _LINE // 2)
     picture = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(16)
     base, right = head + _PLOT, size[0] - _RIGHT

@@ -22,7 +22,7 @@ from demo_t2v.core.atomic_io import atomic_write
 from demo_t2v.data.sprites import MOTIONS as WORDINGS
 from demo_t2v.data.sprites import Trajectory, caption
 from demo_t2v.evaluation.bar_chart import GROUP, bar_chart
-from demo_t2v.evaluation.labels import wrap
+from demo_t2v.evaluation.labels import MARGIN, wrap
 from demo_t2v.evaluation.metrics.metric import Figure
 from demo_t2v.evaluation.report import BENCHMARK_VERSION, Proportion
 from demo_t2v.evaluation.results import package_versions
@@ -236,7 +236,8 @@ def both_right_chart(variants: Sequence[Variant]) -> Image.Image:
     """A group of bars for each variant, with a bar for each way: the share of `both`."""
     ways = {grid.handle: None for variant in variants for grid in variant.grids}
     series = {way: [variant.both_right(way) for variant in variants] for way in ways}
-    groups = ["\n".join(wrap(variant.name, GROUP, 2)) for variant in variants]
+    names = [variant.name.replace("_", " ") for variant in variants]  # lines break at spaces
+    groups = ["\n".join(wrap(name, GROUP - MARGIN, 3)) for name in names]
     return bar_chart(groups, series, "content and motion right: share of the videos")
 
 
