@@ -281,7 +281,7 @@ def test_videos_resume_after_a_stop_and_a_refusal(visitor: Visitor) -> None:
     visitor.settings(Steps=1, Frames=6)
     visitor.request(PROMPT)
     visitor.videos(1)
-    visitor.settings(Steps=100)
+    visitor.settings(Steps=100, Frames=16)  # long enough for the stop
     visitor.request(PROMPT)
     visitor.wait_for_status("of 100")
     assert player.evaluate("video => video.paused")
