@@ -38,9 +38,9 @@ def takes_options(
 
     def decorate(command: Command) -> Command:
         other = more or {}
-        known = {**inference_options(), **other}
-        named = (*other, *keys, *defaults) or known
-        flags = {_name(known[key][1].flag or key): key for key in named}
+        available = {**inference_options(), **other}
+        named = (*other, *keys, *defaults) or available
+        flags = {_name(available[key][1].flag or key): key for key in named}
 
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
@@ -53,7 +53,8 @@ def takes_options(
         for parameter in signature.parameters.values():
             if parameter.name == OPTIONS:
                 parameters += [
-                    _parameter(name, *known[key], defaults.get(key)) for name, key in flags.items()
+                    _parameter(name, *available[key], defaults.get(key))
+                    for name, key in flags.items()
                 ]
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))

@@ -143,8 +143,8 @@ def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
         if name not in InferenceConfig.model_fields or key in EvaluationProtocol.model_fields:
             own.append(override)
         elif name in FIXED:
-            known = ", ".join(EvaluationProtocol.model_fields)
-            raise ConfigError(f"{key}: a protocol sets this by keys of its own: {known}")
+            keys = ", ".join(EvaluationProtocol.model_fields)
+            raise ConfigError(f"{key}: a protocol sets this by keys of its own: {keys}")
         else:
             generation.append(override)
     return own, generation

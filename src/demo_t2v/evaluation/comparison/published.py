@@ -31,8 +31,8 @@ class PublishedTables(Strict):
     def table(self, benchmark: str) -> PublishedTable:
         """The table of a benchmark. Raises EvaluationError for one that is not here."""
         if benchmark not in self.benchmarks:
-            known = ", ".join(self.benchmarks)
-            raise EvaluationError(f"--quote {benchmark}: there are figures of {known} alone")
+            names = ", ".join(self.benchmarks)
+            raise EvaluationError(f"--quote {benchmark}: there are figures of {names} alone")
         return self.benchmarks[benchmark]
 
 

@@ -124,8 +124,8 @@ def metric_name(dimension: str) -> str:
 
 def _rows(scores: Iterable[DimensionScore], export: Export | None) -> list[dict[str, Any]]:
     """A row for each video, with its values by metric; videos of a prompt are in their order."""
-    known = {video.file: video for video in export.videos} if export else {}
-    places = {name: place for place, name in enumerate(known)}
+    exported = {video.file: video for video in export.videos} if export else {}
+    places = {name: place for place, name in enumerate(exported)}
 
     def order(key: tuple[str, str]) -> tuple[object, ...]:
         folder, name = key
@@ -134,7 +134,7 @@ def _rows(scores: Iterable[DimensionScore], export: Export | None) -> list[dict[
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for score in scores:
         for video in score.videos:
-            row = rows.setdefault(_key(video), _row(video, known, export))
+            row = rows.setdefault(_key(video), _row(video, exported, export))
             value = video.video_results * _scale(score.dimension)
             if math.isfinite(value):
                 row[metric_name(score.dimension)] = value
@@ -142,13 +142,13 @@ def _rows(scores: Iterable[DimensionScore], export: Export | None) -> list[dict[
 
 
 def _row(
-    video: VideoValue, known: Mapping[str, ExportedVideo], export: Export | None
+    video: VideoValue, exported: Mapping[str, ExportedVideo], export: Export | None
 ) -> dict[str, Any]:
     folder, name = _key(video)
     if folder == VIDEOS and export:
-        if name not in known:
+        if name not in exported:
             raise EvaluationError(f"{video.video_path}: is no video of {EXPORT}")
-        facts = asdict(known[name])
+        facts = asdict(exported[name])
         return {key: value for key, value in facts.items() if key not in ("file", "index")}
     return {"name": f"{folder}/{name}", "prompt": split_name(name)[0]}
 

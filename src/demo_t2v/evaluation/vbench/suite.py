@@ -105,9 +105,9 @@ def samples(dimension: str) -> int:
 def check_dimension(name: str, file: Path) -> None:
     """Raise EvaluationError for a name that is not in DIMENSIONS."""
     if name not in DIMENSIONS:
-        known = ", ".join(DIMENSIONS)
+        names = ", ".join(DIMENSIONS)
         raise EvaluationError(
-            f"{file}: {name!r:.60} is no dimension of VBench {VERSION}, which has {known}"
+            f"{file}: {name!r:.60} is no dimension of VBench {VERSION}, which has {names}"
         )
 
 
