@@ -23,7 +23,7 @@ sprites: $(VENV)/.train
 	$(VENV)/bin/python scripts/train_sprites.py --device $(or $(DEVICE),cpu) $(ARGS)
 
 test: $(VENV)/.dev
-	$(RUN) pytest --cov --numprocesses 2 --dist loadfile
+	$(RUN) pytest --cov --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 slow: $(VENV)/.dev $(VENV)/.openclip
 	$(RUN) pytest -m slow
