@@ -504,6 +504,8 @@ class DemoPipeline(FolderMixin, LoraMixin, MotionWordMixin, CachingMixin, Diffus
         `decode_chunk_size` frames are decoded at once (None: all).
         """
         flat = rearrange(latents, "b c f h w -> (b f) c h w") / self.vae.config.scaling_factor
+        if flat.device.type == "cpu":  # the fastest layout for convolutions here
+            flat = flat.contiguous(memory_format=torch.channels_last)
         decoded = [
             self.vae.decode(chunk.to(self.vae.dtype)).sample
             for chunk in flat.split(decode_chunk_size or len(flat))
