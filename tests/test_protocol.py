@@ -276,6 +276,7 @@ def test_real_videos_that_are_too_short_are_one_line(place: Path) -> None:
     words = ("num_frames=6", "repeats=1", "i3d=i3d.pt")
     done = in_process.run(place, "evaluate", "tiny.yaml", *STEPS, *words)
     program.assert_one_line(done, 2, "real/0.mp4", "has 5 frames")
+    assert not list(place.glob("outputs/**/*.mp4"))  # it is found before a video is made
 
 
 def test_commands_go_before_protocols(place: Path) -> None:

@@ -98,7 +98,8 @@ def protocol(
         )
         is_main = run.work.coordinator.is_main
         if run.work.missing and is_main:
-            run.check_metrics()
+            with progress("checks", len(run.real)) as bar:
+                run.check(bar.advance)
         run_workload(run.work)
         if not is_main:
             return

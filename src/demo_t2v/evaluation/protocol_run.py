@@ -98,10 +98,26 @@ class ProtocolRun:
             VideoFile(file.name, file, job.prompt, job.id, job.seed, model) for job, file in files
         ]
 
-    def check_metrics(self) -> None:
-        """Load all networks and free them again. Raises EvaluationError for one of no use."""
+    @property
+    def clip_format(self) -> ClipFormat:
+        """How videos are cut and scaled before they are measured."""
+        protocol = self.protocol
+        if protocol.resolution is None:
+            return ClipFormat()
+        return ClipFormat(self.work.config.num_frames, float(protocol.fps), protocol.resolution)
+
+    def check(self, on_video: Callable[[], None] | None = None) -> None:
+        """Find before videos are made what would stop the measurement.
+
+        Loads all networks and frees them again, and reads all real videos. Raises EvaluationError
+        for one that is of no use.
+        """
         self._metrics()
         _free_memory()
+        for video in self.real:
+            video.read(self.clip_format)
+            if on_video:
+                on_video()
 
     def measure(self, on_video: Callable[[], None] | None = None) -> Results:
         """All metrics on the videos, which must be there. Raises EvaluationError.
@@ -110,18 +126,13 @@ class ProtocolRun:
         """
         _free_memory()
         metrics, not_computed = self._metrics()
-        protocol = self.protocol
-        form = ClipFormat()
-        if protocol.resolution is not None:
-            frames = self.work.config.num_frames
-            form = ClipFormat(frames, float(protocol.fps), protocol.resolution)
         return measure(
             metrics,
             self.videos,
             subject=self.subject,
             real=self.real,
-            real_subject=str(protocol.real or ""),
-            form=form,
+            real_subject=str(self.protocol.real or ""),
+            form=self.clip_format,
             settings=self._settings(),
             not_computed=not_computed,
             on_video=on_video,
