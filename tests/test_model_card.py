@@ -157,7 +157,7 @@ def test_the_built_in_models(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "sprites/README.md\n"), done.stderr
     card = ModelCard.load(tmp_path / "sprites" / "README.md")
     assert card.data.license == "mit"
-    assert "DemoUNet | 4,6" in card.text
+    assert "DemoUNet | 5,1" in card.text
     assert_one_line(in_process.run(tmp_path, "card", "sprites"), 2, "README.md: exists")
     shutil.copytree(BUILT_IN["sprites-base"], tmp_path / "base")
     assert in_process.run(tmp_path, "card", "base").returncode == 0
