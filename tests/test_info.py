@@ -45,7 +45,7 @@ def test_the_tables(tmp_path: Path) -> None:
     """The built-in model by default."""
     done = in_process.run(tmp_path, "info", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    for text in ("DemoUNet", "4.68", "1 x 16 frames, 128x128", "all parts in memory", "yes"):
+    for text in ("DemoUNet", "5.19", "1 x 16 frames, 128x128", "all parts in memory", "yes"):
         assert text in done.stdout
 
 
