@@ -1,6 +1,6 @@
-"""Measure the built-in models and write all of the documents that depends on their weights.
+"""Measure the built-in models, and make the tables and pictures of the documents from them.
 
-    python scripts/document_models.py                 everything, half an hour on two cores
+    python scripts/document_models.py                 everything
     python scripts/document_models.py score-tables    from the scores that ship with the models
     python scripts/document_models.py scores page     these parts
 

@@ -8,6 +8,7 @@ python scripts/motion_pictures.py --handles docs/handles.webp      swap, timelin
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +130,13 @@ def speed(pipeline: DemoPipeline) -> Panel:
     scales = {"px": calibration.sides_per_frame, "x": calibration.factors}
     prompts, motions, captions = [], [], []
     for prompt, unit in SPEEDS:
-        for end in (0, -1):
+        for end, inwards in ((0, math.ceil), (-1, math.floor)):  # speeds outside are refused
             number = scales[unit][end] * (side if unit == "px" else 1)
+            value = f"{inwards(10 * number) / 10}{unit}"
+            knob = calibration.knob(value, side=side, fps=FPS)
             prompts.append(prompt)
-            motions.append(calibration.words.steer(prompt, calibration.knobs[end]))
-            captions.append([f"{' '.join(prompt.split()[:2])}\n--speed {number:.1f}{unit}"])
+            motions.append(calibration.words.steer(prompt, knob))
+            captions.append([f"{' '.join(prompt.split()[:2])}\n--speed {value}"])
     return Panel("speed", 2, videos(pipeline, prompts, motion_prompt=motions), captions)
 
 
