@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from demo_t2v.models.attention import ROWS_AT_ONCE, FeedForward
 from demo_t2v.models.linear import Linear
@@ -16,6 +19,20 @@ def pair(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Linear,
     ours, theirs = Linear(12, 20, bias=bias, dtype=dtype), nn.Linear(12, 20, bias=bias, dtype=dtype)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes of all tensors that operators take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Size] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.seen += [each.shape for each in args if isinstance(each, torch.Tensor)]
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("shape", [(12,), (1, 12), (5, 12), (2, 3, 12), (2, 3, 4, 12)])
@@ -34,10 +51,19 @@ def test_values_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: b
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_an_input_may_have_any_layout() -> None:
-    ours, theirs = pair()
-    x = torch.randn(12, 4, 3).permute(2, 1, 0)
-    torch.testing.assert_close(ours(x), theirs(x))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_an_input_of_any_layout_is_multiplied_by_one_weight(dtype: torch.dtype, bias: bool) -> None:
+    ours, theirs = (layer.requires_grad_(False) for layer in pair(bias, dtype))
+    x = torch.randn(12, 4, 3, dtype=dtype).permute(2, 1, 0)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=2e-2, atol=2e-2)
+    sizes = []
+    for layer in (ours, theirs):
+        with Shapes() as shapes:
+            layer(x)
+        sizes.append(max(shape.numel() for shape in shapes.seen))
+    assert sizes == [240, 720]  # one weight, and one for each of three elements
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
