@@ -77,6 +77,16 @@ def test_save_and_load_give_the_same_frames(tiny_pipeline: DemoPipeline, tiny_fo
     assert np.array_equal(loaded(PROMPTS, generator=seeded(3, 4)).frames, first)
 
 
+def test_a_call_does_not_change_the_saved_tokenizer(tiny_folder: Path, tmp_path: Path) -> None:
+    loaded = DemoPipeline.from_pretrained(tiny_folder)
+    loaded.set_progress_bar_config(disable=True)
+    loaded(PROMPTS, output_type="latent")
+    loaded.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["truncation"] is None
+    assert saved["padding"] is None
+
+
 def test_it_runs_in_half_precision(tiny_folder: Path) -> None:
     loaded = DemoPipeline.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     loaded.set_progress_bar_config(disable=True)

@@ -104,6 +104,11 @@ class FolderMixin:
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """As in diffusers, with the speed calibration. An older one in the folder is removed."""
+        pipeline: Any = self  # the mixin's type lacks the components
+        tokenizer = getattr(pipeline.tokenizer, "backend_tokenizer", None)
+        if tokenizer is not None:  # its file would have the settings of the last call
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         super().save_pretrained(save_directory, **options)  # type: ignore[misc]
         folder = Path(save_directory)
         (folder / SPEED_FILE).unlink(missing_ok=True)
