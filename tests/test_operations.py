@@ -25,8 +25,8 @@ BUILT_IN = 3_696_519_168, 774
 TINY_DEMO = 25_798_656, 782
 
 # Samples that the denoiser computes for one default video of the built-in model: two, with prompt
-# and negative prompt, in each of the 16 steps.
-DEFAULT_VIDEO = 32
+# and negative prompt, in each of six steps with guidance, and one in each of two without.
+DEFAULT_VIDEO = 14
 
 
 class OperatorCounter(TorchDispatchMode):

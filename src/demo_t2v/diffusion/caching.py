@@ -34,7 +34,7 @@ class CacheConfig:
     ValueError for other values.
     """
 
-    name: CacheName = "forecast"
+    name: CacheName = "deep"
     interval: int = 2
 
     def __post_init__(self) -> None:
