@@ -265,19 +265,24 @@ def built_in() -> DemoPipeline:
     return pipeline
 
 
-def test_the_built_in_model_by_ddim(built_in: DemoPipeline) -> None:
-    right, known = mean_of(built_in), built_in.scheduler
-    built_in.scheduler = DDIMScheduler.from_config(known.config)
+def test_the_built_in_model_by_ddim(
+    built_in: DemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = mean_of(built_in)
+    scheduler = DDIMScheduler.from_config(built_in.scheduler.config)
+    monkeypatch.setattr(built_in, "scheduler", scheduler)
     assert abs(mean_of(built_in) - right) < 0.05
-    built_in.scheduler = known
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPATIBLE + OTHERS)
-def test_the_built_in_model_by_each(name: str, built_in: DemoPipeline) -> None:
+def test_the_built_in_model_by_each(
+    name: str, built_in: DemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
-    right, known = mean_of(built_in), built_in.scheduler
-    built_in.scheduler = getattr(diffusers, name).from_config(known.config)
-    assert abs(mean_of(built_in) - right) < 0.05
-    built_in.scheduler = known
+    right = mean_of(built_in)
+    scheduler = getattr(diffusers, name).from_config(built_in.scheduler.config)
+    monkeypatch.setattr(built_in, "scheduler", scheduler)
+    # Eight steps are too few for KDPM2AncestralDiscreteScheduler.
+    assert abs(mean_of(built_in, num_inference_steps=16) - right) < 0.05
