@@ -11,6 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${1:-${OUT:-outputs/gpu}}
 LIMIT=${LIMIT:-540}          # seconds in all
 TRAINING=${TRAINING:-240}    # seconds of it, of which the pace of the stages is measured first
+REST=${REST:-120}            # seconds for its start, the scores and the cards, at most
 DEVICE=${DEVICE:-cuda}
 PARTS=${PARTS:-all}
 SCORE=${SCORE:-72 36}        # prompts of trained and of held-out pairs
@@ -118,7 +119,7 @@ part train-step 100 "$PYTHON" scripts/train_pace.py --steps "$TRAIN_STEPS" --uns
     deepspeed_config=null regularization_weight=0 $TRAIN
 seconds=$((LIMIT - SECONDS - 90)) # the score, and packing
 [ $seconds -lt $TRAINING ] || seconds=$TRAINING
-part training $((seconds + 120)) "$PYTHON" scripts/train_sprites.py --out "$WORK/run" \
+part training $((seconds + REST)) "$PYTHON" scripts/train_sprites.py --out "$WORK/run" \
     --device "$DEVICE" --minutes "$(awk "BEGIN { print $seconds / 60 }")" --score $SCORE $RECIPE
 [ ! -d "$WORK/run/final" ] || pack
 full_size compiled-bf16 150 --dtype bfloat16 --compile

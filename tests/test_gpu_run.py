@@ -100,6 +100,7 @@ def test_all_of_it_in_small_where_one_part_fails(tmp_path: Path) -> None:
         tmp_path,
         LIMIT="1500",
         TRAINING="1",
+        REST="900",
         SCORE="2 1",
         STEPS="2",
         TRAIN_STEPS="2",
