@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def _one_thread() -> None:
 def _fixed_seed() -> None:
     """Networks that a test makes have the same random weights in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def forks() -> Iterator[None]:
+    """Processes that the test forks do not finalize the garbage of the tests before."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

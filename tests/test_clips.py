@@ -226,6 +226,7 @@ class Clips:
         return self.source.clip(*item)
 
 
+@pytest.mark.usefixtures("forks")
 def test_workers_give_the_same_clips(webvid: VideoClips) -> None:
     items = [(index, seed) for seed in (0, 1) for index in range(4)]
     here = [webvid.clip(*item) for item in items]

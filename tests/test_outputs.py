@@ -179,9 +179,10 @@ def append_lines(folder: OutputFolder, name: str) -> None:
         folder.record({"file": f"{name}-{number}", "prompt": name * 500})
 
 
+@pytest.mark.usefixtures("forks")
 def test_several_processes_share_a_manifest(folder: OutputFolder) -> None:
     names = ["a", "b", "c", "d"]
-    context = multiprocessing.get_context("fork")  # quick: nothing here has threads
+    context = multiprocessing.get_context("fork")
     writers = [context.Process(target=append_lines, args=(folder, name)) for name in names]
     for writer in writers:
         writer.start()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -83,6 +85,39 @@ def test_the_samples_of_every_stage_are_the_same_with_workers(stages: Path, stag
         assert_same(ours, theirs)
     for ours, theirs in zip(batches(beside, step=2), made[4:], strict=True):
         assert_same(ours, theirs)
+
+
+class CollectingTask(TinyTask):
+    """Its batches collect garbage."""
+
+    def batch(self, numbers: range) -> Any:
+        gc.collect()
+        return super().batch(numbers)
+
+
+class Resource:
+    """What only the process that opened it may close."""
+
+    def __init__(self) -> None:
+        self.owner, self.cycle = os.getpid(), self
+
+    def __del__(self) -> None:
+        if os.getpid() != self.owner:
+            os._exit(1)
+
+
+def test_workers_do_not_finalize_the_garbage_of_the_run(tmp_path: Path) -> None:
+    config = checkpointed(tmp_path, num_workers=2)
+    closed = weakref.ref(resource := Resource())
+    gc.disable()
+    try:
+        del resource
+        list(train(CollectingTask(config), config))
+        assert closed() is not None
+    finally:
+        gc.enable()
+    gc.collect()
+    assert closed() is None
 
 
 def test_what_is_wrong_with_the_data_is_said_in_one_line(

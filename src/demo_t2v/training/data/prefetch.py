@@ -5,6 +5,7 @@ A thread makes them, or takes them from `num_workers` processes.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -114,7 +115,13 @@ def _load(task: Task, numbers: Iterator[range], workers: int) -> Iterator[Any]:
         multiprocessing_context="fork",  # the task need not be pickled
         generator=torch.Generator(),
     )
-    return iter(loader)
+    # A worker must not finalize this process's garbage: a process group's store joins its thread,
+    # which the worker does not have, and aborts.
+    gc.freeze()
+    try:
+        return iter(loader)  # this forks
+    finally:
+        gc.unfreeze()
 
 
 def _identity(batch: Any) -> Any:
