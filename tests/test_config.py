@@ -300,7 +300,10 @@ def test_home_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "train_dataset: {type: custom, class: a}",
             "train_dataset.class: should be package.module",
         ),
-        ("train_dataset: {type: sprites, emphasis: {fly: 2}}", "there is no motion 'fly'; there"),
+        (
+            "train_dataset: {type: sprites, emphasis: {fly: 2}}",
+            "there is no thing or motion 'fly'; there",
+        ),
         ("train_dataset: {type: sprites}\nlr: inf", "lr: should be a finite number, not inf"),
         ("train_dataset: {type: sprites}\nlr: 0", "lr: should be more than 0, not 0"),
         ("train_dataset: {type: sprites}\nstills: 3", "stills: should be true or false, not 3"),

@@ -131,7 +131,10 @@ def test_bad_classes_end_with_one_line(
         ("train_dataset.clip=3", "unknown key train_dataset.clip; did you mean train_dataset.clip"),
         ("train_dataset.clips=0", "train_dataset.clips: should be at least 1, not 0"),
         ("train_dataset={type: webvid, csv_path: a}", "train_dataset.video_dir is missing"),
-        ("train_dataset.emphasis={hops: 2}", "train_dataset.emphasis: .*there is no motion 'hops'"),
+        (
+            "train_dataset.emphasis={hops: 2}",
+            "train_dataset.emphasis: .*there is no thing or motion 'hops'",
+        ),
         ("train_dataset={clips: 3}", "train_dataset.type is missing"),
     ],
 )

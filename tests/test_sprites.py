@@ -122,6 +122,17 @@ def test_a_motion_can_be_drawn_more_often():
     assert max(count[motion] for motion in MOTIONS if motion != "shakes") < 160
 
 
+def test_a_thing_can_be_drawn_more_often():
+    rng = np.random.default_rng(0)
+    drawn = [draw_clip(rng, 8, 1, emphasis={"pig": 9}) for _ in range(2000)]
+    assert not any(held_out(clip.thing, clip.motion) for clip in drawn)
+    count = Counter(clip.thing for clip in drawn)
+    assert count.keys() == set(THINGS)
+    # 9 in 40: 450 of 2000, give or take five standard deviations.
+    assert abs(count["pig"] - 450) < 94
+    assert max(count[thing] for thing in THINGS if thing != "pig") < 86
+
+
 @few
 @given(seeds)
 def test_a_clip_is_its_seed(seed):

@@ -271,11 +271,14 @@ def draw_clip(
     """Draw one clip of a random pair of thing and motion that is not held out.
 
     With `still` it is one random frame of a clip of 16, with the caption of the clip.
-    `emphasis` is how many times as often as the others a motion is drawn, by its name.
+    `emphasis` is how many times as often as the others a thing or a motion is drawn, by its name.
     """
-    motions = [motion for motion in MOTIONS for _ in range((emphasis or {}).get(motion, 1))]
+    counts = emphasis or {}
+    things, motions = (
+        [name for name in names for _ in range(counts.get(name, 1))] for names in (THINGS, MOTIONS)
+    )
     while True:
-        thing, motion = THINGS[rng.integers(len(THINGS))], motions[rng.integers(len(motions))]
+        thing, motion = things[rng.integers(len(things))], motions[rng.integers(len(motions))]
         if not held_out(thing, motion):
             break
     speed = SPEEDS[rng.integers(len(SPEEDS))]

@@ -9,13 +9,14 @@ from pydantic import AfterValidator, Field
 
 from demo_t2v.config import Strict
 from demo_t2v.config.yaml_text import AnyKeys, ExpandedPath
-from demo_t2v.data.sprites import MOTIONS
+from demo_t2v.data.sprites import MOTIONS, THINGS
 
 
-def _check_motions(emphasis: dict[str, int]) -> dict[str, int]:
+def _check_names(emphasis: dict[str, int]) -> dict[str, int]:
+    known = *THINGS, *MOTIONS
     for name in emphasis:
-        if name not in MOTIONS:
-            raise ValueError(f"there is no motion {name!r}; there are {', '.join(MOTIONS)}")
+        if name not in known:
+            raise ValueError(f"there is no thing or motion {name!r}; there are {', '.join(known)}")
     return emphasis
 
 
@@ -32,10 +33,11 @@ class SpritesDataset(Dataset):
 
     type: Literal["sprites"]
     clips: Annotated[int, Field(ge=1)] = 16_000
-    emphasis: Annotated[dict[str, Annotated[int, Field(ge=1)]], AfterValidator(_check_motions)] = (
+    emphasis: Annotated[dict[str, Annotated[int, Field(ge=1)]], AfterValidator(_check_names)] = (
         Field(default_factory=dict)
     )
-    """Relative frequency of a motion, by its name in `MOTIONS`; others have 1."""
+    """Relative frequency of a thing or a motion, by its name in `THINGS` or `MOTIONS`; others
+    have 1."""
     poses: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Fraction of the clips that show a thing at any angle and without motion."""
 
