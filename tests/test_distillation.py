@@ -253,6 +253,8 @@ def test_a_configuration_that_contradicts_itself_is_refused(
     ("word", "message"),
     [
         ("guidance_scale=4", "guidance_scale: a distilled student needs no guidance; write 1"),
+        ("guidance_scale=null", "guidance_scale: a distilled student needs no guidance; write 1"),
+        ("num_inference_steps=null", "num_inference_steps is missing; write the student's steps"),
         ("text_motion_weight=0.1", "text_motion_weight: is for denoisers"),
         ("regularization_weight=0.1", "regularization_weight: is for denoisers"),
         ("lora={target: all}", "lora.target: a distilled student needs network, not all"),

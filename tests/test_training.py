@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,26 @@ def test_the_trained_folder_is_a_pipeline(stages: Path, stage: str, motion: bool
     frames = pipeline("a car falls in the snow", num_inference_steps=3).frames
     assert frames.shape == (1, 4, 32, 32, 3)
     assert np.isfinite(frames).all()
+
+
+def test_the_defaults_of_the_base_stay_unless_others_are_given(
+    stages: Path, tmp_path: Path
+) -> None:
+    def defaults(*words: str) -> tuple[object, ...]:
+        made = prepared_task(load(stages, DENOISER, "defaults", *words)).pipeline().config
+        interval = made.guidance_interval
+        return made.num_inference_steps, made.guidance_scale, tuple(interval)
+
+    base = tmp_path / "base"
+    shutil.copytree(stages / "base/final", base)
+    file = base / "model_index.json"
+    index = json.loads(file.read_text(encoding="utf-8"))
+    index |= {"num_inference_steps": 7, "guidance_scale": 3.5, "guidance_interval": [0.25, 0.75]}
+    file.write_text(json.dumps(index), encoding="utf-8")
+    assert defaults() == (20, 4.0, (0.0, 1.0))
+    assert defaults(f"base={base}") == (7, 3.5, (0.25, 0.75))
+    words = "num_inference_steps=9", "guidance_interval=[0.5, 1]"
+    assert defaults(f"base={base}", *words) == (9, 3.5, (0.5, 1.0))
 
 
 def test_demo_starts_as_copies_of_the_base(stages: Path) -> None:

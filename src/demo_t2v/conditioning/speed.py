@@ -116,8 +116,8 @@ class SpeedCalibration:
         (folder / FILE).write_text(text, encoding="utf-8")
 
     def knob(self, speed: str, side: int, fps: float) -> float:
-        """The knob of a speed: `2.5px` (pixels a frame), `0.4sides/s` (frame sides a second) or
-        `1.5x` (times the usual speed).
+        """The knob of a speed: `2.5px` (pixels a frame), `0.25sides/s` (frame sides a second) or
+        `1.4x` (times the usual speed).
 
         `side` is that of a frame in pixels, `fps` the frames per second of the file. Raises
         SpeedError for another form, and outside the calibrated range.
@@ -126,7 +126,7 @@ class SpeedCalibration:
         if found is None:
             raise SpeedError(
                 f"speed: {speed!r} is no speed; write pixels a frame as 2.5px, frame sides a "
-                "second as 0.4sides/s, or times the usual speed as 1.5x"
+                "second as 0.25sides/s, or times the usual speed as 1.4x"
             )
         import numpy as np
 

@@ -273,8 +273,8 @@ class InferenceConfig(Strict):
     speed: Annotated[
         str | None,
         Option(
-            "Speed of the motion: pixels a frame (2.5px), frame sides a second (0.4sides/s), "
-            "or times the usual speed (1.5x).",
+            "Speed of the motion: pixels a frame (2.5px), frame sides a second (0.25sides/s), "
+            "or times the usual speed (1.4x).",
             metavar="SPEED",
             shapes_video=True,
         ),

@@ -69,7 +69,9 @@ def _check_distillation(config: DenoiserTraining, student: Distillation) -> None
     for key in ("text_motion_weight", "regularization_weight"):
         if getattr(config, key) and has_motion_branch(config):
             raise ConfigError(f"{key}: is for denoisers, not for a distilled student; write 0")
-    if config.guidance_scale > 1:
+    if config.num_inference_steps is None:
+        raise ConfigError("num_inference_steps is missing; write the student's steps, such as 4")
+    if config.guidance_scale is None or config.guidance_scale > 1:
         raise ConfigError("guidance_scale: a distilled student needs no guidance; write 1")
     if config.lora is not None and config.lora.target != "network":
         raise ConfigError(

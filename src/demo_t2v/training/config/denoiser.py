@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from demo_t2v.config import Aliases, Strict
-from demo_t2v.config.inference import ALL_NOISE_LEVELS, Interval
+from demo_t2v.config.inference import Interval
 from demo_t2v.config.yaml_text import ExpandedPath, OptionalPath
 from demo_t2v.models.lora_targets import LoraTarget
 from demo_t2v.training.config.base import TrainConfig
@@ -156,9 +156,12 @@ class DenoiserTraining(TrainConfig):
     """Prompts of the sample videos on TensorBoard, made with the motion branch on and off."""
     preview_interval: Annotated[int, Field(ge=1)] = 500
     """Steps between previews; they are made with the next log line."""
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000), Aliases("ddim_timesteps")] = 20
-    """Denoising steps that the saved pipeline uses by default."""
-    guidance_scale: Annotated[float, Field(ge=0), Aliases("guide_scale")] = 4.0
-    """Guidance scale that the saved pipeline uses by default."""
-    guidance_interval: Interval = ALL_NOISE_LEVELS
-    """Noise levels at which the saved pipeline guides by default (arXiv 2404.07724)."""
+    num_inference_steps: Annotated[
+        Annotated[int, Field(ge=1, le=1000)] | None, Aliases("ddim_timesteps")
+    ] = None
+    """Denoising steps that the saved pipeline uses by default; None: the base's, or 20."""
+    guidance_scale: Annotated[Annotated[float, Field(ge=0)] | None, Aliases("guide_scale")] = None
+    """Guidance scale that the saved pipeline uses by default; None: the base's, or 4."""
+    guidance_interval: Interval | None = None
+    """Noise levels at which the saved pipeline guides by default (arXiv 2404.07724); None: the
+    base's, or all."""

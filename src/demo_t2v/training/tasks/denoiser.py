@@ -35,8 +35,8 @@ from demo_t2v.training.tasks.pretrained import (
     load_motion_encoder,
     make_denoiser,
     make_noise_scheduler,
-    make_sampling_scheduler,
     null_text,
+    sampling_defaults,
 )
 
 
@@ -242,11 +242,8 @@ class DenoiserTask:
             content_encoder=self.condition.content_encoder.to(self.unet.device),
             motion_encoder=self.condition.motion_encoder,
             tokenizer=self.condition.tokenizer,
-            scheduler=make_sampling_scheduler(self.config, self.noise_scheduler),
-            num_inference_steps=self.config.num_inference_steps,
-            guidance_scale=self.config.guidance_scale,
-            guidance_interval=self.config.guidance_interval,
             negative_prompt=self.negative_prompt,
+            **sampling_defaults(self.config, self.noise_scheduler),
         )
 
     def export(self, folder: Path) -> None:

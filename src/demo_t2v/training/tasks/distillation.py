@@ -53,7 +53,9 @@ class DistillationTask(DenoiserTask):
             defaults.guidance_scale if scale is None else scale,
             guidance_interval=defaults.guidance_interval,
         )
-        steps, noise = config.num_inference_steps, self.noise_scheduler.config
+        assert config.num_inference_steps is not None
+        self.steps = steps = config.num_inference_steps
+        noise = self.noise_scheduler.config
         try:
             self.scheduler = student_scheduler(noise, self.options.highest_noise_level)
         except ValueError as error:
@@ -164,8 +166,8 @@ class DistillationTask(DenoiserTask):
         components = {**self.teacher.to(device).components, "unet": self.unet}
         pipeline = DemoPipeline(
             **components | {"scheduler": self.scheduler},
-            num_inference_steps=self.config.num_inference_steps,
-            guidance_scale=self.config.guidance_scale,
+            num_inference_steps=self.steps,
+            guidance_scale=1.0,
             negative_prompt=self.negative_prompt,
         )
         pipeline.speed_calibration = self.teacher.speed_calibration

@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    SchedulerMixin,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
 from transformers import CLIPTextModel
 
 from demo_t2v.checkpoints.resolve import read_negative_prompt
 from demo_t2v.config import ConfigError, read_json
+from demo_t2v.config.inference import ALL_NOISE_LEVELS
 from demo_t2v.model_folder import init_arguments, load_network
 from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
@@ -115,17 +111,33 @@ def make_noise_scheduler(config: DenoiserTraining) -> DDPMScheduler:
     return DDPMScheduler(beta_start=0.00085, beta_schedule="scaled_linear", **keys)
 
 
-def make_sampling_scheduler(config: DenoiserTraining, noise: DDPMScheduler) -> SchedulerMixin:
-    """The base's scheduler with this noise; without a base DPM-Solver++."""
+def sampling_defaults(config: DenoiserTraining, noise: DDPMScheduler) -> dict[str, Any]:
+    """The saved pipeline's scheduler, with this noise, and the defaults of a call.
+
+    What the configuration leaves out is the base's. Without a base the scheduler is DPM-Solver++.
+    """
+    defaults = {
+        "num_inference_steps": 20,
+        "guidance_scale": 4.0,
+        "guidance_interval": ALL_NOISE_LEVELS,
+    }
     if config.base is None or not (config.base / "model_index.json").is_file():
-        solver: SchedulerMixin = DPMSolverMultistepScheduler.from_config(
+        scheduler = DPMSolverMultistepScheduler.from_config(
             noise.config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
         )
-        return solver
-    networks = ("unet", "vae", "content_encoder", "motion_encoder", "tokenizer")
-    saved = DemoPipeline.from_pretrained(config.base, **dict.fromkeys(networks)).scheduler
-    shared = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-    scheduler: SchedulerMixin = saved.from_config(
-        saved.config, **{key: noise.config[key] for key in shared}
-    )
-    return scheduler
+    else:
+        networks = ("unet", "vae", "content_encoder", "motion_encoder", "tokenizer")
+        base = DemoPipeline.from_pretrained(config.base, **dict.fromkeys(networks))
+        shared = (
+            "num_train_timesteps",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "prediction_type",
+        )
+        scheduler = base.scheduler.from_config(
+            base.scheduler.config, **{key: noise.config[key] for key in shared}
+        )
+        defaults = {key: base.config[key] for key in defaults}
+    given = {key: value for key in defaults if (value := getattr(config, key)) is not None}
+    return {"scheduler": scheduler, **defaults, **given}
