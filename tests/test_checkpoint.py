@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from demo_t2v.config import ConfigError
+from demo_t2v.training.distributed.base import Engine
 from demo_t2v.training.trainer import train
 from helpers.program import TIMEOUT
 from helpers.stages import AUTOENCODER, assert_same_weights, load, metrics
@@ -142,6 +143,28 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path: Path) -> None:
     assert_stopped_with(process, 1, "optimizer.safetensors", "File too large")
     assert saved(full) == ["00000002"]
     assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+
+
+def test_what_another_process_cannot_write_loses_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(tmp_path, keep_last=1)
+    anywhere, calls = Engine.any, count(1)
+    # Two agreements for each checkpoint: the last one of the second checkpoint fails elsewhere.
+    monkeypatch.setattr(Engine, "any", lambda self, flag: anywhere(self, flag) or next(calls) == 4)
+    with pytest.raises(OSError, match="a process could not write its data position"):
+        run(wanted)
+    assert saved(wanted) == ["00000002"]
+    monkeypatch.undo()
+    run(wanted)
+    assert saved(wanted) == ["00000012"]
+
+
+def test_a_line_comes_after_the_checkpoint_of_its_step(tmp_path: Path) -> None:
+    """So an error of its reader does not lose the checkpoint."""
+    wanted = config(tmp_path, log_interval=2)
+    for line in train(TinyTask(wanted), wanted):
+        assert saved(wanted)[-1] == f"{line['step']:08d}"
 
 
 def test_the_last_ones_and_every_so_many_are_kept(tmp_path: Path) -> None:

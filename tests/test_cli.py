@@ -216,7 +216,7 @@ def test_prompts_from_standard_input(place: Path) -> None:
     warning = "standard input: column `id` has repeated ids; row 2 (line 3) is x-2"
     assert done.stderr.splitlines()[0] == warning
     done = subprocess.run(command, env=ENVIRONMENT | {"WORLD_SIZE": "2"}, **there)
-    assert_one_line(done, 2, "--prompts -: several processes need a file")
+    assert_one_line(done, 2, "several processes need a file of prompts, not standard input")
 
 
 def test_a_prompt_may_end_like_a_file(place: Path) -> None:

@@ -197,6 +197,15 @@ def test_an_adapter_is_saved_alone_and_is_a_model(
     )
     assert resolve(str(folder)).folder == model.folder
     assert torch.equal(latents_of(load_saved(folder)), latents_of(load_saved(model.folder)))
+    # What the caller gives stays as it is.
+    network, scheduler = load_saved(config.base).unet, DDIMScheduler()
+    before = network.conv_in.weight.clone()
+    given = {"unet": network, "scheduler": scheduler, "num_inference_steps": 9}
+    own = DemoPipeline.from_pretrained(folder, **given)
+    assert own.unet is network
+    assert torch.equal(network.conv_in.weight, before)
+    assert own.scheduler is scheduler
+    assert own.config.num_inference_steps == 9
     # Shipped, it is half as large, and its base is the built-in model.
     monkeypatch.syspath_prepend(ROOT / "scripts")
     importlib.import_module("ship_sprites").ship_adapter(folder, tmp_path / "shipped")
@@ -255,6 +264,7 @@ def test_a_configuration_that_contradicts_itself_is_refused(
         ("guidance_scale=4", "guidance_scale: a distilled student needs no guidance; write 1"),
         ("guidance_scale=null", "guidance_scale: a distilled student needs no guidance; write 1"),
         ("num_inference_steps=null", "num_inference_steps is missing; write the student's steps"),
+        ("guidance_interval=[0.5, 1]", "guidance_interval: a distilled student needs no guidance"),
         ("text_motion_weight=0.1", "text_motion_weight: is for denoisers"),
         ("regularization_weight=0.1", "regularization_weight: is for denoisers"),
         ("lora={target: all}", "lora.target: a distilled student needs network, not all"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from demo_t2v.data.video import write_video
 from demo_t2v.evaluation.errors import EvaluationError
@@ -51,6 +53,39 @@ def test_prompts_come_from_the_manifest_and_names_from_the_folder(tmp_path):
         ("two.mp4", "a cat"),
     ]
     assert videos[1].read(ClipFormat()).fps == 5
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P"])
+def test_frames_of_any_png_are_read_in_rgb(tmp_path, mode):
+    folder = tmp_path / "all" / "one"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (32, 40), "white").convert(mode).save(folder / f"{number}.png")
+    (video,) = list_videos(tmp_path / "all")
+    assert (video.read(ClipFormat()).frames == np.full((3, 40, 32, 3), 255)).all()
+
+
+def test_frames_of_several_sizes_and_damaged_ones_are_one_line(tmp_path):
+    folder = tmp_path / "all" / "one"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (32, 32 + number)).save(folder / f"{number}.png")
+    (video,) = list_videos(tmp_path / "all")
+    with pytest.raises(EvaluationError, match="one: has frames of different sizes"):
+        video.read(ClipFormat())
+    (folder / "1.png").write_bytes(b"no picture")
+    with pytest.raises(EvaluationError, match=r"one: 1\.png is no complete picture"):
+        video.read(ClipFormat())
+
+
+def test_a_name_that_is_no_utf8_is_kept(tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    (tmp_path / "videos").mkdir()
+    write_video(BLACK, tmp_path / "videos" / "a.mp4", 8, "mp4")
+    (tmp_path / "videos" / "a.mp4").rename(tmp_path / "videos" / name)
+    done = run(tmp_path, "evaluate", "videos", "videos", "--out", "r.json")
+    assert done.returncode == 0, done.stderr
+    assert [row["name"] for row in read_results(tmp_path / "r.json").videos] == [name]
 
 
 def test_a_clip_is_cut_from_the_start(tmp_path):

@@ -353,6 +353,14 @@ def test_results_that_were_measured_differently_are_refused(tmp_path, other, pro
     assert done.stderr.count("\n") == 1
 
 
+def test_any_two_results_must_be_alike(tmp_path):
+    """Also two that both agree with a third, which lacks what they differ in."""
+    one, two = (results(name, metrics=[fid(name)]) for name in ("x", "y"))
+    done = report(tmp_path, first=results("none"), one=one, two=two)
+    problem = "two.json: was measured differently from one.json: FID, sha256 y and x"
+    assert (done.returncode, problem in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

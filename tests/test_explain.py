@@ -145,6 +145,10 @@ def test_the_command_line(place: Path, words: tuple[str, ...]) -> None:
         (("a car", "--out", "why.jpg"), "--out why.jpg: should be a .png file"),
         (("a car", "--motion-strength", "0"), "motion_strength: 0 switches the motion branch off"),
         (("a car", "--frames", "1"), "num_frames: should be at least 2, not 1"),
+        (
+            ("clip.mp4", "--prompt", "a car", "--frames", "5"),
+            "num_frames: a given video is one window; write at most 4",
+        ),
         (("a car", "--against", "0: rises; 9: falls"), "frame 9 is beyond the clip"),
         (("a car", "--model", "sprites-base"), "sprites-base: has no motion branch"),
     ],

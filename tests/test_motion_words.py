@@ -444,6 +444,15 @@ def test_what_the_learning_command_refuses(
     assert not (folder / "hop.safetensors").exists()
 
 
+def test_a_launcher_of_several_processes_is_refused(
+    clip: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ("learn-motion", "clip.mp4", "--name", "hop", "--model", tiny_folder)
+    done = in_process.run(clip.parent, *words)
+    program.assert_one_line(done, 2, "a motion word is learned in one process, not in 2")
+
+
 def test_ctrl_c_leaves_no_file(clip: Path, tiny_folder: Path, tmp_path: Path) -> None:
     environment = program.ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     words = ("learn-motion", clip, "--name", "hop", "--model", tiny_folder, "--steps", 100_000)

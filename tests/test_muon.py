@@ -43,8 +43,9 @@ def test_weights_decay_by_the_learning_rate() -> None:
 def test_the_rest_is_adamw() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(7))
-    muon = Muon([{"params": [ours]}], lr=0.01, weight_decay=0.1)
-    adamw = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1, betas=(0.9, 0.99))
+    options = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-3}
+    muon = Muon([{"params": [ours]}], **options)
+    adamw = torch.optim.AdamW([theirs], **options)
     for _ in range(5):
         ours.grad = torch.randn(7)
         theirs.grad = ours.grad.clone()

@@ -190,6 +190,20 @@ def test_what_is_there_is_not_made_or_computed_again(place: Path) -> None:
     assert times == {file: file.stat().st_mtime_ns for file in times}
 
 
+def test_a_trial_without_a_metric_replaces_no_figure(place: Path) -> None:
+    words = ("evaluate", "tiny.yaml", *STEPS)
+    first = in_process.run(place, *words, "i3d=i3d.pt")
+    outputs = place / "outputs" / "tiny"
+    file = only_results(outputs)
+    text = file.read_text()
+    trial = in_process.run(place, *words, "real=none")
+    assert (first.returncode, trial.returncode) == (0, 0), trial.stderr
+    other = outputs / f"{file.stem}-without-fvd-i3d.json"
+    assert set(outputs.glob("*.json")) == {file, other}
+    assert trial.stdout.splitlines()[-1] == str(other.relative_to(place))
+    assert file.read_text() == text
+
+
 def test_overrides_and_flags_are_stated(place: Path) -> None:
     done = in_process.run(
         place, "evaluate", "tiny.yaml", *STEPS, "repeats=1", "--seed", 9, "max_prompts=1",

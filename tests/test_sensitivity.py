@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from demo_t2v.data.sprites import BACKGROUNDS, MOTIONS, SPEEDS, THINGS
 from demo_t2v.evaluation.bar_chart import COLOURS, GROUP, bar_chart
 from demo_t2v.evaluation.metrics.metric import Figure
-from demo_t2v.evaluation.sensitivity import mean_distances, measure_sensitivity
+from demo_t2v.evaluation.sensitivity import Encoders, mean_distances, measure_sensitivity
 from demo_t2v.evaluation.word_lists import WORD_LISTS, WordLists, read_word_lists
 from helpers.in_process import run
 
@@ -114,6 +114,18 @@ def test_a_model_and_a_clip_from_the_command_line(tiny_folder: Path, tmp_path: P
     assert min(content) > 0
     assert set(tree["fingerprints"]) == {str(tiny_folder), "clip"}
     assert Image.open(tmp_path / "new" / "s.png").format == "PNG"
+
+
+def test_the_hash_is_that_of_the_files_that_are_read(tiny_folder: Path, tmp_path: Path):
+    """Those of the only variant, and all shards."""
+    encoder = CLIPTextModel.from_pretrained(tiny_folder / "content_encoder")
+    hashes = []
+    for name, options in (("half", {"variant": "fp16"}), ("parts", {"max_shard_size": "20KB"})):
+        encoder.save_pretrained(tmp_path / name, **options)
+        (tmp_path / name / "tokenizer").symlink_to(tiny_folder / "tokenizer")
+        hashes.append(Encoders.of_clip(str(tmp_path / name)).fingerprint.split())
+    assert len(hashes[0]) == 1
+    assert len(hashes[1]) == len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
 
 
 def test_a_bar_is_as_high_as_its_value():

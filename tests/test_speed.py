@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from hypothesis import strategies as st
 from demo_t2v.checkpoints.fingerprint import fingerprint
 from demo_t2v.checkpoints.resolve import BUILT_IN, resolve
 from demo_t2v.conditioning.blend import Blend, parse_blend
-from demo_t2v.conditioning.speed import SpeedCalibration, SpeedError, SpeedWords
+from demo_t2v.conditioning.speed import FILE, SpeedCalibration, SpeedError, SpeedWords
 from demo_t2v.conditioning.timeline import Timeline
 from demo_t2v.config import InferenceConfig
 from demo_t2v.data.sprites import SPEEDS, Trajectory, caption, render, trajectory
+from demo_t2v.data.video import write_video
 from demo_t2v.evaluation.sprites.speed import (
     OTHERS,
     WORDS,
@@ -148,6 +151,19 @@ def test_the_calibration_is_saved_with_the_model(
     assert SpeedCalibration.read(tmp_path / "copy") is None
 
 
+def test_the_calibration_is_uploaded_with_the_model(
+    tiny_pipeline: DemoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: list[list[str]] = []
+    upload = MagicMock(side_effect=lambda folder, *_, **__: uploaded.append(os.listdir(folder)))
+    monkeypatch.setattr(DemoPipeline, "_upload_folder", upload)
+    for module in ("create_repo", "load_or_create_model_card", "populate_model_card"):
+        monkeypatch.setattr(f"diffusers.pipelines.pipeline_utils.{module}", MagicMock())
+    monkeypatch.setattr(tiny_pipeline, "speed_calibration", CALIBRATION)
+    tiny_pipeline.save_pretrained(tmp_path / "m", push_to_hub=True, repo_id="a/b")
+    assert [FILE in names for names in uploaded] == [True]
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[]", "{}", '{"words": 3}', '{"words": {"slow": "a", "fast": "b", "before": []}}']
 )
@@ -190,6 +206,17 @@ def test_the_command_line(place: Path) -> None:
     again = in_process.run(place, *words, "--speed", "1.4x")
     assert again.returncode == 2
     assert "made with speed_calibration" in again.stderr
+
+
+def test_a_video_is_explained_at_a_speed(place: Path) -> None:
+    write_video(np.zeros((4, 48, 48, 3), np.uint8), place / "clip.mp4", 8, "mp4")
+    words = ("explain", "clip.mp4", "--prompt", "a car falls", "--model", "model")
+    pictures = []
+    for speed in ("1.4x", "0.6x"):
+        done = in_process.run(place, *words, "--speed", speed, "--out", f"{speed}.png")
+        assert done.returncode == 0, done.stderr
+        pictures.append((place / f"{speed}.png").read_bytes())
+    assert pictures[0] != pictures[1]
 
 
 @pytest.mark.parametrize(

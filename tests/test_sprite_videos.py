@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import time
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -22,6 +26,8 @@ from demo_t2v.evaluation.sprites.scene import area_weights, read_scene
 from demo_t2v.evaluation.sprites.video_folder import frame_count, score_folder
 from demo_t2v.inference.jobs import read_prompts
 from helpers.in_process import run
+from helpers.processes import accept_interrupts, descendants, needs_proc, started
+from helpers.program import COMMAND, ENVIRONMENT, TIMEOUT
 
 PROMPTS = list_prompts(6, 1)
 FIRST = PROMPTS[0]
@@ -123,6 +129,22 @@ def test_several_processes_find_the_same(tmp_path, monkeypatch):
         assert found.deviation == pytest.approx(expected.deviation, abs=1e-3)
         assert found.id == expected.id
         assert found.right == expected.right
+
+
+@needs_proc
+def test_ctrl_c_is_one_line_also_while_processes_begin(tmp_path):
+    for prompt in list_prompts()[: 2 * video_folder.VIDEOS_PER_PROCESS]:
+        save(tmp_path / "videos", prompt.id, clip(prompt))
+    command = (*COMMAND, "evaluate", "sprites", "--videos", "videos", "--processes", "2")
+    options = {"cwd": tmp_path, "env": ENVIRONMENT, "preexec_fn": accept_interrupts}
+    with started(command, stderr=subprocess.PIPE, start_new_session=True, **options) as process:
+        while len(descendants(process.pid)) < 3 and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(1)  # they import
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert len(said.splitlines()) <= 1, said
 
 
 @pytest.mark.parametrize(

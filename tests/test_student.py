@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from demo_t2v.config import ConfigError
+from demo_t2v.model_folder import ModelError
 from demo_t2v.training.tasks import make_task
 from helpers.stages import AUTOENCODER, assert_same_weights, load, run
 
@@ -104,6 +107,39 @@ def test_windows_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_task(student(stages, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("crop=40",),
+            "crop: 40 should be a multiple of 4, the pixels of a latent, and at most 32",
+        ),
+        (("crop=10",), "crop: 10 should be a multiple of 4"),
+        (("resolution=30",), "resolution: 30 should be a multiple of 4"),
+    ],
+)
+def test_squares_that_do_not_fit_are_refused(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_task(load(tmp_path, AUTOENCODER, "squares", *words))
+
+
+def test_a_teacher_with_a_missing_weight_is_refused(stages: Path, tmp_path: Path) -> None:
+    shutil.copytree(stages / "autoencoder/final", tmp_path / "teacher")
+    file = tmp_path / "teacher/vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["encoder.conv_in.weight"]
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match=r"1 tensors are missing, encoder\.conv_in\.weight"):
+        make_task(student(stages, f"teacher={tmp_path}/teacher"))
+
+
+def test_a_wrong_key_of_the_network_is_refused(stages: Path) -> None:
+    with pytest.raises(ConfigError, match="model"):
+        make_task(student(stages, "model.colours=3"))
 
 
 def test_a_stopped_run_ends_with_the_weights_of_a_whole_one(stages: Path) -> None:

@@ -72,6 +72,16 @@ def test_previews_come_with_the_line_behind_their_step(
     tiny_pipeline.unet.eval()
 
 
+def test_one_process_with_fsdp_has_previews(tiny_pipeline: DemoPipeline, tmp_path: Path) -> None:
+    """It shards nothing."""
+    config = denoiser(tmp_path, preview_prompts=("a car falls",), preview_interval=3, fsdp=True)
+    with RunLogger(PipelineTask(tiny_pipeline), config) as logger:  # type: ignore[arg-type]
+        logger.log({"step": 2, "loss": 1.0})
+        logger.log({"step": 3, "loss": 1.0})
+    assert [p.step for p in events(config).Images("video/a car falls/motion")] == [3]
+    tiny_pipeline.unet.eval()
+
+
 def test_a_run_that_goes_on_has_no_previews_that_are_not_due(
     tiny_pipeline: DemoPipeline, tmp_path: Path
 ) -> None:
@@ -94,7 +104,7 @@ def test_nothing_is_opened_without_a_line_or_a_wish(tmp_path: Path) -> None:
 def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
-        RunLogger(None, denoiser(tmp_path, wandb="videos")) as logger,  # type: ignore[arg-type]
         pytest.raises(ConfigError, match="wandb: is not installed; pip install wandb"),
+        RunLogger(None, denoiser(tmp_path, wandb="videos")),  # type: ignore[arg-type]
     ):
-        logger.log({"step": 1, "loss": 1.0})
+        pass

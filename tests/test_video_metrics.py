@@ -124,6 +124,13 @@ def test_the_threshold_of_the_dynamic_degree(pixels: float, fps: float, value: f
     assert DynamicDegree(VideoFlow("uniform", uniform_flow(pixels))).update(video) == value
 
 
+@pytest.mark.parametrize(("pixels", "value"), [(1.2, 0), (1.3, 100)])
+def test_a_video_shorter_than_an_eighth_of_a_second(pixels: float, value: float) -> None:
+    """Its first and last frame are 5 of the usual 6 frames apart: 1.25 pixels of 64."""
+    video = clip(np.zeros((6, 64, 64, 3), np.uint8), 50)
+    assert DynamicDegree(VideoFlow("uniform", uniform_flow(pixels))).update(video) == value
+
+
 def test_a_video_moves_if_a_quarter_of_its_pairs_do() -> None:
     def estimator(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """The flow is the difference in grey levels."""

@@ -108,7 +108,7 @@ def merge_lora(network: nn.Module, source: str | Path, component: str) -> None:
             weight = network.get_parameter(f"{name}.weight")
             up, down = (own[f"{name}.lora_{which}.weight"].float() for which in "BA")
             update = scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
-            weight.copy_(weight + update)
+            weight.copy_(weight + update.to(weight.device))
 
 
 class LoraMixin(LoraBaseMixin):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -73,7 +73,7 @@ class FolderMixin:
         index = diffusers_class.load_config(folder)
         if (base := base_folder(folder, index)) is not None:
             adapted = cls.from_pretrained(base, **options)
-            _adapt(adapted, folder, index)
+            _adapt(adapted, folder, index, options.keys())
             return adapted
         check_files(folder, index, options.keys())
         options = {"variant": only_variant(folder), **options}
@@ -109,11 +109,13 @@ class FolderMixin:
         if tokenizer is not None:  # its file would have the settings of the last call
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        super().save_pretrained(save_directory, **options)  # type: ignore[misc]
         folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / SPEED_FILE).unlink(missing_ok=True)
         if self.speed_calibration is not None:
             self.speed_calibration.write(folder)
+        # Behind the calibration, since it may upload the folder; diffusers then splits the text.
+        super().save_pretrained(str(save_directory), **options)  # type: ignore[misc]
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
@@ -167,8 +169,11 @@ def base_folder(folder: Path, index: Mapping[str, Any]) -> Path | None:
     return base
 
 
-def _adapt(pipeline: Any, folder: Path, index: Mapping[str, Any]) -> None:
-    """Turn the base's pipeline into that of an adapted folder. Raises ModelError, LoraError."""
+def _adapt(pipeline: Any, folder: Path, index: Mapping[str, Any], given: Set[str]) -> None:
+    """Turn the base's pipeline into that of an adapted folder, but for what the caller has given.
+
+    Raises ModelError, LoraError.
+    """
     from diffusers import DDIMScheduler
 
     from demo_t2v.lora import merge_lora
@@ -180,10 +185,11 @@ def _adapt(pipeline: Any, folder: Path, index: Mapping[str, Any]) -> None:
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'scheduler'}: cannot be read ({first_line(error)})") from None
-    if pipeline.unet is not None:
+    if "unet" not in given:
         merge_lora(pipeline.unet, folder / "unet", "unet")
-    pipeline.register_modules(scheduler=scheduler)
-    pipeline.register_to_config(**{key: index[key] for key in DEFAULT_KEYS})
+    if "scheduler" not in given:
+        pipeline.register_modules(scheduler=scheduler)
+    pipeline.register_to_config(**{key: index[key] for key in DEFAULT_KEYS if key not in given})
 
 
 def register_classes() -> None:
@@ -277,6 +283,11 @@ def _only_variant_of_network(folder: Path) -> str | None:
     """The variant of a network's weights, if they have only one."""
     variants = {variant for _, variant in _weights(folder)}
     return variants.pop() if len(variants) == 1 else None
+
+
+def network_files(folder: Path) -> list[Path]:
+    """The files that `load_network` reads a network's weights from; several if it is in shards."""
+    return weight_files(folder, _only_variant_of_network(folder))
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:

@@ -62,7 +62,7 @@ def explain(
             from demo_t2v.evaluation.report import check_writable
             from demo_t2v.inference.runner import Runner
 
-        explanation.check_explainable(model, config, job, against)
+        explanation.check_explainable(model, config, job, against, video is not None)
         frames = None if video is None else explanation.read_clip(video, config)
         check_writable(out)
         runner = Runner.load(model, config)

@@ -18,10 +18,8 @@ import typer
 from demo_t2v.cli.options import AsJson, ConfigFile, Overwrite, takes_options
 from demo_t2v.cli.terminal import Bar, exit_with, one_line_errors, progress
 from demo_t2v.config import InferenceConfig, load
-from demo_t2v.core.launch import world_size
 from demo_t2v.inference.backends.processes import Counts
 from demo_t2v.inference.jobs import (
-    STANDARD_INPUT,
     Job,
     PromptError,
     check_prompt,
@@ -165,8 +163,6 @@ def _jobs(text: str | None, config: InferenceConfig) -> list[Job]:
     if text is not None:
         prompts: list[tuple[str, ...]] = [("1", check_prompt(text))]
     elif source.csv_path is not None:
-        if source.csv_path == STANDARD_INPUT and world_size() > 1:
-            raise PromptError("--prompts -: several processes need a file, not standard input")
         prompts = read_prompts(source.csv_path)
     else:
         raise PromptError("no prompt: give one in quotes, or --prompts FILE.csv, or --config FILE")

@@ -85,7 +85,6 @@ def protocol(
 
             from demo_t2v.cli.generate import run_workload
             from demo_t2v.evaluation.protocol_run import ProtocolRun
-            from demo_t2v.evaluation.results import save_results
             from demo_t2v.evaluation.tables import results_table
 
         run = ProtocolRun.prepare(
@@ -107,6 +106,6 @@ def protocol(
             exit_with(f"{problem}; nothing is measured", 1)
         with progress("videos", len(run.videos) + len(run.real)) as bar:
             results = run.measure(bar.advance)
-        save_results(results, run.results_file)
+        file_written = run.save(results)
         Console().print(results_table(results))
-        typer.echo(run.results_file)
+        typer.echo(file_written)

@@ -109,11 +109,11 @@ class Timeline:
 
 MotionPrompt = str | Blend | Timeline
 MotionPrompts = MotionPrompt | Entries | Sequence[MotionPrompt | Entries]
-"""The `motion_prompt` of a call: one motion prompt, blend or timeline, or one for each video."""
+"""The `motion_prompt` of a call: one motion prompt, blend or timeline, or one for each prompt."""
 
 
 def as_motion_prompts(motion_prompt: Any) -> list[MotionPrompt]:
-    """The motion prompts of a call, one for each video.
+    """The motion prompts of a call: one, or one for each prompt.
 
     `motion_prompt` is a text, a Blend, a Timeline or its (frame, prompt) pairs, or a list of these.
     A text of a blend becomes a Blend, a timeline of one segment its prompt, and a blend of one

@@ -52,13 +52,17 @@ def _read_folder(folder: Path, sampling: Sampling, rate: Fraction) -> NDArray[np
     if not files:
         raise VideoError("is a folder without pictures (png, jpg, webp, bmp)")
     indices = sampling.indices(len(files), rate, None)
-    return np.stack([_read_picture(files[index], sampling.resolution) for index in indices])
+    side = sampling.resolution, sampling.resolution
+    pictures = [read_picture(files[index]) for index in indices]
+    return np.stack(
+        [np.asarray(ImageOps.fit(picture, side, Image.Resampling.BOX)) for picture in pictures]
+    )
 
 
-def _read_picture(file: Path, side: int) -> NDArray[np.uint8]:
+def read_picture(file: Path) -> Image.Image:
+    """A picture file in RGB. Raises VideoError, whose message does not name the folder."""
     try:
         with Image.open(file) as picture:
-            square = ImageOps.fit(picture.convert("RGB"), (side, side), Image.Resampling.BOX)
+            return picture.convert("RGB")
     except (UnidentifiedImageError, SyntaxError, OSError):
         raise VideoError(f"{file.name} is no complete picture") from None
-    return np.asarray(square)

@@ -15,6 +15,16 @@ PredictionType = Literal["epsilon", "v_prediction"]
 """The denoiser predicts the noise epsilon, or the velocity v = a epsilon - s x0."""
 
 
+def shifted_timesteps(uniform: Tensor, shift: float, count: int) -> Tensor:
+    """Timesteps (B,) below `count` for uniform draws u (B,) in [0, 1).
+
+    They are shift u / (1 + (shift - 1) u) of `count` (arXiv 2403.03206, eq. 23). A shift above 1
+    moves them towards the noise.
+    """
+    shifted = shift * uniform / (1 + (shift - 1) * uniform)
+    return (shifted * count).long().clamp(max=count - 1)
+
+
 def latents_and_noise(
     prediction: Tensor,
     noisy: Tensor,

@@ -48,11 +48,11 @@ class Explanation:
 
 
 def check_explainable(
-    model: ResolvedModel, config: InferenceConfig, job: Job, against: str | None
+    model: ResolvedModel, config: InferenceConfig, job: Job, against: str | None, given: bool
 ) -> None:
     """Raise ModelError, ConfigError or TimelineError for what cannot be explained.
 
-    `config` has the model's own number of frames.
+    `config` has the model's own number of frames. `given` says that there is a video already.
     """
     assert config.num_frames is not None
     if not model.has_motion:
@@ -61,6 +61,9 @@ def check_explainable(
         raise ConfigError("motion_strength: 0 switches the motion branch off; give more")
     if config.num_frames < 2:
         raise ConfigError(f"num_frames: should be at least 2, not {config.num_frames}")
+    window = config.window_frames or model.defaults.frames
+    if given and config.num_frames > window:
+        raise ConfigError(f"num_frames: a given video is one window; write at most {window}")
     check_motion(
         [job, replace(job, id="--against", motion=against or "")], config, model.speed_calibration
     )
@@ -129,12 +132,15 @@ def explain_video(runner: Runner, frames: Frames, job: Job, against: str | None)
 
 
 def with_motion(runner: Runner, job: Job, against: str | None) -> tuple[Runner, Job]:
-    """Runner and job with another motion prompt; None is the negative prompt, often empty."""
+    """Runner and job with another motion prompt; None is the negative prompt, often empty.
+
+    The negative prompt and an empty one have no speed.
+    """
     if against:
         return runner, replace(job, motion=against)
     # An empty motion of a job means none of its own, so the configuration has it.
     empty = runner.config.negative_prompt if against is None else against
-    motion = {"motion": None, "motion_prompt": empty}
+    motion = {"motion": None, "motion_prompt": empty, "speed": None}
     return replace(runner, config=runner.config.model_copy(update=motion)), replace(job, motion="")
 
 
@@ -169,7 +175,8 @@ def _denoiser(
     runner: Runner, job: Job, num_frames: int, attention: list[Tensor] | None = None
 ) -> Denoiser:
     """The network with the job's prompts, without guidance."""
-    texts = prompt_arguments([job], runner.config, {}) | {"negative_prompt": None}
+    arguments = prompt_arguments([job], runner.config, {}, runner.pipeline.speed_calibration)
+    texts = arguments | {"negative_prompt": None}
     states, _ = runner.pipeline.encode_prompt(**texts, num_frames=num_frames)
     return runner.pipeline.prepare_denoiser(
         states, None, ContentMotionGuidance(), runner.config.motion_strength, attention

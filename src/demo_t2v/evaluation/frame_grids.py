@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from demo_t2v.data.video import read_video
+from demo_t2v.data.video import VideoError, read_video
+from demo_t2v.data.whole_clips import read_picture
 
 COLUMNS: Final = 6
 """Frames in a row of a grid."""
@@ -91,4 +92,10 @@ def read_frames(file: Path) -> NDArray[np.uint8]:
     """
     if not file.is_dir():
         return read_video(file)[0]
-    return np.stack([np.asarray(Image.open(frame)) for frame in sorted(file.glob("*.png"))])
+    try:
+        frames = [np.asarray(read_picture(frame)) for frame in sorted(file.glob("*.png"))]
+    except VideoError as error:
+        raise VideoError(f"{file}: {error}") from None
+    if len({frame.shape for frame in frames}) > 1:
+        raise VideoError(f"{file}: has frames of different sizes")
+    return np.stack(frames)

@@ -21,7 +21,7 @@ from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.measurement import measure
 from demo_t2v.evaluation.metrics.metric import Metric
 from demo_t2v.evaluation.protocol import EvaluationProtocol
-from demo_t2v.evaluation.results import MetricResult, Results
+from demo_t2v.evaluation.results import MetricResult, Results, read_results, save_results
 from demo_t2v.evaluation.sprites.prompts import list_prompts
 from demo_t2v.evaluation.sprites.sprite_score import SpriteScore
 from demo_t2v.evaluation.video_files import ClipFormat, VideoFile, list_videos
@@ -88,6 +88,25 @@ class ProtocolRun:
             changes = ", ".join(f"{key}={value}" for key, value in self.changes.items())
             name = f"{name}-{slug(changes, _NAME_LENGTH)}"
         return self.folder / f"{name}.json"
+
+    def save(self, results: Results) -> Path:
+        """Write the results into `results_file`, and return it.
+
+        If an earlier file there has figures that these lack, it stays, and the name of this one
+        says what it is without. Raises OSError.
+        """
+        file = self.results_file
+        try:
+            earlier = read_results(file).metrics if file.exists() else []
+        except EvaluationError:  # of another version
+            earlier = []
+        own = {each.name for each in results.metrics if each.figure is not None}
+        lost = sorted({each.name for each in earlier if each.figure is not None} - own)
+        if lost:
+            without = slug(f"without {' '.join(lost)}", _NAME_LENGTH)
+            file = file.with_name(f"{file.stem}-{without}.json")
+        save_results(results, file)
+        return file
 
     @cached_property
     def videos(self) -> Sequence[VideoFile]:

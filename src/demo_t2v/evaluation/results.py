@@ -61,7 +61,8 @@ def package_versions() -> dict[str, str]:
 
 def save_results(results: Results, file: Path) -> None:
     """Write the results as JSON, atomically. Raises OSError."""
-    text = json.dumps(asdict(results), indent=1, ensure_ascii=False, allow_nan=False)
+    # ASCII: the name of a file may be no UTF-8, which the escapes keep.
+    text = json.dumps(asdict(results), indent=1, allow_nan=False)
     with atomic_write(file) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 

@@ -28,7 +28,7 @@ from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.metrics.metric import Figure, mean_interval
 from demo_t2v.evaluation.results import package_versions
 from demo_t2v.evaluation.word_lists import WordLists
-from demo_t2v.model_folder import load_network, weight_files
+from demo_t2v.model_folder import load_network, network_files
 from demo_t2v.models.text import TextConditioner
 from demo_t2v.training.data.features import load_tokenizer
 
@@ -56,7 +56,8 @@ class Encoders:
     def of_clip(cls, name: str) -> Self:
         """The text encoder of a CLIP in transformers' layout, a folder or a hub repository.
 
-        The tokenizer is in the folder, or in `tokenizer` below it. Raises model_folder.ModelError.
+        The tokenizer is in the folder, or in `tokenizer` below it. Raises EvaluationError,
+        ModelError, ConfigError, ConnectionError.
         """
         folder = Path(name)
         if not folder.is_dir():
@@ -67,7 +68,7 @@ class Encoders:
         encoder: CLIPTextModel = load_network(CLIPTextModel, folder, dtype=torch.float32)
         own = folder / "tokenizer"
         tokenizer = load_tokenizer(own if own.is_dir() else folder)
-        weights = digest(weight_files(folder, None)[0])[:16]
+        weights = " ".join(digest(file)[:16] for file in network_files(folder))
         return cls(name, weights, TextConditioner(tokenizer, encoder, None))
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from demo_t2v.core.atomic_io import reason
 from demo_t2v.core.errors import UserError
-from demo_t2v.core.launch import rank
+from demo_t2v.core.launch import rank, world_size
 from demo_t2v.data.table import parse_rows
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def _called(file: Path) -> str:
 
 
 def _content(file: Path) -> str:
+    if file == STANDARD_INPUT and world_size() > 1:
+        raise PromptError("several processes need a file of prompts, not standard input")
     try:
         content = sys.stdin.buffer.read() if file == STANDARD_INPUT else file.read_bytes()
     except OSError as error:

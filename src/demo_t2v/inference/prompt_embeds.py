@@ -54,7 +54,7 @@ def prompt_arguments(
     jobs: Sequence[Job],
     config: InferenceConfig,
     embeds: Mapping[tuple[str, str], PromptEmbeds],
-    calibration: SpeedCalibration | None = None,
+    calibration: SpeedCalibration | None,
 ) -> dict[str, Any]:
     """The pipeline's arguments for the jobs' prompts: the embeddings if there are any."""
     if not embeds:

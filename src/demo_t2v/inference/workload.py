@@ -61,6 +61,7 @@ class Summary:
     skipped: int
     """Videos that were there already."""
     failed: int
+    """Videos that were not made, whether they failed or were not begun."""
     problem: str
     """One line about the failed ones; empty where there are none."""
 
@@ -84,8 +85,8 @@ class Workload:
     def prepare(cls, config: InferenceConfig, jobs: Sequence[Job], overwrite: bool = False) -> Self:
         """Find the model, the other processes, and what is missing in the output folder.
 
-        Raises ModelError, ConfigError, CompilerError, OutputError, LoraError, MotionWordError,
-        ProcessError, OSError.
+        Raises ModelError, ConfigError, CompilerError, OutputError, PathError, LoraError,
+        MotionWordError, MotionPromptError, SpeedError, ProcessError, ConnectionError, OSError.
         """
         model = resolve(config.model)
         config = model.defaults.complete(config)

@@ -140,9 +140,6 @@ class Checkpoints:
             try:
                 _write_state(partial / "state.json", engine, state, bool(data))
                 sync_all(partial)
-                partial.rename(folder)
-                sync(self.folder)
-                self._prune()
             except OSError as error:
                 failure = error
         if engine.any(failure is not None):
@@ -150,6 +147,10 @@ class Checkpoints:
                 raise engine.stopped("", 1)
             shutil.rmtree(partial, ignore_errors=True)
             raise failure or OSError(f"{partial}: a process could not write its data position")
+        if engine.main:
+            partial.rename(folder)
+            sync(self.folder)
+            self._prune()
 
     def _prune(self) -> None:
         """Delete all but the `keep_last` last checkpoints and those of every `keep_every` steps."""

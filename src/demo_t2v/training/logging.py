@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from demo_t2v.config import ConfigError
 from demo_t2v.core.devices import free_memory
+from demo_t2v.core.launch import world_size
 from demo_t2v.training.config import AnyTraining, DenoiserTraining
 from demo_t2v.training.previews import make_previews, show_previews
 from demo_t2v.training.task import Task
@@ -23,7 +24,7 @@ PREVIEW_FPS = 8
 
 class RunLogger:
     """Logs the lines of one run; a context manager. It opens its writers with the first line, so
-    only the main process opens them.
+    only the main process opens them. Entering it raises ConfigError for a missing package.
 
     A denoiser's previews are made with the current weights, not their average, and only if they
     are not sharded.
@@ -37,6 +38,10 @@ class RunLogger:
         self._wandb: Any = None
 
     def __enter__(self) -> Self:
+        if self._config.tensorboard is not None:
+            _summary_writer()
+        if self._config.wandb is not None:
+            _import_wandb()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,24 +51,29 @@ class RunLogger:
             self._wandb.finish()
 
     def log(self, line: Mapping[str, float]) -> None:
-        """Add each figure of a line to its curve. Raises ConfigError for a missing package."""
+        """Add each figure of a line to its curve."""
         config, step = self._config, int(line["step"])
         figures = {f"train/{name}": value for name, value in line.items() if name != "step"}
         if config.tensorboard is not None:
             if self._writer is None:
-                self._writer = _writer(config)
+                folder = config.tensorboard / config.log_dir.name
+                self._writer = _summary_writer()(str(folder))
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, step)
             if isinstance(config, DenoiserTraining) and self._due(config, step):
                 self._preview(config, self._writer, step)
         if config.wandb is not None:
             if self._wandb is None:
-                self._wandb = _wandb_run(config)
+                self._wandb = _import_wandb().init(
+                    project=config.wandb,
+                    name=config.log_dir.name,
+                    config=config.model_dump(mode="json"),
+                )
             self._wandb.log(figures, step=step)
 
     def _due(self, config: DenoiserTraining, step: int) -> bool:
         """Whether a multiple of `preview_interval` was reached since the last previews."""
-        sharded = config.fsdp or config.deepspeed_config is not None
+        sharded = (config.fsdp and world_size() > 1) or config.deepspeed_config is not None
         if self._previewed is None:  # the first line, perhaps of a resumed run
             self._previewed = max(0, step - config.log_interval) // config.preview_interval
         number = step // config.preview_interval
@@ -84,22 +94,19 @@ class RunLogger:
         free_memory()
 
 
-def _writer(config: AnyTraining) -> SummaryWriter:
+def _summary_writer() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
             "tensorboard: is not installed; pip install 'demo-t2v[train]', or write null"
         ) from None
-    assert config.tensorboard is not None
-    return SummaryWriter(str(config.tensorboard / config.log_dir.name))
+    return SummaryWriter
 
 
-def _wandb_run(config: AnyTraining) -> Any:
+def _import_wandb() -> Any:
     try:
         import wandb
     except ImportError:
         raise ConfigError("wandb: is not installed; pip install wandb, or leave it out") from None
-    return wandb.init(
-        project=config.wandb, name=config.log_dir.name, config=config.model_dump(mode="json")
-    )
+    return wandb

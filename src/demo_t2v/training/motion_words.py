@@ -21,8 +21,10 @@ from demo_t2v.conditioning.motion_words import (
     check_content_prompt,
     check_name,
 )
+from demo_t2v.config import ConfigError
 from demo_t2v.core.atomic_io import PathError, path_exists
 from demo_t2v.core.devices import process_device, trains_on_cpu
+from demo_t2v.core.launch import world_size
 from demo_t2v.data.whole_clips import read_whole_clip
 from demo_t2v.training.config.motion_word import MotionWordTraining
 from demo_t2v.training.data.features import encode_frames
@@ -51,8 +53,11 @@ def learn_motion_word(
     the same clips, settings and model resumes from it. Raises MotionWordError for a number of
     clips, a name, a content prompt or a model that cannot be, PathError for an existing file
     without `overwrite`, VideoError for a clip that does not decode or is shorter than the model's,
-    TrainingStopped after Ctrl-C, ConfigError, ModelError.
+    TrainingStopped after Ctrl-C, ConfigError, also under a launcher of several processes,
+    ModelError.
     """
+    if world_size() > 1:
+        raise ConfigError(f"a motion word is learned in one process, not in {world_size()}")
     check_name(config.name)
     check_content_prompt(config.content or "", [config.name])
     if not 1 <= len(sources) <= MAX_CLIPS:

@@ -28,9 +28,17 @@ class Muon(torch.optim.Optimizer):
     A convolution's weight (O, I, ...) counts as a matrix (O, I * ...).
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ) -> None:
+        """`betas` and `eps` are AdamW's."""
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95}
-        super().__init__(groups, defaults | {"betas": (0.9, 0.99), "eps": 1e-8, "matrices": False})
+        super().__init__(groups, defaults | {"betas": betas, "eps": eps, "matrices": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

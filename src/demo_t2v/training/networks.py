@@ -63,6 +63,19 @@ def _check_motion_losses(config: DenoiserTraining) -> None:
         raise ConfigError("text_motion_weight: single frames do not move; write 0")
 
 
+def check_crop(crop: int | None, factor: int, resolution: int) -> None:
+    """Raise ConfigError for frames or windows that are no whole latents of `factor` pixels."""
+    if resolution % factor:
+        raise ConfigError(
+            f"resolution: {resolution} should be a multiple of {factor}, the pixels of a latent"
+        )
+    if crop is not None and (crop % factor or crop > resolution):
+        raise ConfigError(
+            f"crop: {crop} should be a multiple of {factor}, the pixels of a latent, "
+            f"and at most {resolution}"
+        )
+
+
 def _check_distillation(config: DenoiserTraining, student: Distillation) -> None:
     """Raise ConfigError for a base that is no model, and for options that students do not have."""
     _check("base", config.base, "model_index.json", "content_encoder/config.json")
@@ -73,6 +86,8 @@ def _check_distillation(config: DenoiserTraining, student: Distillation) -> None
         raise ConfigError("num_inference_steps is missing; write the student's steps, such as 4")
     if config.guidance_scale is None or config.guidance_scale > 1:
         raise ConfigError("guidance_scale: a distilled student needs no guidance; write 1")
+    if config.guidance_interval is not None:
+        raise ConfigError("guidance_interval: a distilled student needs no guidance; leave it out")
     if config.lora is not None and config.lora.target != "network":
         raise ConfigError(
             f"lora.target: a distilled student needs network, not {config.lora.target}"

@@ -64,7 +64,7 @@ def make_optimizer(
                 p for p in group["params"] if (p.ndim > 1 and id(p) not in others) == matrices
             ]
             split.append(group | {"params": chosen, "matrices": matrices})
-    return Muon(split, config.lr, config.weight_decay)
+    return Muon(split, config.lr, config.weight_decay, config.betas, config.eps)
 
 
 def make_average(weights: Mapping[str, Tensor], config: TrainConfig) -> EMAModel | None:

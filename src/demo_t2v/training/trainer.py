@@ -62,15 +62,18 @@ def train(task: Task, config: TrainConfig, resume: Resume = "auto") -> Iterator[
                 first = state.step - state.bad + 1
                 message = f"loss or gradient was not finite in steps {first} to {state.step}"
                 raise engine.stopped(f"{message} (max_bad_steps)", 1)
+            line = None
             if state.step % config.log_interval == 0:
                 line = _take_means(state) | pace.figures(state.step)
                 if engine.main:
                     _append(metrics, line)
-                    yield line
-                pace = _Pace(engine, batches, state.step)
             done = state.step == config.num_steps
             if done or signals.agreed or state.step % config.save_ckp_interval == 0:
                 checkpoints.save(engine, state, batches.data_state)
+            if line is not None:
+                if engine.main:
+                    yield line  # after the checkpoint, which an error of the caller does not lose
+                pace = _Pace(engine, batches, state.step)
     if state.step < config.num_steps:
         name = signal.Signals(signals.agreed).name
         message = f"{name}: stopped after step {state.step}; the same command continues from there"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,13 +23,10 @@ def check_alike(results: Mapping[Path, Results]) -> None:
     the real videos, and in everything that a metric depends on. Seeds, models and package versions
     may differ.
     """
-    (first, one), *others = results.items()
-    subjects = {one.subject: first}
-    for file, other in others:
-        same = subjects.setdefault(other.subject, file)
-        if same is not file:
+    for (first, one), (file, other) in combinations(results.items(), 2):
+        if one.subject == other.subject:
             raise EvaluationError(
-                f"{file}: measures {other.subject}, as {same} does; give one of the two"
+                f"{file}: measures {other.subject}, as {first} does; give one of the two"
             )
         if found := next(_differences(one, other), None):
             difference, remedy = found

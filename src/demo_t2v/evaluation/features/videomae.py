@@ -20,7 +20,7 @@ from demo_t2v.core.devices import process_device
 from demo_t2v.core.weight_files import find_weight_file
 from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.features.extractor import Features
-from demo_t2v.model_folder import load_network, weight_files
+from demo_t2v.model_folder import load_network, network_files
 
 WEIGHTS: Final = (
     "a VideoMAE model of transformers, such as MCG-NJU/videomae-base-finetuned-ssv2 "
@@ -51,7 +51,7 @@ class VideoMAE:
         self._network = _load(folder).to(self._device).eval()
         self._size = self._network.config.image_size
         self._normalization = _normalization(folder / "preprocessor_config.json")
-        self.sha256 = " ".join(digest(file) for file in weight_files(folder, None))
+        self.sha256 = " ".join(digest(file) for file in network_files(folder))
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from demo_t2v.evaluation.errors import EvaluationError
 from demo_t2v.evaluation.features.cache import with_cache
 from demo_t2v.evaluation.features.extractor import Features
 from demo_t2v.evaluation.metrics.metric import Frames, MissingWeightsError, VideoClip
-from demo_t2v.model_folder import ModelError, first_line, load_network, weight_files
+from demo_t2v.model_folder import ModelError, first_line, load_network, network_files
 from demo_t2v.training.data.features import load_tokenizer
 
 _BATCH: Final = 16
@@ -60,7 +60,7 @@ class ClipEmbedder:
         )
         self.depends_on: Mapping[str, Any] = {
             "clip": self.name,
-            "sha256": {file.name: digest(file) for file in weight_files(folder, None)},
+            "sha256": {file.name: digest(file) for file in network_files(folder)},
         }
         self._embed = with_cache(self, feature_cache)
         self.frames = lru_cache(maxsize=1)(self._frames)
@@ -113,7 +113,7 @@ def _find(name: str) -> Path:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-        if not weight_files(folder, None):
+        if not network_files(folder):
             snapshot_download(name, allow_patterns=["pytorch_model*.bin*"])
     except RepositoryNotFoundError:
         raise missing from None

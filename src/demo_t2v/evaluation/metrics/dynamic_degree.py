@@ -22,18 +22,21 @@ class DynamicDegree(FlowMetric):
     Each n-th frame is taken, with n the frame rate divided by FPS, rounded, and at least 1. A pair
     of these moves if the largest 5 % of its flow have a mean above THRESHOLD; in a video of fewer
     than FPS frames a second the threshold grows with the time between them. A video moves if
-    MOVING_PAIRS do, at least one. It is VBench's if the estimator is RAFT large.
+    MOVING_PAIRS do, at least one. It is VBench's if the estimator is RAFT large. Of a video with
+    fewer than n + 1 frames the first and the last are compared, by the threshold of their distance.
     """
 
     title = "dynamic degree"
 
     def measure(self, clip: VideoClip) -> float:
         check_frames(clip, 2)
-        interval = max(1, round(clip.fps / FPS))
+        wanted = max(1, round(clip.fps / FPS))
+        interval = min(wanted, len(clip.frames) - 1)
         frames = clip.frames[::interval]
         shared = interval == 1  # as in the other metrics of this flow
         flow = self.flow.statistics(clip).largest if shared else self.flow.largest(frames)
         threshold = THRESHOLD * min(clip.frames.shape[1:3]) * max(1, FPS / clip.fps)
+        threshold *= interval / wanted
         needed = max(1, round(MOVING_PAIRS * len(frames)))
         return 100.0 * bool((flow > threshold).sum() >= needed)
 

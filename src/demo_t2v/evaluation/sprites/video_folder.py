@@ -8,6 +8,7 @@ alone: 8 a second as in the sprite world, but not fewer than 16 where the video 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -97,8 +98,17 @@ def _score_all(pairs: Sequence[_Pair], processes: int) -> Iterator[VideoScore]:
         return
     # For the new processes: several threads in each are slower than one.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        yield from pool.map(_score_file, pairs)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))
+    try:
+        # The new processes inherit the mask: Ctrl-C ends this one, which ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            scores = pool.map(_score_file, pairs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from scores
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def score_clip(prompt: SpritePrompt, clip: VideoClip) -> VideoScore:

@@ -103,7 +103,6 @@ class Coordinator:
     store: Store
     rank: int = 0
     world: int = 1
-    timeout: float = TIMEOUT
 
     @classmethod
     def join(cls) -> Self:
@@ -231,9 +230,9 @@ class Coordinator:
             on_poll()
             if (now := self.counts()) != counts:
                 counts, since = now, time.monotonic()
-            elif time.monotonic() - since > self.timeout:
+            elif time.monotonic() - since > TIMEOUT:
                 lost = f"{self.world - finished} of {self.world} processes"
-                raise LostProcessError(f"{lost} made no progress for {self.timeout:.0f} s")
+                raise LostProcessError(f"{lost} made no progress for {TIMEOUT:.0f} s")
 
     def _set(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value))

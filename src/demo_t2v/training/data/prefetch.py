@@ -117,11 +117,13 @@ def _load(task: Task, numbers: Iterator[range], workers: int) -> Iterator[Any]:
     )
     # A worker must not finalize this process's garbage: a process group's store joins its thread,
     # which the worker does not have, and aborts.
+    frozen = gc.get_freeze_count() > 0  # by a program, for all its imports
     gc.freeze()
     try:
         return iter(loader)  # this forks
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
 
 
 def _identity(batch: Any) -> Any:

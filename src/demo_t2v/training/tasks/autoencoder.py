@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from demo_t2v.data.sprites import Clip, draw_clip
 from demo_t2v.training.config import AutoencoderTraining
 from demo_t2v.training.data.pixels import to_pixels
-from demo_t2v.training.networks import build
-from demo_t2v.training.tasks.denoiser import sample_seed
+from demo_t2v.training.data.seeds import sample_seed
+from demo_t2v.training.networks import build, check_crop
 
 
 def draw_stills(seed: int, numbers: range, resolution: int) -> list[Clip]:
@@ -58,6 +58,8 @@ class AutoencoderTask:
         self.config = config
         sizes = {"sample_size": config.resolution, **config.model}
         self.model = build(AutoencoderKL, sizes).to(memory_format=torch.channels_last)
+        factor = 2 ** (len(self.model.config.block_out_channels) - 1)
+        check_crop(config.crop, factor, config.resolution)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters())}]

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import motion_phrase
-from demo_t2v.diffusion.noise import offset_noise
+from demo_t2v.diffusion.noise import offset_noise, shifted_timesteps
 from demo_t2v.lora import add_lora
 from demo_t2v.losses.objective import DenoiserBatch, DenoiserOutput, Objective
 from demo_t2v.losses.optical_flow import lucas_kanade
@@ -28,6 +27,7 @@ from demo_t2v.training.data.features import (
     load_tokenizer,
 )
 from demo_t2v.training.data.samples import Sample, open_samples
+from demo_t2v.training.data.seeds import sample_seed
 from demo_t2v.training.networks import check_fit
 from demo_t2v.training.tasks.pretrained import (
     load_autoencoder,
@@ -38,11 +38,6 @@ from demo_t2v.training.tasks.pretrained import (
     null_text,
     sampling_defaults,
 )
-
-
-def sample_seed(seed: int, number: int) -> int:
-    """The seed of one training sample, from the run's seed and the sample's number."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @dataclass(frozen=True)
@@ -182,10 +177,8 @@ class DenoiserTask:
 
     def timesteps(self, uniform: Tensor) -> Tensor:
         """Timesteps (B,) for uniform draws (B,) in [0, 1), shifted towards the noise."""
-        shift = self.config.timestep_shift
-        shifted = shift * uniform / (1 + (shift - 1) * uniform)
-        count: int = self.noise_scheduler.config.num_train_timesteps
-        return (shifted * count).long().clamp(max=count - 1)
+        count = self.noise_scheduler.config.num_train_timesteps
+        return shifted_timesteps(uniform, self.config.timestep_shift, count)
 
     def loss(self, batch: DenoiserBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss of the samples and its terms (eq. 10)."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from demo_t2v.conditioning.motion_words import WEIGHT_NAME, MotionWord, MotionWordError, null_state
+from demo_t2v.diffusion.noise import shifted_timesteps
 from demo_t2v.diffusion.schedulers import make_scheduler
 from demo_t2v.losses.objective import DenoiserBatch, DenoiserOutput, Objective
 from demo_t2v.models.text import TextConditioner
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config.motion_word import MotionWordTraining
-from demo_t2v.training.tasks.denoiser import sample_seed
+from demo_t2v.training.data.seeds import sample_seed
 
 
 class WordVectors(nn.Module):
@@ -65,20 +66,18 @@ class MotionWordTask:
     def batch(self, numbers: range) -> DenoiserBatch:
         """The samples with these numbers; the timesteps of a step are spread evenly."""
         size, count = self.config.batch_size, self.noise_scheduler.config.num_train_timesteps
-        shift, noises, timesteps = self.config.timestep_shift, [], []
+        noises, draws = [], []
         for number in numbers:
             rng = torch.Generator().manual_seed(sample_seed(self.config.seed, number))
             noises.append(torch.randn(self.clips.shape[1:], generator=rng))
-            uniform = (number % size + torch.rand((), generator=rng)) / size
-            shifted = shift * uniform / (1 + (shift - 1) * uniform)
-            timesteps.append((shifted * count).long().clamp(max=count - 1))
+            draws.append((number % size + torch.rand((), generator=rng)) / size)
         # Each clip meets all parts of the noise, also where its number divides the batch size.
         rows = torch.tensor([(number + number // size) % len(self.clips) for number in numbers])
         ids = self.motion_ids.expand(len(rows), -1)
         return DenoiserBatch(
             latents=self.clips[rows],
             noise=torch.stack(noises),
-            timesteps=torch.stack(timesteps),
+            timesteps=shifted_timesteps(torch.stack(draws), self.config.timestep_shift, count),
             content_ids=ids,
             motion_ids=ids,
             has_motion_prompt=torch.ones(len(rows), dtype=torch.bool),

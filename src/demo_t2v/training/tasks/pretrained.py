@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler
@@ -18,6 +18,17 @@ from demo_t2v.models.unet import DemoUNet
 from demo_t2v.pipeline import DemoPipeline
 from demo_t2v.training.config import DenoiserTraining
 from demo_t2v.training.networks import build
+
+_NOISE: Final = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
+"""The noise of a denoiser without a base, by diffusers' keys."""
+_CHOSEN: Final = ("prediction_type", "beta_end")
+"""Keys of the noise that a configuration can set."""
 
 
 def load_encoder(folder: Path) -> CLIPTextModel:
@@ -90,25 +101,25 @@ def make_noise_scheduler(config: DenoiserTraining) -> DDPMScheduler:
 
     Raises ConfigError where an adapter's noise differs from that of its base.
     """
-    keys: dict[str, Any] = {"prediction_type": "v_prediction", "beta_end": 0.012}
+    noise = dict(_NOISE)
     if config.base:
         file = config.base / "scheduler" / "scheduler_config.json"
         saved = read_json(file) if file.is_file() else {}
-        unknown = [key for key in keys if key not in saved and getattr(config, key) is None]
+        unknown = [key for key in _CHOSEN if key not in saved and getattr(config, key) is None]
         if unknown:
             raise ConfigError(
                 f"{file}: has no {' and no '.join(unknown)} for the base's noise; "
                 "get the base again, or write it in the configuration"
             )
-        keys |= {key: value for key, value in saved.items() if key in keys}
-    for key, value in keys.items():
+        noise |= {key: value for key, value in saved.items() if key in noise}
+    for key in _CHOSEN:
         given = getattr(config, key)
-        if config.lora and given not in (None, value):
+        if config.lora and given not in (None, noise[key]):
             raise ConfigError(
-                f"{key}: {given} is not the base's, {value}; an adapter has the base's"
+                f"{key}: {given} is not the base's, {noise[key]}; an adapter has the base's"
             )
-        keys[key] = value if given is None else given
-    return DDPMScheduler(beta_start=0.00085, beta_schedule="scaled_linear", **keys)
+        noise[key] = noise[key] if given is None else given
+    return DDPMScheduler(**noise)
 
 
 def sampling_defaults(config: DenoiserTraining, noise: DDPMScheduler) -> dict[str, Any]:
@@ -128,15 +139,8 @@ def sampling_defaults(config: DenoiserTraining, noise: DDPMScheduler) -> dict[st
     else:
         networks = ("unet", "vae", "content_encoder", "motion_encoder", "tokenizer")
         base = DemoPipeline.from_pretrained(config.base, **dict.fromkeys(networks))
-        shared = (
-            "num_train_timesteps",
-            "beta_start",
-            "beta_end",
-            "beta_schedule",
-            "prediction_type",
-        )
         scheduler = base.scheduler.from_config(
-            base.scheduler.config, **{key: noise.config[key] for key in shared}
+            base.scheduler.config, **{key: noise.config[key] for key in _NOISE}
         )
         defaults = {key: base.config[key] for key in defaults}
     given = {key: value for key in defaults if (value := getattr(config, key)) is not None}

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from demo_t2v.config import ConfigError
 from demo_t2v.data.sprites import Clip, draw_pose, render, render_background
+from demo_t2v.model_folder import load_network
 from demo_t2v.training.config import StudentTraining
 from demo_t2v.training.data.pixels import to_pixels
+from demo_t2v.training.networks import build, check_crop
 
 THING_CONTRAST: Final = 0.08
 """Pixels that differ from the background by more, in [0, 1], belong to the thing."""
@@ -56,7 +58,7 @@ class StudentTask:
             self.model = _load(config.base)
         else:
             sizes = {"sample_size": config.resolution, **config.model}
-            self.model = AutoencoderKL(**sizes)
+            self.model = build(AutoencoderKL, sizes)
             _copy_matching(self.teacher, self.model)
         self.model.register_to_config(scaling_factor=self.teacher.config.scaling_factor)
         self.factor = 2 ** (len(self.model.config.block_out_channels) - 1)
@@ -84,16 +86,9 @@ class StudentTask:
                 f"{student_side}x{student_side}, its teacher {self.config.teacher} {channels} "
                 f"channels and {side}x{side}"
             )
-        crop = self.config.crop
-        if crop is None:
-            return
-        if self.config.train == "encoder":
+        if self.config.crop is not None and self.config.train == "encoder":
             raise ConfigError("crop: an encoder needs full frames; leave it out")
-        if crop % self.factor or crop > self.config.resolution:
-            raise ConfigError(
-                f"crop: {crop} should be a multiple of {self.factor}, the pixels of a latent, "
-                f"and at most {self.config.resolution}"
-            )
+        check_crop(self.config.crop, self.factor, self.config.resolution)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
@@ -159,7 +154,8 @@ class StudentTask:
 
 
 def _load(folder: Path) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
+    vae: AutoencoderKL = load_network(AutoencoderKL, folder / "vae", dtype=torch.float32)
+    return vae
 
 
 def _copy_matching(source: AutoencoderKL, target: AutoencoderKL) -> None:
