@@ -108,6 +108,7 @@ class Resource:
 
 def test_workers_do_not_finalize_the_garbage_of_the_run(tmp_path: Path) -> None:
     config = checkpointed(tmp_path, num_workers=2)
+    gc.unfreeze()  # the commands of other tests have frozen what was there
     closed = weakref.ref(resource := Resource())
     gc.disable()
     try:

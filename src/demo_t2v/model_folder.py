@@ -109,12 +109,6 @@ class FolderMixin:
         if tokenizer is not None:  # its file would have the settings of the last call
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SPEED_FILE).unlink(missing_ok=True)
-        if self.speed_calibration is not None:
-            self.speed_calibration.write(folder)
-        # Behind the calibration, since it may upload the folder; diffusers then splits the text.
         super().save_pretrained(str(save_directory), **options)  # type: ignore[misc]
 
     @classmethod
@@ -129,7 +123,9 @@ class FolderMixin:
         return index
 
     def to_json_file(self, json_file_path: str | Path) -> None:
-        """Write the index and the Python files by which diffusers finds this package's classes."""
+        """Write the index, the speed calibration and the Python files by which diffusers finds this
+        package's classes.
+        """
         super().to_json_file(json_file_path)  # type: ignore[misc]
         file = Path(json_file_path)
         index = json.loads(file.read_text(encoding="utf-8"))
@@ -150,6 +146,9 @@ class FolderMixin:
             code.write_text(_SHIM.format(name=kind, module=module), encoding="utf-8")
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         file.write_text(text, encoding="utf-8")
+        (file.parent / SPEED_FILE).unlink(missing_ok=True)
+        if self.speed_calibration is not None:
+            self.speed_calibration.write(file.parent)
 
 
 def base_folder(folder: Path, index: Mapping[str, Any]) -> Path | None:

@@ -103,6 +103,8 @@ class Coordinator:
     store: Store
     rank: int = 0
     world: int = 1
+    timeout: float = TIMEOUT
+    """Seconds without a sign of the others."""
 
     @classmethod
     def join(cls) -> Self:
@@ -230,16 +232,16 @@ class Coordinator:
             on_poll()
             if (now := self.counts()) != counts:
                 counts, since = now, time.monotonic()
-            elif time.monotonic() - since > TIMEOUT:
+            elif time.monotonic() - since > self.timeout:
                 lost = f"{self.world - finished} of {self.world} processes"
-                raise LostProcessError(f"{lost} made no progress for {TIMEOUT:.0f} s")
+                raise LostProcessError(f"{lost} made no progress for {self.timeout:.0f} s")
 
     def _set(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value))
 
     def _get(self, key: str) -> Any:
         """The value of `key`; waits until it is set."""
-        self.store.wait([key], timedelta(seconds=TIMEOUT))
+        self.store.wait([key], timedelta(seconds=self.timeout))
         return json.loads(self.store.get(key))
 
 
