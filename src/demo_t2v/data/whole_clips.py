@@ -53,10 +53,9 @@ def _read_folder(folder: Path, sampling: Sampling, rate: Fraction) -> NDArray[np
         raise VideoError("is a folder without pictures (png, jpg, webp, bmp)")
     indices = sampling.indices(len(files), rate, None)
     side = sampling.resolution, sampling.resolution
-    pictures = [read_picture(files[index]) for index in indices]
-    return np.stack(
-        [np.asarray(ImageOps.fit(picture, side, Image.Resampling.BOX)) for picture in pictures]
-    )
+    pictures = (read_picture(files[index]) for index in indices)  # one full size at a time
+    squares = [ImageOps.fit(picture, side, Image.Resampling.BOX) for picture in pictures]
+    return np.stack([np.asarray(square) for square in squares])
 
 
 def read_picture(file: Path) -> Image.Image:

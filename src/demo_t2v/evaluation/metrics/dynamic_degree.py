@@ -22,8 +22,9 @@ class DynamicDegree(FlowMetric):
     Each n-th frame is taken, with n the frame rate divided by FPS, rounded, and at least 1. A pair
     of these moves if the largest 5 % of its flow have a mean above THRESHOLD; in a video of fewer
     than FPS frames a second the threshold grows with the time between them. A video moves if
-    MOVING_PAIRS do, at least one. It is VBench's if the estimator is RAFT large. Of a video with
-    fewer than n + 1 frames the first and the last are compared, by the threshold of their distance.
+    MOVING_PAIRS do, at least one. It is VBench's if the estimator is RAFT large. A video
+    of at most n frames has one pair, the first and the last frame; the threshold falls with the
+    time between them.
     """
 
     title = "dynamic degree"
